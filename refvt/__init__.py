@@ -1,0 +1,14 @@
+"""refvt: the reference implementation of HaltingVT (arXiv 2401.04975).
+
+``import refvt`` gives the model (``HaltingVT``, ``HaltingVTConfig``, ``Decisions``) and ``static_twins``; the operations
+live in ``refvt.ops``, one room per concept. ``refvt demo`` on the command line shows tokens halting on a real clip.
+"""
+
+from refvt.data import static_twins
+from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import Decisions
+from refvt.model.haltingvt import HaltingVT, Loss, Output, Trace
+
+__version__ = "0.1.0"
+
+__all__ = ["Decisions", "HaltingVT", "HaltingVTConfig", "Loss", "Output", "Trace", "__version__", "static_twins"]

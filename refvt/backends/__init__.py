@@ -1,0 +1,81 @@
+"""A backend is one column of the house: every operation, written for one kind of machine.
+
+``get("reference")`` gives the table the model is written against: ``ops.linear.forward(...)``,
+``ops.linear.backward(dy, cache)``, one entry per operation of ``refvt.ops.operations()``, and beside it the few moves
+on arrays that are no operations of the model (taking columns, joining rows, adding gradients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from refvt.ops import ROOMS, Operation
+
+__all__ = ["Backend", "Implementation", "available", "default", "get"]
+
+# column of the rooms, module with the moves on its arrays
+COLUMNS = {"reference": ("reference", "refvt.backends.host")}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One operation as one backend computes it. A decision (``top_k``) is called directly and has no backward."""
+
+    operation: Operation
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        return self.forward(*arguments, **settings)
+
+
+class Backend:
+    """The table of operations of one column, as attributes, and its array moves as ``arrays``."""
+
+    def __init__(self, name: str) -> None:
+        column, moves = COLUMNS[name]
+        self.name = name
+        self.arrays: ModuleType = import_module(moves)
+        self.operations: dict[str, Implementation] = {}
+        for room in ROOMS:
+            signatures = import_module(f"refvt.ops.{room}").OPERATIONS
+            module = import_module(f"refvt.ops.{room}.{column}")
+            for signature in signatures:
+                if signature.has_backward:
+                    forward = getattr(module, f"{signature.name}_forward")
+                    backward = getattr(module, f"{signature.name}_backward")
+                else:
+                    forward, backward = getattr(module, signature.name), None
+                self.operations[signature.name] = Implementation(signature, forward, backward)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["operations"][name]
+        except KeyError:
+            raise AttributeError(f"{name!r} is no operation of the table") from None
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r})"
+
+
+def available() -> tuple[str, ...]:
+    """The names of the backends this installation has."""
+    return tuple(COLUMNS)
+
+
+def default() -> str:
+    """The fastest backend that is there on the CPU."""
+    return "reference"
+
+
+@cache
+def get(name: str) -> Backend:
+    """The table of one backend. ValueError for a name that is not there."""
+    if name not in COLUMNS:
+        raise ValueError(f"backend: expected one of {list(COLUMNS)}, got {name!r}")
+    return Backend(name)

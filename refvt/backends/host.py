@@ -1,0 +1,56 @@
+"""Moves on NumPy arrays that are no operations of the model: shared by the columns that live in main memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from refvt.ops import Array
+
+
+def from_numpy(array: Array, dtype: str | None = None) -> Array:
+    """A C-contiguous array of the given dtype; a copy only where one is needed."""
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def to_numpy(array: Array) -> Array:
+    return array
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    return np.zeros(shape, dtype=dtype)
+
+
+def columns(x: Array, start: int, stop: int) -> Array:
+    """x[:, start:stop] as a view: q, k and v are columns of one qkv, the halting logit is column 0 of the state."""
+    return x[:, start:stop]
+
+
+def join_columns(parts: Sequence[Array]) -> Array:
+    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]."""
+    return np.concatenate(parts, axis=1)
+
+
+def join_rows(parts: Sequence[Array]) -> Array:
+    """[n1, …], [n2, …], … → [n1 + n2 + …, …]."""
+    return np.concatenate(parts, axis=0)
+
+
+def add(*terms: Array | None) -> Array:
+    """The sum of those terms that are not None (at least one must be)."""
+    present = [term for term in terms if term is not None]
+    if len(present) == 1:
+        return present[0]
+    total: Array = present[0] + present[1]
+    for term in present[2:]:
+        total += term
+    return total
+
+
+def add_to_column(x: Array, column: int, values: Array) -> Array:
+    """A copy of x with values added to one column."""
+    result = x.copy()
+    result[:, column] += values
+    return result

@@ -1,0 +1,145 @@
+"""The sizes and switches of a HaltingVT."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+__all__ = ["PRESETS", "HaltingVTConfig"]
+
+# (frames, keep rate R of the second Glimpser block, halting centre β): the configurations of the paper
+PRESETS: dict[str, tuple[int, float, float]] = {
+    "minik-g03-b10": (8, 0.3, 10.0),
+    "minik-g07-b20": (8, 0.7, 20.0),
+    "minik-g03-b5": (8, 0.3, 5.0),
+    "minik-g05-b20": (8, 0.5, 20.0),
+    "anet-g03-b10": (10, 0.3, 10.0),
+    "anet-g05-b10": (10, 0.5, 10.0),
+    "anet-g05-b20": (10, 0.5, 20.0),
+    "anet-g07-b20": (10, 0.7, 20.0),
+}
+
+
+@dataclass(frozen=True)
+class HaltingVTConfig:
+    """Sizes and switches of a HaltingVT; the defaults are HaltingVT-S on 8 frames of 224×224 with R = 0.3, β = 10.
+
+    image_size: (height, width) of a frame in pixels, multiples of patch_size P. channels: C. num_frames: T.
+    width: D, a multiple of num_heads A. mlp_ratio: F / D. glimpser_depth: G blocks of divided space-time attention, of
+    the depth = G + L blocks in all. keep_rates: R_g in (0, 1], one per Glimpser block; below 1 selection happens.
+    fuse_dropped: add one token per frame that sums the dropped patches. cls_skip: does CLS keep its skip connection
+    when selection happens (False in the published weights). halting_scale γ, halting_center β, epsilon ε in (0, 1).
+    halted_keys: what live tokens see of halted ones, "zero" (published weights) or "masked" (nothing).
+    ValueError or TypeError that names the field for anything else. Source: HaltingVT section 4.1.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    channels: int = 3
+    num_frames: int = 8
+    width: int = 384
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    glimpser_depth: int = 2
+    depth: int = 12
+    keep_rates: tuple[float, ...] = (1.0, 0.3)
+    fuse_dropped: bool = False
+    cls_skip: bool = False
+    halting_scale: float = 10.0
+    halting_center: float = 10.0
+    epsilon: float = 0.01
+    halted_keys: str = "zero"
+    num_classes: int = 200
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, field: str, expected: str) -> None:
+            if not ok:
+                raise ValueError(f"{field}: expected {expected}, got {getattr(self, field)!r}")
+
+        whole = {"patch_size", "channels", "num_frames", "width", "num_heads", "glimpser_depth", "depth", "num_classes"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in whole and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{field.name}: expected a whole number, got {value!r}")
+            if field.name in {"fuse_dropped", "cls_skip"} and not isinstance(value, bool):
+                raise TypeError(f"{field.name}: expected True or False, got {value!r}")
+            if field.name in {"mlp_ratio", "halting_scale", "halting_center", "epsilon"}:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise TypeError(f"{field.name}: expected a number, got {value!r}")
+                check(math.isfinite(value), field.name, "a finite number")
+            if field.name in {"image_size", "keep_rates"}:
+                if not isinstance(value, tuple | list):
+                    raise TypeError(f"{field.name}: expected a tuple of numbers, got {value!r}")
+                object.__setattr__(self, field.name, tuple(value))
+        for name in whole - {"glimpser_depth"}:
+            check(getattr(self, name) >= 1, name, "at least 1")
+        check(len(self.image_size) == 2, "image_size", "(height, width)")
+        for side in self.image_size:
+            if isinstance(side, bool) or not isinstance(side, int):
+                raise TypeError(f"image_size: expected two whole numbers, got {self.image_size!r}")
+            check(
+                side >= self.patch_size and side % self.patch_size == 0,
+                "image_size",
+                f"(height, width) in multiples of patch_size {self.patch_size}",
+            )
+        check(self.width % self.num_heads == 0, "width", f"a multiple of num_heads {self.num_heads}")
+        check(self.hidden_width >= 1, "mlp_ratio", "at least 1/width")
+        check(0 <= self.glimpser_depth < self.depth, "glimpser_depth", f"0 to depth − 1 = {self.depth - 1}")
+        check(
+            len(self.keep_rates) == self.glimpser_depth
+            and all(isinstance(r, int | float) and 0 < r <= 1 for r in self.keep_rates),
+            "keep_rates",
+            f"{self.glimpser_depth} numbers (one per Glimpser block) above 0 and at most 1",
+        )
+        check(0 < self.epsilon < 1, "epsilon", "a number above 0 and below 1")
+        check(self.halted_keys in ("zero", "masked"), "halted_keys", "'zero' or 'masked'")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """One of the paper's configurations (a key of ``PRESETS``), with changes if wanted."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {list(PRESETS)}, got {name!r}")
+        frames, rate, center = PRESETS[name]
+        return cls(**{"num_frames": frames, "keep_rates": (1.0, rate), "halting_center": center, **changes})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches of a frame, (rows, columns)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches_per_frame(self) -> int:
+        """S before any selection."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def hidden_width(self) -> int:
+        """F."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def joint_depth(self) -> int:
+        """L."""
+        return self.depth - self.glimpser_depth
+
+    def kept_patches(self, block: int, patches: int) -> int:
+        """k = ceil(R_g · S), the product in double precision."""
+        return math.ceil(self.keep_rates[block] * patches)
+
+    def patches_entering(self) -> tuple[int, ...]:
+        """S entering each Glimpser block, and last the S that enters the joint blocks: G + 1 numbers."""
+        sizes = [self.patches_per_frame]
+        for block, rate in enumerate(self.keep_rates):
+            S = sizes[-1]
+            sizes.append(self.kept_patches(block, S) + self.fuse_dropped if rate < 1 else S)
+        return tuple(sizes)
+
+    @property
+    def joint_tokens(self) -> int:
+        """N' = tokens of a clip that enter the joint blocks."""
+        return 1 + self.patches_entering()[-1] * self.num_frames
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)

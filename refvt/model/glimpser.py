@@ -1,0 +1,249 @@
+"""A Glimpser block: attention through time, attention through space, selection, MLP.
+
+Tokens are stored CLS first, then patch-major: row 1 + s·T + t of a clip is patch s of frame t. The T tokens of one patch
+lie next to each other, which is the order temporal attention wants; spatial attention wants them frame by frame, each
+frame with its own copy of CLS in front. ``_orders`` holds the index arrays that lead from one order to the other.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refvt.model.blocks import (
+    AttentionHalfCache,
+    MlpHalfCache,
+    Scope,
+    attention_half_backward,
+    attention_half_forward,
+    mlp_half_backward,
+    mlp_half_forward,
+)
+from refvt.model.config import HaltingVTConfig
+from refvt.ops import Array
+
+__all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward"]
+
+
+class GlimpserGains(NamedTuple):
+    """DropPath's gains of one block, one per unit that drops: temporal [B, S], spatial [B, T], mlp [B]."""
+
+    temporal: Array
+    spatial: Array
+    mlp: Array
+
+
+class _Orders(NamedTuple):
+    patch_rows: Array  # [B·S·T] the patch tokens of the state, in the order (clip, patch, frame)
+    time_offsets: Array  # [B·S+1] one segment per path of a patch through time
+    from_time: Array  # [B·N] state row → row of the temporal result, −1 at CLS
+    is_patch: Array  # [B·N] 1.0 at patches, 0.0 at CLS
+    frame_rows: Array  # [B·T·(1+S)] frame order: per frame the state's CLS row, then its patches
+    frame_offsets: Array  # [B·T+1]
+    frame_rows_no_cls: Array  # the same with −1 (a zero row) for CLS
+
+
+@lru_cache(maxsize=64)
+def _orders(B: int, S: int, T: int) -> _Orders:
+    N = 1 + S * T
+    state = np.arange(B * N).reshape(B, N)
+    patches = state[:, 1:].reshape(B, S, T)
+    from_time = np.full((B, N), -1)
+    from_time[:, 1:] = np.arange(B * S * T).reshape(B, S * T)
+    cls = np.broadcast_to(state[:, :1, None], (B, T, 1))
+    by_frame = patches.transpose(0, 2, 1)  # [B, T, S]
+    return _Orders(
+        patch_rows=patches.ravel(),
+        time_offsets=np.arange(B * S + 1) * T,
+        from_time=from_time.ravel(),
+        is_patch=(from_time >= 0).ravel().astype(np.float64),
+        frame_rows=np.concatenate([cls, by_frame], axis=2).ravel(),
+        frame_offsets=np.arange(B * T + 1) * (1 + S),
+        frame_rows_no_cls=np.concatenate([np.full_like(cls, -1), by_frame], axis=2).ravel(),
+    )
+
+
+def _leaving_rows(places: Array, B: int, T: int, S: int) -> tuple[Array, Array]:
+    """Rows of the frame-ordered result that make up the state after the block, and the segments to average.
+
+    places [B, T, S']: for each token that goes on, its place 0 … S−1 in its frame, or S for the frame's fused token
+    (whose rows stand behind all frames). CLS is the mean of its T copies; every other segment is one row.
+    """
+    kept = places.shape[2]
+    frame = np.arange(B * T).reshape(B, T)
+    first = frame * (1 + S)  # [B, T] the row of each frame's CLS copy
+    rows = np.where(places < S, first[:, :, None] + 1 + places, B * T * (1 + S) + frame[:, :, None])
+    patch_major = rows.transpose(0, 2, 1).reshape(B, kept * T)
+    index = np.concatenate([first, patch_major], axis=1).ravel()  # [B·(T + S'·T)]
+    lengths = np.ones((B, 1 + kept * T), dtype=np.int64)
+    lengths[:, 0] = T
+    return index, np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _places_of(originals: Array, candidates: Array, block: int) -> Array:
+    """Where the wanted original patch indices stand among the candidates of their frame.
+
+    originals [B, T, k], candidates [B, T, S] → places [B, T, k]. ValueError for a patch that is no candidate or is
+    named twice.
+    """
+    match = originals[..., :, None] == candidates[..., None, :]  # [B, T, k, S]
+    # several fused tokens share the name −1: the first wanted one is the first that stands there, and so on
+    nth = np.cumsum(originals[..., :, None] == originals[..., None, :], axis=-1)
+    nth = np.diagonal(nth, axis1=-2, axis2=-1)  # [B, T, k] how often this name was wanted so far
+    match &= np.cumsum(match, axis=-1) == nth[..., None]
+    if not match.any(axis=-1).all():
+        b, t, rank = (int(i) for i in np.argwhere(~match.any(axis=-1))[0])
+        raise ValueError(
+            f"decisions.kept[{block}]: clip {b}, frame {t} asks for patch {int(originals[b, t, rank])}, "
+            "which is named twice or did not enter this block"
+        )
+    return np.asarray(match.argmax(axis=-1))
+
+
+class GlimpserCache(NamedTuple):
+    temporal_rows: Any
+    temporal: AttentionHalfCache
+    to_state: Any
+    temporal_fc: Any
+    frames: Any
+    residual: Any  # of the gather of the residual without CLS; None if the frames themselves were the residual
+    spatial: AttentionHalfCache
+    scores: Any
+    patches: Any
+    fused: Any
+    frame_rows: int  # B·T·(1+S); fused tokens stand behind them
+    leaving: Any
+    mean: Any
+    mlp: MlpHalfCache
+
+
+def glimpser_forward(
+    scope: Scope,
+    config: HaltingVTConfig,
+    i: int,
+    x: Array,
+    candidates: Array,
+    gains: GlimpserGains | None = None,
+    forced: Array | None = None,
+) -> tuple[Array, Array, GlimpserCache | None]:
+    """Block i on the state x [B·(1+S·T), D]: (state leaving it, original indices of its patches [B, T, S'], cache).
+
+    candidates [B, T, S]: the original index of each patch that enters (−1: a fused token). forced [B, T, S'] imposes
+    the choice. Source: HaltingVT section 3.2.
+    """
+    ops, keep, block, A = scope.ops, scope.keep, f"blocks.{i}", config.num_heads
+    B, T, S = candidates.shape
+    D, dtype = x.shape[1], x.dtype
+    order = _orders(B, S, T)
+    selects = config.keep_rates[i] < 1
+    fuses = selects and config.fuse_dropped
+
+    def rows_of(gain: Array, repeats: int) -> Array:
+        return np.repeat(gain.ravel(), repeats).astype(dtype)
+
+    # 1. temporal attention along every patch's path, then temporal_fc, added to the patches (gain 0: CLS stays as it is)
+    paths, temporal_rows_cache = ops.gather.forward(x, order.patch_rows, keep=keep)  # [B·S·T, D]
+    gain = None if gains is None else rows_of(gains.temporal, T)
+    moved, _, temporal_cache = attention_half_forward(
+        scope, f"{block}.temporal_norm1", f"{block}.temporal_attn", paths, None, A, order.time_offsets, gain=gain
+    )
+    moved, to_state_cache = ops.gather.forward(moved, order.from_time, keep=keep)  # [B·N, D]
+    x, temporal_fc_cache = ops.linear.forward(
+        moved, *scope.pair(f"{block}.temporal_fc"), x, order.is_patch.astype(dtype), keep=keep
+    )
+    scope.see(f"{block}.temporal_fc", x)
+
+    # 2. spatial attention in every frame, a copy of CLS with its patches
+    frames, frames_cache = ops.gather.forward(x, order.frame_rows, keep=keep)  # [B·T·(1+S), D]
+    residual, residual_cache = frames, None
+    if selects and not config.cls_skip:  # the released model loses the residual of CLS here
+        residual, residual_cache = ops.gather.forward(x, order.frame_rows_no_cls, keep=keep)
+    gain = None if gains is None else rows_of(gains.spatial, 1 + S)
+    frames, (q, k), spatial_cache = attention_half_forward(
+        scope, f"{block}.norm1", f"{block}.attn", frames, residual, A, order.frame_offsets, gain=gain
+    )
+
+    # 3. selection: the patches CLS attends to most go on, in order of score; the rest may be fused into one token
+    scores_cache = patches_cache = fused_cache = None
+    places = np.broadcast_to(np.arange(S), (B, T, S))
+    if selects:
+        scores, scores_cache = ops.cls_scores.forward(q, k, order.frame_offsets, A, keep=keep and fuses)
+        scope.see(f"{block}.scores", scores)
+        wanted = config.kept_patches(i, S)
+        if forced is None:
+            places = ops.arrays.to_numpy(ops.top_k(scores, wanted)).reshape(B, T, wanted)
+        else:
+            if fuses and (forced[:, :, -1] != -1).any():
+                raise ValueError(f"decisions.kept[{i}]: the last entry of a frame is its fused token and must be −1")
+            places = _places_of(forced[:, :, :wanted], candidates, i)
+    elif forced is not None and (forced != candidates).any():
+        raise ValueError(f"decisions.kept[{i}]: this block keeps every patch in its place (its keep rate is 1)")
+    originals = np.take_along_axis(candidates, places, axis=2)
+    if fuses:
+        patch_only = (np.arange(B * T)[:, None] * (1 + S) + 1 + np.arange(S)).ravel()
+        patches, patches_cache = ops.gather.forward(frames, patch_only, keep=keep)  # [B·T·S, D]
+        fused, fused_cache = ops.fuse_dropped.forward(patches, scores, places.reshape(B * T, -1), keep=keep)  # [B·T, D]
+        scope.see(f"{block}.fused", fused)
+        frames = ops.arrays.join_rows([frames, fused])
+        places = np.concatenate([places, np.full((B, T, 1), S)], axis=2)
+        originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
+    index, offsets = _leaving_rows(places, B, T, S)
+    x, leaving_cache = ops.gather.forward(frames, index, keep=keep)
+    x, mean_cache = ops.segment_mean.forward(x, offsets, keep=keep)  # [B·(1+S'·T), D]
+    scope.see(f"{block}.selected", x)
+
+    # 4. MLP on what is left
+    gain = None if gains is None else rows_of(gains.mlp, len(x) // B)
+    x, mlp_cache = mlp_half_forward(scope, block, x, gain)
+    if not keep:
+        return x, originals, None
+    assert temporal_cache is not None and spatial_cache is not None and mlp_cache is not None
+    cache = GlimpserCache(
+        temporal_rows_cache,
+        temporal_cache,
+        to_state_cache,
+        temporal_fc_cache,
+        frames_cache,
+        residual_cache,
+        spatial_cache,
+        scores_cache,
+        patches_cache,
+        fused_cache,
+        len(order.frame_rows),
+        leaving_cache,
+        mean_cache,
+        mlp_cache,
+    )
+    return x, originals, cache
+
+
+def glimpser_backward(scope: Scope, i: int, dx: Array, cache: GlimpserCache) -> Array:
+    """Returns the gradient of the state that entered block i; parameter gradients go to the scope."""
+    ops, arrays, block = scope.ops, scope.ops.arrays, f"blocks.{i}"
+    # 4. MLP
+    dx = mlp_half_backward(scope, dx, cache.mlp)
+    scope.see(f"d({block}.selected)", dx)
+    # 3. selection is a gather; only the fused token's weights, the scores, carry a gradient back to q and k
+    dframes = ops.gather.backward(ops.segment_mean.backward(dx, cache.mean), cache.leaving)
+    extra = None
+    if cache.fused is not None:
+        dframes, dfused = dframes[: cache.frame_rows], dframes[cache.frame_rows :]
+        scope.see(f"d({block}.fused)", dfused)
+        dpatches, dscores = ops.fuse_dropped.backward(dfused, cache.fused)
+        scope.see(f"d({block}.scores)", dscores)
+        dframes = arrays.add(dframes, ops.gather.backward(dpatches, cache.patches))
+        extra = ops.cls_scores.backward(dscores, cache.scores)
+    # 2. spatial attention; its residual went in with or without CLS
+    dentered, dresidual = attention_half_backward(scope, dframes, cache.spatial, extra)
+    if cache.residual is None:
+        dx = ops.gather.backward(arrays.add(dentered, dresidual), cache.frames)
+    else:
+        dx = arrays.add(ops.gather.backward(dentered, cache.frames), ops.gather.backward(dresidual, cache.residual))
+    scope.see(f"d({block}.temporal_fc)", dx)
+    # 1. temporal attention
+    dmoved, dweight, dbias, dresidual = ops.linear.backward(dx, cache.temporal_fc)
+    scope.put(f"{block}.temporal_fc", dweight, dbias)
+    dpaths, _ = attention_half_backward(scope, ops.gather.backward(dmoved, cache.to_state), cache.temporal)
+    return arrays.add(dresidual, ops.gather.backward(dpaths, cache.temporal_rows))

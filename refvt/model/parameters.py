@@ -1,0 +1,89 @@
+"""Names, shapes and initial values of the parameters: those of a PyTorch state dict, so that checkpoints load unchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from refvt.model.config import HaltingVTConfig
+from refvt.ops import Array
+
+__all__ = ["check_parameters", "initial_parameters", "parameter_shapes"]
+
+
+def parameter_shapes(config: HaltingVTConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape by name, in the order of the forward pass."""
+    D, F, C, P = config.width, config.hidden_width, config.channels, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, D),
+        "pos_embed": (1, 1 + config.patches_per_frame, D),
+        "time_embed": (1, config.num_frames, D),
+        "patch_embed.proj.weight": (D, C, P, P),
+        "patch_embed.proj.bias": (D,),
+    }
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (D,), (D,)
+
+    for i in range(config.depth):
+        block = f"blocks.{i}"
+        if i < config.glimpser_depth:
+            norm(f"{block}.temporal_norm1")
+            linear(f"{block}.temporal_attn.qkv", 3 * D, D)
+            linear(f"{block}.temporal_attn.proj", D, D)
+            linear(f"{block}.temporal_fc", D, D)
+        norm(f"{block}.norm1")
+        linear(f"{block}.attn.qkv", 3 * D, D)
+        linear(f"{block}.attn.proj", D, D)
+        norm(f"{block}.norm2")
+        linear(f"{block}.mlp.fc1", F, D)
+        linear(f"{block}.mlp.fc2", D, F)
+    norm("norm")
+    linear("head", config.num_classes, D)
+    linear("motion_head", 2, D)
+    return shapes
+
+
+def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype: str = "float32") -> dict[str, Array]:
+    """Fresh parameters: normal with σ = 0.02, truncated at ±2, for linear weights, cls_token and pos_embed; zeros for
+    linear biases, time_embed and every temporal_fc; LayerNorm at (1, 0); the patch projection uniform in ±1/√(C·P²).
+
+    Drawn in double precision in the order of ``parameter_shapes``, so that a seed means the same in every dtype.
+    """
+    bound = 1 / math.sqrt(config.channels * config.patch_size**2)
+    parameters: dict[str, Array] = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.startswith("patch_embed."):
+            value = rng.uniform(-bound, bound, shape)
+        elif "norm" in name:
+            value = np.ones(shape) if name.endswith("weight") else np.zeros(shape)
+        elif name.endswith("bias") or name == "time_embed" or ".temporal_fc." in name:
+            value = np.zeros(shape)
+        else:
+            value = np.clip(rng.normal(0, 0.02, shape), -2, 2)
+        parameters[name] = value.astype(dtype)
+    return parameters
+
+
+def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig) -> None:
+    """ValueError that lists every missing, unexpected, wrongly shaped or non-finite parameter at once."""
+    shapes = parameter_shapes(config)
+    found = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in parameters]
+    found += [f"unexpected: {name}" for name in parameters if name not in shapes]
+    for name, shape in shapes.items():
+        if name not in parameters:
+            continue
+        value = np.asarray(parameters[name])
+        if value.shape != shape:
+            found.append(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
+        elif not np.issubdtype(value.dtype, np.floating):
+            found.append(f"{name}: expected floating point numbers, got {value.dtype}")
+        elif not np.isfinite(value).all():
+            found.append(f"{name}: holds NaN or infinite values")
+    if found:
+        raise ValueError(f"parameters do not fit the configuration ({len(found)} problems):\n  " + "\n  ".join(found))

@@ -1,0 +1,41 @@
+"""The Glimpser's choice: which patches of each frame go on.
+
+After spatial attention inside a frame (CLS and S patches), the CLS row of the attention weights says how much each
+patch contributed to what CLS learnt. Averaged over heads it is the patch's score::
+
+    scores[f, s] = mean over heads of softmax(q_CLS kᵀ / √d)[s]      the softmax runs over all 1 + S keys, CLS included
+    kept[f]      = the k patches of highest score, in descending order; equal scores: the lower index first
+    fused[f]     = Σ over the dropped patches of scores[f, s] · x[f, s]          (option "fuse"; not normalised)
+
+The order matters only if another Glimpser block follows: its temporal attention runs along ranks.
+
+Adjoint: ``top_k`` is a decision, it has none. The scores get a gradient only through ``fuse_dropped``
+(dscores = ⟨dfused, x⟩ on dropped patches, 0 on kept ones), and hand it to q_CLS and the keys through the softmax.
+
+Source: HaltingVT section 3.2; attentive token selection and fusion as in EViT (ICLR 2022).
+"""
+
+from refvt.ops import Operation
+
+OPERATIONS = (
+    Operation(
+        "cls_scores",
+        arguments={"q": "segments*(1+S) D", "k": "segments*(1+S) D", "offsets": "segments+1"},
+        gradients=("q", "k"),
+        settings=("num_heads",),
+        results={"scores": "segments S"},
+    ),
+    Operation(
+        "top_k",
+        arguments={"scores": "segments S"},
+        settings=("k",),
+        results={"kept": "segments k"},
+        differentiable=(),
+    ),
+    Operation(
+        "fuse_dropped",
+        arguments={"x": "segments*S D", "scores": "segments S", "kept": "segments k"},
+        gradients=("x", "scores"),
+        results={"fused": "segments D"},
+    ),
+)

@@ -1,0 +1,196 @@
+"""Laws that every operation obeys, whatever it computes and on whatever machine: plain functions law(op, inputs).
+
+``op`` has ``.operation`` (names), ``.forward`` and ``.backward``; ``inputs`` maps the names of its arguments and settings to
+arrays and numbers. A law returns nothing if it holds and raises ``LawBroken`` with the numbers if it does not. The laws
+that belong to one operation live in its room's ``laws.py``; this file is what those files share.
+
+Tolerances are derived, not chosen: a sum of n terms computed in floating point errs by at most n · eps · Σ|terms| (to
+first order), so every comparison says what its terms are and how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from refvt.ops import Array, Operation
+
+__all__ = ["GENERIC_LAWS", "Computes", "Inputs", "Law", "LawBroken", "agree", "backward", "cotangents", "forward"]
+
+Inputs = Mapping[str, Any]
+
+
+class Computes(Protocol):
+    """What a law needs to know of an implementation."""
+
+    @property
+    def operation(self) -> Operation: ...
+    @property
+    def forward(self) -> Callable[..., Any]: ...
+    @property
+    def backward(self) -> Callable[..., Any] | None: ...
+
+
+Law = Callable[[Computes, Inputs], None]
+
+
+class LawBroken(AssertionError):
+    """A law does not hold; the message says which quantity, by how much, and what rounding would explain."""
+
+
+def forward(op: Computes, inputs: Inputs, keep: bool = True) -> tuple[dict[str, Array], Any]:
+    """The results by name, and the cache."""
+    if op.backward is None:
+        results, cache = op.forward(**inputs), None
+    else:
+        results, cache = op.forward(**inputs, keep=keep)
+    values = results if isinstance(results, tuple) else (results,)
+    return dict(zip(op.operation.results, values, strict=True)), cache
+
+
+def backward(op: Computes, cotangent: Mapping[str, Array], cache: Any) -> dict[str, Array]:
+    """The gradients by argument name, those of absent optional arguments left out."""
+    assert op.backward is not None
+    gradients = op.backward(*(cotangent[name] for name in op.operation.differentiable), cache)
+    values = gradients if isinstance(gradients, tuple) else (gradients,)
+    return {n: g for n, g in zip(op.operation.gradients, values, strict=True) if g is not None}
+
+
+def cotangents(op: Computes, results: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Random normal cotangents for the differentiable results. Never ones: those hide errors in softmax and norms."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.asarray(rng.standard_normal(np.shape(results[name])), dtype=np.asarray(results[name]).dtype)
+        for name in op.operation.differentiable
+    }
+
+
+def agree(what: str, actual: Any, expected: Any, terms: Any, count: int) -> None:
+    """LawBroken unless |actual − expected| ≤ 2 · count · eps · terms everywhere.
+
+    terms: Σ|terms| of the sums both were computed by (an array or a number); count: the length of the longest sum. The
+    factor 2: both sides are computed. eps is that of the actual's dtype.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.shape != expected.shape:
+        raise LawBroken(f"{what}: expected shape {expected.shape}, got {actual.shape}")
+    allowed = 2 * max(count, 1) * np.finfo(actual.dtype).eps * np.abs(np.asarray(terms, dtype=np.float64))
+    error = np.abs(actual.astype(np.float64) - expected)
+    if not (error <= allowed).all():  # NaN fails too
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error - allowed)), error.shape)
+        limit = np.broadcast_to(allowed, error.shape)[worst]
+        raise LawBroken(f"{what}: off by {error[worst]:.3g} at {[int(i) for i in worst]}, rounding explains {limit:.3g}")
+
+
+def decided(op: Computes, inputs: Inputs) -> dict[str, Any]:
+    """The inputs with the operation's own decision imposed, so that a nearby input is judged the same way."""
+    inputs = dict(inputs)
+    if "forced" in op.operation.arguments and inputs.get("forced") is None:
+        results, _ = forward(op, inputs)
+        inputs["forced"] = results["halted" if "halted" in results else "halting_layer"]
+    return inputs
+
+
+def adjoint(op: Computes, inputs: Inputs) -> None:
+    """⟨Jv, u⟩ = ⟨v, Jᵀu⟩ for random v and u, Jv from an extrapolated central difference; for float64 inputs.
+
+    With step h the difference errs by O(h⁴) in truncation and eps/h in rounding, together below 1e-9 of the terms.
+    """
+    rng = np.random.default_rng(1)
+    inputs = decided(op, inputs)
+    moved = [name for name in op.operation.gradients if inputs.get(name) is not None]
+    direction = {name: rng.standard_normal(np.shape(inputs[name])) for name in moved}
+
+    def at(step: float) -> dict[str, Array]:
+        return forward(op, {**inputs, **{n: inputs[n] + step * direction[n] for n in moved}})[0]
+
+    results, cache = forward(op, inputs)
+    u = cotangents(op, results, seed=2)
+    gradients = backward(op, u, cache)
+    h = 2e-4
+    near, far = (at(h), at(-h)), (at(2 * h), at(-2 * h))
+    left = terms = 0.0
+    for name in op.operation.differentiable:
+        Jv = (8 * (near[0][name] - near[1][name]) - (far[0][name] - far[1][name])) / (12 * h)
+        left += float((Jv * u[name]).sum())
+        terms += float(np.abs(Jv * u[name]).sum())
+    products = [gradients[name] * direction[name] for name in moved]
+    right = float(sum(p.sum() for p in products))
+    terms += float(sum(np.abs(p).sum() for p in products))
+    if not abs(left - right) <= 1e-9 * max(terms, 1e-3):
+        raise LawBroken(f"{op.operation.name}: ⟨Jv, u⟩ = {left:.12g} but ⟨v, Jᵀu⟩ = {right:.12g} (terms {terms:.3g})")
+
+
+def gradient_shapes(op: Computes, inputs: Inputs) -> None:
+    """Every gradient has the shape and the dtype of its argument, and every argument given has one."""
+    results, cache = forward(op, inputs)
+    gradients = backward(op, cotangents(op, results, seed=3), cache)
+    given = {name for name in op.operation.gradients if inputs.get(name) is not None}
+    if set(gradients) != given:
+        raise LawBroken(f"{op.operation.name}: gradients of {sorted(gradients)}, arguments given {sorted(given)}")
+    for name, gradient in gradients.items():
+        argument = np.asarray(inputs[name])
+        if gradient.shape != argument.shape or gradient.dtype != argument.dtype:
+            expected = f"{argument.dtype} {argument.shape}"
+            raise LawBroken(f"{op.operation.name}: d{name} is {gradient.dtype} {gradient.shape}, {name} is {expected}")
+
+
+def linear_in_cotangent(op: Computes, inputs: Inputs) -> None:
+    """Jᵀ(a·u + b·w) = a·Jᵀu + b·Jᵀw, with powers of two as a and b so that scaling is exact."""
+    results, cache = forward(op, inputs)
+    u, w = cotangents(op, results, seed=4), cotangents(op, results, seed=5)
+    both = backward(op, {n: 2 * u[n] - 4 * w[n] for n in u}, cache)
+    one, two = backward(op, u, cache), backward(op, w, cache)
+    size = sum(np.asarray(value).size for value in u.values())
+    for name, gradient in both.items():
+        largest = np.abs(2 * one[name]).max(initial=0) + np.abs(4 * two[name]).max(initial=0)
+        agree(f"{op.operation.name}: d{name} is not linear in dy", gradient, 2 * one[name] - 4 * two[name], largest, size)
+
+
+def nothing_is_mutated(op: Computes, inputs: Inputs) -> None:
+    """Neither forward nor backward writes to the inputs, to dy or to a result already given; results are fresh arrays."""
+    arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    before = {name: value.copy() for name, value in arrays.items()}
+    results, cache = forward(op, inputs)
+    kept = {name: np.array(value) for name, value in results.items()}
+    everything: list[tuple[str, Any, Any]] = [(name, arrays[name], before[name]) for name in arrays]
+    everything += [(name, results[name], kept[name]) for name in results]
+    outcome = dict(results)
+    if op.backward is not None:
+        u = cotangents(op, results, seed=6)
+        u_before = {name: np.array(value) for name, value in u.items()}
+        first = backward(op, u, cache)
+        again = backward(op, u, cache)  # the cache must survive too
+        everything += [(f"d{name}", u[name], u_before[name]) for name in u]
+        everything += [(f"second d{name}", again[name], first[name]) for name in first]
+        outcome.update({f"d{name}": value for name, value in first.items()})
+        arrays.update({f"cotangent of {name}": value for name, value in u.items()})
+    for name, now, then in everything:
+        if not np.array_equal(now, then, equal_nan=True):
+            raise LawBroken(f"{op.operation.name}: {name} was written to")
+    for name, value in outcome.items():
+        for other, array in arrays.items():
+            if np.ndim(value) and np.may_share_memory(value, array):
+                raise LawBroken(f"{op.operation.name}: result {name} shares memory with {other}")
+
+
+def keep_changes_nothing(op: Computes, inputs: Inputs) -> None:
+    """keep=False gives the same results, bit for bit, and no cache."""
+    with_cache, _ = forward(op, inputs, keep=True)
+    without, cache = forward(op, inputs, keep=False)
+    if cache is not None:
+        raise LawBroken(f"{op.operation.name}: keep=False returned a cache")
+    for name in with_cache:
+        if not np.array_equal(with_cache[name], without[name], equal_nan=True):
+            raise LawBroken(f"{op.operation.name}: {name} differs between keep=True and keep=False")
+
+
+GENERIC_LAWS: tuple[Law, ...] = (
+    adjoint,
+    gradient_shapes,
+    linear_in_cotangent,
+    nothing_is_mutated,
+    keep_changes_nothing,
+)

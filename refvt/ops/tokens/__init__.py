@@ -1,0 +1,31 @@
+"""Moving rows about: the only way tokens change places, multiply, merge or vanish.
+
+::
+
+    gather(x, index)[i]        = x[index[i]],  or a zero row where index[i] = −1
+    segment_mean(x, offsets)[i] = mean of the rows offsets[i] : offsets[i+1]
+
+With gather one array of indices says frame order, CLS copies, selection, compaction or "one more, zero, ghost row".
+The zero row is also how a halted token of the `zero` variant is set to zero: its later states do not matter, so no
+gradient may come back through it, and none does.
+
+Adjoint: a row gets the *sum* of the gradients of all its copies, always added in the order of the index (so the result
+is the same on every run); a mean spreads its gradient evenly.
+"""
+
+from refvt.ops import Operation
+
+OPERATIONS = (
+    Operation(
+        "gather",
+        arguments={"x": "n ...", "index": "m"},
+        gradients=("x",),
+        results={"y": "m ..."},
+    ),
+    Operation(
+        "segment_mean",
+        arguments={"x": "n D", "offsets": "segments+1"},
+        gradients=("x",),
+        results={"y": "segments D"},
+    ),
+)
