@@ -114,7 +114,7 @@ class HaltingVT:
     def __call__(
         self,
         clips: Array,
-        execution: str = "dense",
+        execution: str = "compact",
         full_ponder: bool = False,
         decisions: Decisions | None = None,
         arrays: str = "numpy",
@@ -150,7 +150,7 @@ class HaltingVT:
         ponder_weight: float = 5e-4,
         motion_weight: float = 1.0,
         label_smoothing: float = 0.0,
-        execution: str = "dense",
+        execution: str = "compact",
         drop_path: float = 0.0,
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,

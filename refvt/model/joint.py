@@ -95,8 +95,8 @@ def joint_forward(
 
     for layer in range(1, L + 1):
         tokens = np.flatnonzero(alive)  # [living]
-        if len(tokens) == 0:
-            break
+        if compact and len(tokens) == 0:
+            break  # dense execution goes on, as the released model does
         entered[:, layer - 1] = alive
         block, last = f"blocks.{G + layer - 1}", layer == L
         # 1. bring together who takes part

@@ -1,0 +1,130 @@
+"""Drawing parameters and inputs of a model case: seeds are tried until the case shows what it is for.
+
+Weights are normal. Whatever writes channel 0, the halting logit, is damped so that the logits of a clip's tokens
+spread by a few units rather than by tens; biases then place them. A draw is taken only if every decision has a
+safe margin and float32 gradients are not swamped by rounding.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from golden.model_cases import ModelCase
+from golden.torch_model import HaltingVT, Output, Record, total_loss
+from golden.torch_ops import SUMMATIONS, summation
+
+HALTING_MARGIN = 1e-3  # smallest |c - (1 - ε)|
+SCORE_MARGIN = 1e-4  # smallest relative gap of scores, at the cut and between kept neighbours
+GRADIENT_ERROR = 1e-5  # largest relative error of a gradient in float32, at any parameter or named tensor
+
+Arrays = dict[str, np.ndarray]
+
+
+def parameters(case: ModelCase, model: HaltingVT, rng: np.random.Generator) -> Arrays:
+    """Draw the parameters, every one away from its initial zero or one."""
+    config = case.config
+    unit = 1 / config.halting_scale  # of channel 0, for one unit of logit
+    drawn = {}
+    for name, parameter in model.state_dict().items():
+        shape, is_weight = tuple(parameter.shape), name.endswith("weight")
+        fan_in = math.prod(shape[1:]) if name.endswith("weight") else 1
+        scale = 1.0 / math.sqrt(fan_in) if fan_in > 1 else 0.3
+        value = scale * rng.standard_normal(shape)
+        if "qkv.weight" in name:
+            value *= 1.5
+        if "norm" in name and is_weight:
+            value += 1
+        if any(writer in name for writer in ("patch_embed", "attn.proj", "fc2", "temporal_fc")):
+            value[0] *= 6 * unit / (1 + config.depth)
+        if name in ("cls_token", "pos_embed", "time_embed"):
+            value[..., 0] *= 2 * unit
+        drawn[name] = value
+    drawn["cls_token"][..., 0] += case.cls_shift * unit
+    if case.clip_shift:
+        # A clip's mean pixel value (see `clips`) becomes the mean of its patches' channel 0.
+        drawn["patch_embed.proj.weight"][0] += unit / drawn["patch_embed.proj.weight"][0].size
+    for layer in range(config.joint_depth):
+        shift = config.halting_center + case.start if layer == 0 else case.step
+        drawn[f"blocks.{config.glimpser_depth + layer}.mlp.fc2.bias"][0] += shift * unit
+    return drawn
+
+
+def inputs(case: ModelCase, rng: np.random.Generator) -> Arrays:
+    """Draw clips [B, C, T, height, width], labels [B] or [B, K], and motion_labels [B]."""
+    config, batch = case.config, case.batch
+    clips = rng.uniform(-1, 1, (batch, config.channels, config.num_frames, *config.image_size))
+    for clip, shift in zip(clips, case.clip_shift, strict=False):
+        clip += shift
+    labels: np.ndarray = rng.integers(0, config.num_classes, batch)
+    motion: np.ndarray = np.arange(batch) % 2
+    if case.twins:
+        half = batch // 2
+        clips[half:] = clips[:half, :, -1:]
+        labels[half:], motion = labels[:half], np.repeat([1, 0], half)
+    if case.soft_labels:  # multiples of 1/64 that sum to one exactly, in float32 as well
+        labels = rng.multinomial(64, np.full(config.num_classes, 1 / config.num_classes), batch) / 64
+    return {"clips": clips, "labels": labels, "motion_labels": motion}
+
+
+def is_safe(case: ModelCase, output: Output) -> bool:
+    """Whether the case shows what it is for, and every decision was clear."""
+    margins = output.margins
+    clear = margins.get("halting", 1.0) >= HALTING_MARGIN
+    clear = clear and min(margins.get("selection", 1.0), margins.get("order", 1.0)) >= SCORE_MARGIN
+    return clear and case.wanted(output)
+
+
+def is_well_conditioned(case: ModelCase, model: HaltingVT, arrays: Arrays, decided: Output) -> bool:
+    """Whether float32 gradients come near the float64 ones: else every tolerance of this case would be slack."""
+    rounded = HaltingVT(case.config)
+    rounded.load_state_dict(model.state_dict())
+
+    def gradients(of: HaltingVT) -> Sequence[torch.Tensor]:
+        clips, labels = (torch.tensor(arrays[name]) for name in ("clips", "labels"))
+        clips, labels = clips.to(of.cls_token), labels.to(of.cls_token) if labels.is_floating_point() else labels
+        record, forced = Record(True), {"kept": decided.kept, "halting_layer": decided.halting_layer}
+        output = of(clips, **forced, **drop_path(case), record=record)
+        losses = total_loss(output, labels, torch.tensor(arrays["motion_labels"]), **case.loss_weights)
+        at = [x for x in (*of.parameters(), *record.tensors.values()) if x.requires_grad]
+        found: Sequence[torch.Tensor] = torch.autograd.grad(losses["total"], at, materialize_grads=True)
+        return found
+
+    truth = gradients(model)
+    for order in SUMMATIONS:
+        with summation(order):
+            pairs = zip(gradients(rounded), truth, strict=True)
+            if any(float((near - exact).norm()) > GRADIENT_ERROR * float(exact.norm()) for near, exact in pairs):
+                return False
+    return True
+
+
+def draw(case: ModelCase, attempts: int = 3000) -> tuple[int, HaltingVT, Arrays]:
+    """The first seed whose model and inputs are safe: (seed, model in float64, inputs)."""
+    for seed in range(attempts):
+        rng = np.random.default_rng([zlib.crc32(case.stem.encode()), seed])
+        model = HaltingVT(case.config).double()
+        values = parameters(case, model, rng)
+        model.load_state_dict({name: torch.from_numpy(as_float32(value)) for name, value in values.items()})
+        arrays = {name: as_float32(value) for name, value in inputs(case, rng).items()}
+        with torch.no_grad():
+            output = model(torch.from_numpy(arrays["clips"]), **drop_path(case))
+        if is_safe(case, output) and is_well_conditioned(case, model, arrays, output):
+            return seed, model, arrays
+    raise RuntimeError(f"{case.stem}: no seed below {attempts} gives what the case is for")
+
+
+def drop_path(case: ModelCase) -> dict[str, Any]:
+    """The arguments of a run with the case's stochastic depth, freshly seeded."""
+    if not case.settings.get("drop_path"):
+        return {}
+    seed = int(case.settings["drop_path_seed"])
+    return {"drop_path": case.settings["drop_path"], "rng": np.random.default_rng(seed)}
+
+
+def as_float32(value: np.ndarray) -> np.ndarray:
+    """Floats rounded to float32, kept as float64: float32 candidates are not charged for their inputs."""
+    return value.astype(np.float32).astype(np.float64) if value.dtype.kind == "f" else value

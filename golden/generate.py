@@ -1,0 +1,141 @@
+"""Writes the golden files and their manifest, or checks that what is there can be had again.
+
+python -m golden.generate [--out DIR] [--check]
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from golden.model_cases import MODEL_CASES, ModelCase
+from golden.op_cases import OP_CASES, OpCase
+from golden.runs import one_thread, run_model, run_op
+
+FORMAT = 1
+GENERATOR = "golden 1.0"
+DATA = Path(__file__).parent / "data"
+MANIFEST = "manifest.json"
+TOLERANCE = 1e-12  # relative L2 difference that another CPU's float64 rounding may make
+
+
+def write(folder: Path) -> None:
+    """Run all cases and write their files and the manifest into an existing folder."""
+    cases: dict[str, Any] = {}
+    with one_thread():
+        every_case: list[OpCase | ModelCase] = [*OP_CASES, *MODEL_CASES]
+        for case in every_case:
+            arrays, entry = run_op(case) if isinstance(case, OpCase) else run_model(case)
+            path = folder / f"{case.stem}.npz"
+            np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+            if case.stem in cases:
+                raise RuntimeError(f"two cases are called {case.stem}")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            cases[case.stem] = {"file": path.name, "sha256": digest, **entry}
+    manifest = {
+        "format": FORMAT,
+        "generator": GENERATOR,
+        "torch": torch.__version__.split("+")[0],
+        "numpy": np.__version__,
+        "cases": cases,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def generate(target: Path) -> None:
+    """Write everything beside the target, then put it in the target's place in one go."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        fresh.chmod(0o755)
+        write(fresh)
+        old = fresh.with_name(fresh.name + "-old")
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def difference(stored: Path, again: Path) -> float:
+    """Largest relative L2 difference of any tensor of two files; infinite if more than rounding differs.
+
+    A tensor that is zero but for rounding is measured against the largest of its file.
+    """
+    with np.load(stored) as first, np.load(again) as second:
+        if set(first.files) != set(second.files):
+            return np.inf
+        pairs = [(first[name], second[name]) for name in first.files]
+    scale = max(float(np.linalg.norm(a.ravel())) for a, _ in pairs)
+    worst = 0.0
+    for a, b in pairs:
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return np.inf
+        if np.array_equal(a, b):
+            continue
+        if a.dtype.kind != "f":
+            return np.inf
+        norm = float(np.linalg.norm(a.ravel()))
+        # -inf stands in key biases only, which are inputs: they differ nowhere if their files agree.
+        worst = max(worst, float(np.linalg.norm((a - b).ravel())) / (norm if norm > 1e-13 * scale else scale))
+    return worst
+
+
+def check(target: Path) -> bool:
+    """Generate again and compare with what is there; report each file that is not the same to the byte."""
+    with tempfile.TemporaryDirectory() as name:
+        again = Path(name)
+        write(again)
+        stored_files = {path.name for path in target.glob("*.npz")}
+        fresh_files = {path.name for path in again.glob("*.npz")}
+        good = stored_files == fresh_files
+        for missing in sorted(stored_files ^ fresh_files):
+            print(f"{missing}: only {'stored' if missing in stored_files else 'generated again'}")
+        same = 0
+        for file in sorted(stored_files & fresh_files):
+            if (target / file).read_bytes() == (again / file).read_bytes():
+                same += 1
+                continue
+            worst = difference(target / file, again / file)
+            good = good and worst <= TOLERANCE
+            print(f"{file}: relative difference {worst:.1e}{'' if worst <= TOLERANCE else '  FAILS'}")
+        print(f"{same} of {len(stored_files)} files are the same to the byte")
+        cases = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["cases"]
+        for entry in cases.values():
+            path = target / entry["file"]
+            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                print(f"{entry['file']}: not the file of the manifest  FAILS")
+                good = False
+    return good
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; exit code 0 where all is well, 1 where a check fails."""
+    parser = argparse.ArgumentParser(prog="golden.generate", description="Write or check the golden files.")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
+    parser.add_argument("--check", action="store_true", help="generate again and compare, write nothing")
+    options = parser.parse_args(argv)
+    start = time.perf_counter()
+    if options.check:
+        good = check(options.out)
+    else:
+        generate(options.out)
+        good = True
+        size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
+        print(f"{len(OP_CASES)} operation and {len(MODEL_CASES)} model cases, {size:.1f} MB in {options.out}")
+    print(f"{time.perf_counter() - start:.0f} s")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

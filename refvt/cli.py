@@ -1,0 +1,307 @@
+"""The command line: ``refvt demo``, ``refvt halt``, ``refvt golden``, ``refvt info``.
+
+Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refvt
+from refvt import backends, flops
+from refvt.model.config import PRESETS, HaltingVTConfig
+
+__all__ = ["main"]
+
+UNTRAINED = (
+    "These weights are not trained. They were set by hand so that a patch lives as long as something moves in it; "
+    "the network recognises nothing."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"refvt: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refvt",
+        description="The reference implementation of HaltingVT: a video transformer that halts tokens layer by layer.",
+    )
+    parser.add_argument("--version", action="version", version=f"refvt {refvt.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    def model_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
+        sub.add_argument("--backend", default=None, choices=backends.available(), help="default: the fastest there is")
+        sub.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+
+    demo = command("demo", _demo, "Check the golden files, run HaltingVT on a real clip, draw which tokens live.")
+    model_options(demo)
+
+    halt = command("halt", _halt, "Run HaltingVT on a video and draw which tokens live, layer by layer.")
+    halt.add_argument("video", type=Path, help="a video file, or a folder of frames")
+    halt.add_argument("--stride", type=int, default=None, help="frames between samples; default: what fits, at most 32")
+    halt.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    model_options(halt)
+
+    golden = command("golden", None, "Work with the golden files of the PyTorch run.")
+    actions = golden.add_subparsers(required=True, metavar="ACTION")
+    verify = actions.add_parser("verify", help="hold a backend against every golden case (needs no torch)")
+    verify.add_argument("--backend", default="reference", choices=backends.available())
+    verify.add_argument("--dtype", default="float64", choices=["float64", "float32"])
+    verify.add_argument("--golden", type=Path, default=None, help="another folder of golden files")
+    verify.add_argument("--tiny", action="store_true", help="only the tiny cases, for slow machines")
+    verify.add_argument("--json", action="store_true", help="print every case as JSON")
+    verify.set_defaults(run=_golden_verify)
+    generate = actions.add_parser("generate", help="write the golden files anew (needs torch and a checkout)")
+    generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
+    generate.add_argument("--check", action="store_true", help="compare with the files there are, change nothing")
+    generate.set_defaults(run=_golden_generate)
+
+    info = command("info", _info, "Print versions, backends, presets and where the golden files lie.")
+    info.add_argument("--json", action="store_true", help="print as JSON")
+    return parser
+
+
+# ---- demo and halt
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from refvt.data import find_sample_video
+
+    print("1. Golden files: float64 and float32 against the PyTorch run")
+    failed = 0
+    for dtype in ("float64", "float32"):
+        failed += _print_verification(_verify_all(backends.default(), dtype), dtype)
+    print("\n2. A real clip")
+    options.video, options.stride, options.json = find_sample_video("carphone_pristine.mp4"), 8, False
+    _halt(options)
+    return 1 if failed else 0
+
+
+def _halt(options: argparse.Namespace) -> int:
+    from refvt.data import read_clip
+    from refvt.model.handmade import handmade_parameters
+
+    config = HaltingVTConfig.preset(options.preset)
+    clip, frames = read_clip(options.video, config.num_frames, options.stride, config.image_size)
+    model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
+    start = time.perf_counter()
+    out = model(clip[None], full_ponder=True)
+    seconds = time.perf_counter() - start
+    report = _halting_report(config, options, frames, out, seconds)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        _print_halting(config, report)
+    _draw(config, options, frames, out, report)
+    return 0
+
+
+def _halting_report(config: HaltingVTConfig, options: argparse.Namespace, frames: Any, out: Any, seconds: float) -> Any:
+    L, tokens = config.joint_depth, out.tokens_per_layer[0]
+    full = np.full(L, config.joint_tokens)
+    name = Path(options.video).stem
+    return {
+        "video": str(options.video),
+        "frames": [int(i) for i in frames.indices],
+        "frames_available": int(frames.num_available),
+        "preset": options.preset,
+        "trained": False,
+        "tokens_per_layer": [int(n) for n in tokens],
+        "gflops_per_layer": [float(g) for g in flops.joint_multiply_adds(config, tokens) / 1e9],
+        "gflops_per_layer_without_halting": [float(g) for g in flops.joint_multiply_adds(config, full) / 1e9],
+        "gflops": float(out.gflops[0]),
+        "gflops_without_halting": float(flops.clip_gflops(config, full[None])[0]),
+        "mean_ponder": float(np.mean(out.ponder)),
+        "seconds": seconds,
+        "picture": str(options.out / f"{name}.png"),
+        "animation": str(options.out / f"{name}.gif"),
+    }
+
+
+def _print_halting(config: HaltingVTConfig, report: dict[str, Any]) -> None:
+    T, stride = config.num_frames, np.diff(report["frames"])[0] if config.num_frames > 1 else 0
+    print(f"   {report['video']}: {T} frames, {stride} apart, of {report['frames_available']}")
+    print(f"   HaltingVT {report['preset']}, {config.joint_tokens} tokens enter the {config.joint_depth} joint blocks")
+    print(f"   {UNTRAINED}")
+    print("   layer   tokens alive   GFLOPs   without halting")
+    rows = zip(
+        report["tokens_per_layer"],
+        report["gflops_per_layer"],
+        report["gflops_per_layer_without_halting"],
+        strict=True,
+    )
+    for layer, (tokens, cost, full) in enumerate(rows, start=1):
+        print(f"   {layer:5d}   {tokens:12d}   {cost:6.3f}   {full:15.3f}")
+    print(
+        f"   whole clip: {report['gflops']:.2f} GFLOPs against {report['gflops_without_halting']:.2f} without halting, "
+        f"mean ponder {report['mean_ponder']:.2f}, {report['seconds']:.1f} s"
+    )
+    print(f"   picture:   {report['picture']}\n   animation: {report['animation']}")
+
+
+def _draw(config: HaltingVTConfig, options: argparse.Namespace, frames: Any, out: Any, report: dict[str, Any]) -> None:
+    from refvt import plots
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    assert out.decisions.kept is not None
+    kept = (
+        out.decisions.kept[-1][0]
+        if out.decisions.kept
+        else np.tile(np.arange(config.patches_per_frame), (config.num_frames, 1))
+    )
+    title = f"HaltingVT ({options.preset}) on {Path(options.video).name}"
+    arguments = (
+        frames.images,
+        config.patch_size,
+        kept,
+        out.alive[0],
+        report["tokens_per_layer"],
+        report["gflops_per_layer"],
+        report["gflops_per_layer_without_halting"],
+        title,
+        UNTRAINED,
+    )
+    plots.halting_picture(*arguments, report["picture"])
+    plots.halting_gif(*arguments, report["animation"])
+
+
+# ---- golden
+
+
+def _verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[Any]:
+    from refvt.conformance.golden import load_manifest
+    from refvt.conformance.verify import verify
+
+    cases = [case for case in load_manifest(directory).values() if case.tiny or not tiny]
+    return verify(cases, backend, dtype)
+
+
+def _print_verification(results: list[Any], dtype: str) -> int:
+    """A short table; returns how many cases failed."""
+    print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
+    for kind, label in (("op", "operations"), ("model", "models")):
+        group = [r for r in results if r.case.kind == kind]
+        worst = max((r for r in group if r.worst), key=lambda r: r.worst.share, default=None)
+        share = f"{worst.worst.share:6.1%}  {worst.case.name}: {worst.worst.name}" if worst else "–"
+        compared = sum(len(r.comparisons) for r in group)
+        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:14d}   {share}")
+    for result in results:
+        for note in result.ambiguous:
+            print(f"   ambiguous: {result.case.name}: {note}")
+        if not result.holds:
+            reason = result.problem or (
+                f"{result.worst.name}: error {result.worst.error:.3g}, allowed {result.worst.allowed:.3g}"
+                if result.worst
+                else "nothing was compared"
+            )
+            print(f"   FAILED {result.case.name}: {reason}")
+    return sum(not r.holds for r in results)
+
+
+def _golden_verify(options: argparse.Namespace) -> int:
+    results = _verify_all(options.backend, options.dtype, options.golden, options.tiny)
+    if not options.json:
+        return 1 if _print_verification(results, options.dtype) else 0
+    table = [
+        {
+            "case": r.case.name,
+            "holds": r.holds,
+            "problem": r.problem,
+            "ambiguous": r.ambiguous,
+            "comparisons": len(r.comparisons),
+            "largest_error": max((c.error for c in r.comparisons), default=None),
+            "worst": None if r.worst is None else r.worst.name,
+            "share_of_budget": None if r.worst is None else r.worst.share,
+        }
+        for r in results
+    ]
+    print(json.dumps(table, indent=1))
+    return 0 if all(r.holds for r in results) else 1
+
+
+def _golden_generate(options: argparse.Namespace) -> int:
+    checkout = Path(refvt.__file__).resolve().parent.parent
+    if not (checkout / "golden" / "generate.py").is_file():
+        return _fail("golden generate: needs a checkout of the repository; an installed package only verifies", 2)
+    if find_spec("torch") is None:
+        return _fail('golden generate: needs PyTorch: pip install "refvt[torch]"', 2)
+    sys.path.insert(0, str(checkout))
+    from golden.generate import main as generate
+
+    arguments = ["--check"] if options.check else []
+    arguments += [] if options.out is None else ["--out", str(options.out)]
+    return int(generate(arguments) or 0)
+
+
+# ---- info
+
+
+def _info(options: argparse.Namespace) -> int:
+    from refvt.conformance.golden import GoldenError, golden_directory, load_manifest
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    try:
+        golden: str | None = str(golden_directory())
+        cases = len(load_manifest())
+    except GoldenError as error:
+        golden, cases = str(error), 0
+    packages = ("numpy", "numba", "scipy", "imageio", "safetensors", "threadpoolctl", "av", "matplotlib", "torch")
+    report = {
+        "refvt": refvt.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {package: installed(package) for package in packages},
+        "backends": list(backends.available()),
+        "default_backend": backends.default(),
+        "presets": list(PRESETS),
+        "golden": golden,
+        "golden_cases": cases,
+    }
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {found or '(not installed)'}" for package, found in value.items())
+        print(f"{name:16s} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Inputs for the laws, made by Hypothesis: it chooses the sizes, the switches and a seed, NumPy fills the arrays.
+
+Sizes shrink to the smallest that still breaks a law, which is what a porter wants to see. ``inputs_for("attention")``
+gives dictionaries that ``forward(**inputs)`` accepts. This is the only module of refvt that imports Hypothesis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from refvt.ops import Array
+
+__all__ = ["inputs_for"]
+
+Made = dict[str, Any]
+
+
+class _Maker:
+    """Draws sizes from Hypothesis and arrays from a generator seeded by it."""
+
+    def __init__(self, draw: st.DrawFn, dtype: str, largest: int) -> None:
+        self.draw, self.dtype, self.largest = draw, dtype, largest
+        self.rng = np.random.default_rng(draw(st.integers(0, 2**16), label="seed"))
+
+    def size(self, name: str, low: int = 1, high: int | None = None) -> int:
+        return self.draw(st.integers(low, high or self.largest), label=name)
+
+    def flag(self, name: str) -> bool:
+        return self.draw(st.booleans(), label=name)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Array:
+        return (scale * self.rng.standard_normal(shape)).astype(self.dtype)
+
+    def offsets(self, segments: int, low: int = 0) -> Array:
+        lengths = [self.size(f"length {i}", low) for i in range(segments)]
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    def extras(self, n: int, D: int) -> Made:
+        """The optional residual and gain of linear and mlp."""
+        made: Made = {}
+        if self.flag("residual"):
+            made["residual"] = self.normal(n, D)
+        if self.flag("gain"):
+            made["gain"] = (self.rng.integers(0, 2, n) * 1.25).astype(self.dtype)
+        return made
+
+
+def _embed(m: _Maker) -> Made:
+    B, C, T, P, D = m.size("B", high=2), m.size("C", high=3), m.size("T", high=3), m.size("P", high=3), m.size("D")
+    rows, columns = m.size("rows", high=3), m.size("columns", high=3)
+    S = rows * columns
+    return {
+        "clips": m.normal(B, C, T, rows * P, columns * P),
+        "weight": 0.1 + np.abs(m.normal(D, C, P, P)),  # of one sign: a pixel that changes is seen in every channel
+        "bias": m.normal(D),
+        "cls_token": m.normal(1, 1, D),
+        "pos_embed": m.normal(1, 1 + S, D),
+        "time_embed": m.normal(1, T, D),
+    }
+
+
+def _layernorm(m: _Maker) -> Made:
+    n, D = m.size("n"), m.size("D", low=3, high=2 * m.largest)
+    scale = m.draw(st.sampled_from([0.3, 1.0, 30.0]), label="scale")
+    return {"x": m.normal(n, D, scale=scale), "weight": m.normal(D), "bias": m.normal(D)}
+
+
+def _linear(m: _Maker) -> Made:
+    n, E, D = m.size("n"), m.size("E"), m.size("D")
+    return {"x": m.normal(n, E), "weight": m.normal(D, E), "bias": m.normal(D), **m.extras(n, D)}
+
+
+def _gelu(m: _Maker) -> Made:
+    scale = m.draw(st.sampled_from([0.1, 1.0, 5.0]), label="scale")
+    return {"x": m.normal(m.size("n"), m.size("F"), scale=scale)}
+
+
+def _mlp(m: _Maker) -> Made:
+    n, D, F = m.size("n"), m.size("D"), m.size("F")
+    weights = {"fc1_weight": m.normal(F, D), "fc1_bias": m.normal(F), "fc2_weight": m.normal(D, F)}
+    return {"x": m.normal(n, D), **weights, "fc2_bias": m.normal(D), **m.extras(n, D)}
+
+
+def _attention(m: _Maker) -> Made:
+    A, d, segments = m.size("A", high=3), m.size("d", high=4), m.size("segments", high=3)
+    query_offsets, key_offsets = m.offsets(segments), m.offsets(segments)
+    n, keys = int(query_offsets[-1]), int(key_offsets[-1])
+    made: Made = {"q": m.normal(n, A * d)}
+    if n == keys and m.flag("strided"):  # q, k and v as columns of one array, as the model passes them
+        qkv = m.normal(n, 3 * A * d)
+        made = {name: qkv[:, i * A * d : (i + 1) * A * d] for i, name in enumerate("qkv")}
+    else:
+        made |= {"k": m.normal(keys, A * d), "v": m.normal(keys, A * d)}
+    made |= {"query_offsets": query_offsets, "key_offsets": key_offsets, "num_heads": A}
+    if m.flag("key_bias"):
+        choices = np.array([0, 0, np.log(2), np.log(1000), -np.inf])
+        made["key_bias"] = m.rng.choice(choices, keys).astype(m.dtype)
+    return made
+
+
+def _gather(m: _Maker) -> Made:
+    n = m.size("n")
+    index = m.rng.integers(-1, n, m.size("m", low=0, high=2 * m.largest))
+    return {"x": m.normal(n, m.size("D")) if m.flag("2-D") else m.normal(n), "index": index}
+
+
+def _segment_mean(m: _Maker) -> Made:
+    offsets = m.offsets(m.size("segments"), low=1)
+    return {"x": m.normal(int(offsets[-1]), m.size("D")), "offsets": offsets}
+
+
+def _cls_scores(m: _Maker) -> Made:
+    A, d, frames, S = m.size("A", high=3), m.size("d", high=4), m.size("frames", high=3), m.size("S")
+    rows = frames * (1 + S)
+    offsets = np.arange(frames + 1) * (1 + S)
+    return {"q": m.normal(rows, A * d), "k": m.normal(rows, A * d), "offsets": offsets, "num_heads": A}
+
+
+def _top_k(m: _Maker) -> Made:
+    frames, S = m.size("frames", high=4), m.size("S", high=2 * m.largest)
+    scores = m.rng.integers(0, 4, (frames, S)) if m.flag("ties") else m.rng.random((frames, S))
+    return {"scores": scores.astype(m.dtype), "k": m.size("k", high=S)}
+
+
+def _fuse_dropped(m: _Maker) -> Made:
+    frames, S = m.size("frames", high=3), m.size("S")
+    k = m.size("k", high=S)
+    kept = np.stack([m.rng.permutation(S)[:k] for _ in range(frames)])
+    return {"x": m.normal(frames * S, m.size("D")), "scores": np.abs(m.normal(frames, S)), "kept": kept}
+
+
+def _halting_settings(m: _Maker) -> Made:
+    scale = m.draw(st.sampled_from([5.0, 10.0]), label="scale")
+    center = m.draw(st.sampled_from([5.0, 10.0, 20.0]), label="center")
+    return {"scale": scale, "center": center, "epsilon": 0.01}
+
+
+def _halt(m: _Maker) -> Made:
+    n, settings = m.size("n"), _halting_settings(m)
+    # around the centre, where tokens decide
+    logit = (settings["center"] + 3 * m.normal(n)) / settings["scale"]
+    made = {"logit": logit.astype(m.dtype), "used": (0.98 * m.rng.random(n)).astype(m.dtype)}
+    made |= {**settings, "last": m.flag("last")}
+    if m.flag("forced"):
+        made["forced"] = np.ones(n, dtype=bool) if made["last"] else m.rng.random(n) < 0.5
+    return made
+
+
+def _accumulate(m: _Maker) -> Made:
+    n, D = m.size("n"), m.size("D")
+    return {"y": m.normal(n, D), "x": m.normal(n, D), "weight": m.normal(n)}
+
+
+def _halt_tokens(m: _Maker) -> Made:
+    L, N, D, settings = m.size("L", high=5), m.size("N"), m.size("D", low=2), _halting_settings(m)
+    states = m.normal(L, N, D)
+    states[:, :, 0] = (settings["center"] - 1 + 2 * m.normal(L, N)) / settings["scale"]
+    made = {"states": states, **settings}
+    if m.flag("forced"):
+        made["forced"] = m.rng.integers(1, L + 1, N)
+    return made
+
+
+def _cross_entropy(m: _Maker) -> Made:
+    B, K = m.size("B"), m.size("K")
+    soft = m.rng.random((B, K))
+    targets = (soft / soft.sum(axis=1, keepdims=True)).astype(m.dtype) if m.flag("soft") else m.rng.integers(0, K, B)
+    smoothing = m.draw(st.sampled_from([0.0, 0.1]), label="label_smoothing")
+    return {"logits": m.normal(B, K, scale=3), "targets": targets, "label_smoothing": smoothing}
+
+
+def _ponder_loss(m: _Maker) -> Made:
+    return {"ponder": 2 + np.abs(m.normal(m.size("B"), m.size("N")))}
+
+
+def _motion_loss(m: _Maker) -> Made:
+    B = m.size("B")
+    return {"logits": m.normal(B, 2, scale=3), "moving": m.rng.integers(0, 2, B)}
+
+
+_MAKERS: dict[str, Callable[[_Maker], Made]] = {
+    "embed": _embed,
+    "layernorm": _layernorm,
+    "linear": _linear,
+    "gelu": _gelu,
+    "mlp": _mlp,
+    "attention": _attention,
+    "gather": _gather,
+    "segment_mean": _segment_mean,
+    "cls_scores": _cls_scores,
+    "top_k": _top_k,
+    "fuse_dropped": _fuse_dropped,
+    "halt": _halt,
+    "accumulate": _accumulate,
+    "halt_tokens": _halt_tokens,
+    "cross_entropy": _cross_entropy,
+    "ponder_loss": _ponder_loss,
+    "motion_loss": _motion_loss,
+}
+
+
+def inputs_for(operation: str, dtype: str = "float64", largest: int = 6) -> st.SearchStrategy[Made]:
+    """Inputs for one operation of the table; ``largest`` bounds the ordinary sizes (slow interpreters want 3)."""
+    if operation not in _MAKERS:
+        raise ValueError(f"operation: expected one of {list(_MAKERS)}, got {operation!r}")
+
+    @st.composite
+    def made(draw: st.DrawFn) -> Made:
+        return _MAKERS[operation](_Maker(draw, dtype, largest))
+
+    return made()

@@ -1,0 +1,82 @@
+"""From the frames of a video to the clip that the model takes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refvt.data.sampling import whole
+from refvt.data.video import Frames, read_frames
+
+
+def resize_and_crop(
+    images: NDArray[np.uint8], crop: Sequence[int] = (224, 224), short_side: int | None = None
+) -> NDArray[np.uint8]:
+    """Scale the short side to `short_side` pixels, then cut `crop` (height, width) from the centre.
+
+    images: uint8 [T, height, width, 3] → uint8 [T, *crop, 3]. The aspect is kept. `short_side` None means
+    256/224 of the crop's longer side, the paper's ratio in testing. Bilinear; when scaling down, Pillow
+    widens the filter so that nothing aliases. Where the margin is odd, the extra pixel falls to the bottom or
+    the right.
+    Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled
+    frame.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise TypeError(f"images must be uint8, not {images.dtype}")
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be [T, height, width, 3], none of them zero, not {list(images.shape)}")
+    if len(crop) != 2:
+        raise ValueError(f"crop must be (height, width), not {tuple(crop)}")
+    crop_height, crop_width = whole("crop height", crop[0]), whole("crop width", crop[1])
+    if short_side is None:
+        short_side = round(max(crop_height, crop_width) * 256 / 224)
+    short_side = whole("short_side", short_side)
+
+    height, width = images.shape[1:3]
+    short = min(height, width)
+    # Rounded to the nearest pixel; the short side comes out exact.
+    new_height, new_width = ((side * short_side + short // 2) // short for side in (height, width))
+    if new_height < crop_height or new_width < crop_width:
+        raise ValueError(
+            f"a crop of {crop_height}×{crop_width} (height × width) does not fit: with its short side at "
+            f"{short_side} the frame is {new_height}×{new_width}"
+        )
+    top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
+    out = np.empty((len(images), crop_height, crop_width, 3), np.uint8)
+    for t, image in enumerate(images):
+        scaled = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+        out[t] = np.asarray(scaled.crop((left, top, left + crop_width, top + crop_height)))
+    return out
+
+
+def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [T, height, width, C] → float32 [C, T, height, width], (x − 127.5)/127.5: from −1 to 1."""
+    channels_first = np.asarray(images).transpose(3, 0, 1, 2)
+    clip = np.array(channels_first, dtype=np.float32, order="C")
+    clip -= np.float32(127.5)
+    clip /= np.float32(127.5)
+    return clip
+
+
+def preprocess(
+    images: NDArray[np.uint8], crop: Sequence[int] = (224, 224), short_side: int | None = None
+) -> NDArray[np.float32]:
+    """`resize_and_crop`, then `normalise`: uint8 [T, height, width, 3] → float32 [3, T, *crop]."""
+    return normalise(resize_and_crop(images, crop, short_side))
+
+
+def read_clip(
+    path: str | Path, num_frames: int, stride: int | None = None, image_size: Sequence[int] = (224, 224)
+) -> tuple[NDArray[np.float32], Frames]:
+    """A video's centre clip, ready for the model, and its frames to look at.
+
+    The clip is float32 [3, num_frames, *image_size]. The frames' images are cropped likewise, uint8
+    [num_frames, *image_size, 3]. Errors: `read_frames`'s and `resize_and_crop`'s.
+    """
+    frames = read_frames(path, num_frames, stride)
+    images = resize_and_crop(frames.images, image_size)
+    return normalise(images), replace(frames, images=images)

@@ -1,0 +1,63 @@
+"""Which frames of a video make up a clip: the paper's sampling in testing, one clip from the centre."""
+
+import operator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def sample_indices(num_available: int, num_frames: int, stride: int) -> NDArray[np.int64]:
+    """The frame numbers of the centre clip: `num_frames` frames, `stride` apart.
+
+    A clip owns a window of num_frames · stride frames; the window is centred in the video and the clip takes
+    the first frame of each stride. A video shorter than the window, but long enough for the clip, is read
+    from frame 0.
+
+    Returns int64 [num_frames], increasing, all below `num_available`. Raises ValueError when the video is too
+    short, and says which stride would fit.
+    """
+    num_available = whole("num_available", num_available, least=0)
+    num_frames = whole("num_frames", num_frames)
+    stride = whole("stride", stride)
+    needed = (num_frames - 1) * stride + 1
+    if num_available < needed:
+        raise ValueError(_too_short(num_available, num_frames, stride))
+    window = num_frames * stride
+    start = max(0, (num_available - window + 1) // 2)
+    return start + stride * np.arange(num_frames, dtype=np.int64)
+
+
+def largest_stride(num_available: int, num_frames: int, at_most: int = 32) -> int:
+    """The largest stride, never above `at_most`, at which `num_frames` frames fit in the video.
+
+    Raises ValueError when there are fewer frames than asked for.
+    """
+    num_available = whole("num_available", num_available, least=0)
+    num_frames = whole("num_frames", num_frames)
+    at_most = whole("at_most", at_most)
+    if num_available < num_frames:
+        raise ValueError(_too_short(num_available, num_frames, 1))
+    if num_frames == 1:
+        return at_most
+    return min(at_most, (num_available - 1) // (num_frames - 1))
+
+
+def _too_short(num_available: int, num_frames: int, stride: int) -> str:
+    if num_available < num_frames:
+        return f"{num_frames} frame{'s' if num_frames > 1 else ''} asked for; the video has {num_available}"
+    needed = (num_frames - 1) * stride + 1
+    fits = (num_available - 1) // (num_frames - 1)
+    return (
+        f"{num_frames} frames {stride} apart need {needed} frames; the video has {num_available}; use stride <= {fits}"
+    )
+
+
+def whole(name: str, value: int, least: int = 1) -> int:
+    """`value` as an int. Raises TypeError if it is no whole number, ValueError if it lies below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number

@@ -1,0 +1,216 @@
+"""Reading the frames of one clip from a video file, a GIF or a folder of images.
+
+Frame counts in headers are wrong in many files, and seeking to a frame by its number lands on another frame
+in some. So a file is decoded forward to its end, and only the wanted frames are converted and kept. A file in
+which the decoder meets damage is refused: a clip with wrong frames looks like any other clip.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from refvt.data.containers import missing_bytes
+from refvt.data.sampling import largest_stride, sample_indices, whole
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of one clip.
+
+    images: uint8 [T, height, width, 3], RGB. indices: int64 [T], their numbers in the video, counted from 0.
+    num_available: how many frames the video has. rate: frames per second, None if not known.
+    stride: how many frames lie from one sampled frame to the next.
+    """
+
+    images: NDArray[np.uint8]
+    indices: NDArray[np.int64]
+    num_available: int
+    rate: float | None
+    stride: int
+
+
+def read_frames(path: str | Path, num_frames: int, stride: int | None = None) -> Frames:
+    """Read the centre clip (see `sample_indices`) of a video file, a GIF, or a folder of images.
+
+    `stride` None takes the largest that fits, at most 32. Frames keep their size, and are turned upright
+    where the file says that the camera was held on its side. The images of a folder are taken in the order of
+    their names, numbers by value: 2.png before 10.png.
+
+    Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV
+    (a folder does not need it); ValueError, with the path, for a file that is empty, no video, without a
+    video stream, cut short, damaged, or shorter than asked. A cut at the edge of a frame goes unseen in the
+    few formats that declare no length (see `refvt.data.containers`).
+    """
+    path = Path(path)
+    num_frames = whole("num_frames", num_frames)
+    if stride is not None:
+        stride = whole("stride", stride)
+    if path.is_dir():
+        return _read_folder(path, num_frames, stride)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such video")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    cut = missing_bytes(path)
+    if cut is not None:
+        raise ValueError(f"{path}: the file is cut short: {cut}")
+
+    # The number of packets is quick to count and nearly always the number of frames: good enough to guess
+    # which frames will be wanted. Decoding to the end then tells the true number.
+    guess = _guess(_count_packets(path), num_frames, stride)
+    found = _decode(path, guess)
+    stride, indices = _choose(path, found.num_available, num_frames, stride)
+    if not np.array_equal(indices, guess):
+        found = _decode(path, indices)
+    return Frames(np.stack(found.images), indices, found.num_available, found.rate, stride)
+
+
+def _choose(path: Path, count: int, num_frames: int, stride: int | None) -> tuple[int, NDArray[np.int64]]:
+    try:
+        if stride is None:
+            stride = largest_stride(count, num_frames)
+        return stride, sample_indices(count, num_frames, stride)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _guess(count: int, num_frames: int, stride: int | None) -> NDArray[np.int64]:
+    """The indices if the video has `count` frames; none if it seems too short, as the count may be wrong."""
+    try:
+        return sample_indices(count, num_frames, stride or largest_stride(count, num_frames))
+    except ValueError:
+        return np.empty(0, np.int64)
+
+
+def _read_folder(path: Path, num_frames: int, stride: int | None) -> Frames:
+    names = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
+    if not names:
+        raise IsADirectoryError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+    stride, indices = _choose(path, len(names), num_frames, stride)
+    images: list[NDArray[np.uint8]] = []
+    for i in indices:
+        try:
+            image: NDArray[np.uint8] = iio.imread(names[i], plugin="pillow", mode="RGB")
+        except (OSError, SyntaxError) as error:  # Pillow raises either, depending on where the damage is
+            raise ValueError(f"{names[i]}: not an image that can be read ({error})") from error
+        images.append(image)
+        if image.shape != images[0].shape:
+            raise ValueError(f"{names[i]}: {_size(image)}, but the images before it are {_size(images[0])}")
+    return Frames(np.stack(images), indices, len(names), None, stride)
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """A sort key in which runs of digits count by their value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _size(image: NDArray[np.uint8]) -> str:
+    return f"{image.shape[1]}×{image.shape[0]}"
+
+
+# ---- decoding
+
+
+class _Decoded(NamedTuple):
+    images: list[NDArray[np.uint8]]  # the wanted frames, [height, width, 3] each
+    num_available: int  # frames in the whole video
+    rate: float | None
+
+
+def _count_packets(path: Path) -> int:
+    """How many packets of the first video stream will be shown, without decoding them."""
+    av = _import_av()
+    count = 0
+    try:
+        with _open(av, path) as container:
+            for packet in container.demux(container.streams.video[0]):
+                _refuse_damage(path, packet, count)
+                count += packet.size > 0 and not packet.is_discard
+    except av.error.FFmpegError as error:
+        raise _damaged(path, count, error) from error
+    return count
+
+
+def _decode(path: Path, wanted: NDArray[np.int64]) -> _Decoded:
+    """Decode all frames, keep the wanted ones. Raises ValueError at the first sign of damage."""
+    av = _import_av()
+    images: list[NDArray[np.uint8]] = []
+    keep = set(wanted.tolist())
+    count = 0
+    try:
+        with _open(av, path) as container:
+            stream = container.streams.video[0]
+            # One thread: with frames in parallel the errors of the last ones get lost, with slices those of
+            # damage that the decoder could paint over.
+            stream.thread_type = "NONE"
+            for packet in container.demux(stream):
+                _refuse_damage(path, packet, count)
+                for frame in packet.decode():
+                    _refuse_damage(path, frame, count)
+                    if count in keep:
+                        images.append(_upright(frame))
+                        if images[-1].shape != images[0].shape:
+                            change = f"{_size(images[0])} to {_size(images[-1])}"
+                            raise ValueError(f"{path}: the size changes from {change} by frame {count}")
+                    count += 1
+            rate = stream.average_rate or stream.guessed_rate
+    except av.error.FFmpegError as error:
+        raise _damaged(path, count, error) from error
+    if count == 0:
+        raise ValueError(f"{path}: the video stream holds no frame")
+    return _Decoded(images, count, float(rate) if rate else None)
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        message = 'reading a video file needs PyAV: pip install "refvt[demo]"'
+        raise ModuleNotFoundError(message, name="av") from error
+    return av
+
+
+def _open(av: Any, path: Path) -> Any:
+    """The open container, which has a video stream."""
+    try:
+        # "file:" keeps a colon in the name from being read as a protocol.
+        container = av.open(f"file:{path}")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
+    # A text file is "decoded" to pictures of its text.
+    if not container.streams.video or container.format.name == "tty":
+        name = container.format.name
+        container.close()
+        raise ValueError(f"{path}: no video stream in it (format {name})")
+    return container
+
+
+def _refuse_damage(path: Path, item: Any, count: int) -> None:
+    """`item` is a packet (flagged where the file ends inside it) or a frame (flagged where bits were
+    wrong)."""
+    if item.is_corrupt:
+        raise _damaged(path, count, None)
+
+
+def _damaged(path: Path, count: int, error: Exception | None) -> ValueError:
+    reason = f" ({_reason(error)})" if error is not None else ""
+    return ValueError(f"{path}: the video is damaged or cut short after {count} frames{reason}")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    """The frame as uint8 [height, width, 3], turned as the file asks (by quarter turns, anticlockwise)."""
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    # Older PyAV does not tell the rotation.
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns))

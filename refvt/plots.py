@@ -1,0 +1,398 @@
+"""Pictures of token halting: which patches of a clip are still computed in which layer, and what that costs.
+
+`halting_picture` writes a PNG with one row of frames per joint layer, `halting_gif` an animation with one
+step per layer. Both take NumPy arrays and need matplotlib. Navy, orange and white can be told apart by
+colour-blind eyes, and differ in lightness too.
+
+Arrays, for one clip of T frames, each cut in patches of P × P pixels:
+- frames: uint8 [T, height, width, 3], RGB;
+- kept: integer [T, S], the patches that enter the joint blocks, by their number in the frame, row by row; −1
+  stands for a fused token, which has no place in the frame;
+- alive: bool [L, 1 + S·T], what enters each joint layer: CLS first, then token 1 + s·T + t, which is patch
+  kept[t, s] of frame t. A layer without any live token was never computed: the clip was done.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from refvt.data.sampling import whole
+
+# What a patch is in a layer.
+ALIVE, DROPPED, HALTED, DONE = range(4)
+_MEANING = {
+    ALIVE: "alive: computed",
+    HALTED: "halted in an earlier layer",
+    DROPPED: "dropped by the Glimpser",
+    DONE: "not computed: CLS had halted",
+}
+
+_BLUE, _GREY, _INK, _FAINT = "#0072B2", "#DDDDDD", "#1A1A1A", "#666666"
+_DPI = 110
+
+
+def halting_picture(
+    frames: NDArray[np.uint8],
+    patch_size: int,
+    kept: NDArray[np.integer[Any]],
+    alive: NDArray[np.bool_],
+    tokens_per_layer: ArrayLike,
+    gflops_per_layer: ArrayLike,
+    gflops_per_layer_dense: ArrayLike,
+    title: str,
+    note: str,
+    path: str | Path,
+) -> None:
+    """Write a PNG: the frames on top, below them a row per joint layer that shows which patches it computes.
+
+    Arrays as at the head of this module; tokens_per_layer, gflops_per_layer and gflops_per_layer_dense (the
+    same model without halting) are [L] and become bars beside their rows. `title` stands above, `note` below.
+    The file appears whole or not at all. Raises TypeError or ValueError for arrays that do not fit together,
+    ModuleNotFoundError without matplotlib, OSError when the file cannot be written.
+    """
+    clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
+    encoded = iio.imwrite("<bytes>", _draw_picture(clip, title, note).pixels(), extension=".png", plugin="pillow")
+    _write_whole(Path(path), encoded)
+
+
+def halting_gif(
+    frames: NDArray[np.uint8],
+    patch_size: int,
+    kept: NDArray[np.integer[Any]],
+    alive: NDArray[np.bool_],
+    tokens_per_layer: ArrayLike,
+    gflops_per_layer: ArrayLike,
+    gflops_per_layer_dense: ArrayLike,
+    title: str,
+    note: str,
+    path: str | Path,
+    milliseconds: int = 800,
+) -> None:
+    """Write a looping GIF of L + 1 steps: the frames as read, then what each joint layer computes.
+
+    Arguments and errors as in `halting_picture`. A step lasts `milliseconds`, rounded to the 10 ms that GIFs
+    count in, and the last one three times as long.
+    """
+    clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
+    step = 10 * max(1, round(whole("milliseconds", milliseconds) / 10))
+    steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
+    images = _with_256_colours(np.stack(steps))
+    durations = [step] * clip.num_layers + [3 * step]
+    encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    _write_whole(Path(path), encoded)
+
+
+# ---- what is to be drawn
+
+
+class _Clip(NamedTuple):
+    frames: NDArray[np.uint8]  # [T, height, width, 3]
+    patch_size: int
+    states: NDArray[np.int8]  # [L, T, rows of patches, columns of patches]
+    cls_alive: NDArray[np.bool_]  # [L]
+    num_tokens: int  # that enter the first joint layer, CLS included
+    tokens: NDArray[np.float64]  # [L]
+    gflops: NDArray[np.float64]  # [L]
+    dense: NDArray[np.float64]  # [L], GFLOPs without halting
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.states)
+
+
+def _check(
+    frames: NDArray[np.uint8],
+    patch_size: int,
+    kept: NDArray[np.integer[Any]],
+    alive: NDArray[np.bool_],
+    tokens_per_layer: ArrayLike,
+    gflops_per_layer: ArrayLike,
+    gflops_per_layer_dense: ArrayLike,
+) -> _Clip:
+    frames, kept, alive = np.asarray(frames), np.asarray(kept), np.asarray(alive)
+    P = whole("patch_size", patch_size)
+    if frames.dtype != np.uint8:
+        raise TypeError(f"frames must be uint8, not {frames.dtype}")
+    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be [T, height, width, 3], not {list(frames.shape)}")
+    T, height, width, _ = frames.shape
+    if height % P or width % P:
+        raise ValueError(f"frames of {height}×{width} (height × width) cannot be cut in patches of {P}×{P}")
+    rows, columns = height // P, width // P
+    if not np.issubdtype(kept.dtype, np.integer):
+        raise TypeError(f"kept must be of an integer dtype, not {kept.dtype}")
+    if kept.ndim != 2 or len(kept) != T:
+        raise ValueError(f"kept must be [{T}, patches kept per frame], not {list(kept.shape)}")
+    if kept.size and not -1 <= kept.min() <= kept.max() < rows * columns:
+        raise ValueError(f"kept must lie in −1 … {rows * columns - 1}, not in {kept.min()} … {kept.max()}")
+    if alive.dtype != np.bool_:
+        raise TypeError(f"alive must be bool, not {alive.dtype}")
+    num_tokens = 1 + kept.size
+    if alive.ndim != 2 or len(alive) == 0 or alive.shape[1] != num_tokens:
+        raise ValueError(f"alive must be [layers, {num_tokens}], not {list(alive.shape)}")
+    L = len(alive)
+    curves = []
+    for name, values in (
+        ("tokens_per_layer", tokens_per_layer),
+        ("gflops_per_layer", gflops_per_layer),
+        ("gflops_per_layer_dense", gflops_per_layer_dense),
+    ):
+        curve = np.asarray(values, np.float64)
+        if curve.shape != (L,) or not np.isfinite(curve).all() or (curve < 0).any():
+            raise ValueError(f"{name} must be {L} finite numbers, none negative, not {values!r}")
+        curves.append(curve)
+
+    states = np.full((L, T, rows * columns), DROPPED, np.int8)
+    t, s = np.nonzero(kept >= 0)
+    before = np.ones(num_tokens, np.bool_)  # alive in the last layer that was computed
+    for layer in range(L):
+        if alive[layer].any():
+            before = alive[layer]
+            of_token = np.where(before, ALIVE, HALTED)
+        else:
+            of_token = np.where(before, DONE, HALTED)
+        states[layer, t, kept[t, s]] = of_token[1 + s * T + t]
+    states = states.reshape(L, T, rows, columns)
+    return _Clip(frames, P, states, alive[:, 0], num_tokens, *curves)
+
+
+def _painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
+    """frames [T, height, width, 3] with every patch painted as its state, [T, rows, columns], asks."""
+    pixels = states.repeat(patch_size, axis=1).repeat(patch_size, axis=2)  # [T, height, width]
+    grey = frames @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
+    out = frames.copy()
+    for state, share, colour in (
+        (DROPPED, 0.25, (22.0, 26.0, 74.0)),
+        (HALTED, 0.35, (230.0, 159.0, 0.0)),
+        (DONE, 0.12, (255.0, 255.0, 255.0)),
+    ):
+        here = pixels == state
+        out[here] = np.rint(share * grey[here][:, None] + (1 - share) * np.array(colour)).clip(0, 255)
+    return out
+
+
+# ---- drawing: all lengths are in pixels, and y counts downwards, as in images
+
+
+class _Page:
+    """A white page to put text, boxes and images on: matplotlib, without its global state."""
+
+    def __init__(self, width: int, height: int) -> None:
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+            from matplotlib.patches import Rectangle
+        except ModuleNotFoundError as error:
+            message = 'drawing pictures needs matplotlib: pip install "refvt[demo]"'
+            raise ModuleNotFoundError(message, name="matplotlib") from error
+        self.width, self.height = width, height
+        self._rectangle: Any = Rectangle
+        self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+        self._canvas: Any = FigureCanvasAgg(self._figure)
+
+    def text(self, x: float, y: float, text: str, size: float, va: str = "center", **style: Any) -> None:
+        style.setdefault("color", _INK)
+        self._figure.text(x / self.width, 1 - y / self.height, text, size=size, va=va, parse_math=False, **style)
+
+    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        # Below the images, which may lie on a box.
+        corner = x / self.width, 1 - (y + height) / self.height
+        size = width / self.width, height / self.height
+        transform = self._figure.transFigure
+        self._figure.add_artist(self._rectangle(corner, *size, facecolor=colour, transform=transform, zorder=-1))
+
+    def image(self, x: int, y: int, image: NDArray[np.uint8]) -> None:
+        self._figure.figimage(image, x, self.height - y - len(image), origin="upper")
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The page as uint8 [height, width, 3]."""
+        self._canvas.draw()
+        return np.array(self._canvas.buffer_rgba(), np.uint8)[:, :, :3]
+
+
+def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
+    T, height, width, _ = clip.frames.shape
+    L = clip.num_layers
+    cell_width = int(np.clip(1000 // T, 88, 190))
+    cell_height = round(cell_width * height / width)
+    gap, edge, left, panel, between = 5, 18, 130, 184, 26
+    row = max(cell_height, 64) + 10
+    frames_end = left + T * (cell_width + gap)
+    bars = (frames_end + 18, frames_end + 18 + panel + between)  # where the two panels begin
+    page_width = bars[1] + panel + edge
+    title_lines = _wrap(title, page_width - 2 * edge, 15)
+    note_lines = _wrap(note, page_width - 2 * edge, 10)
+    top = edge + 30 * len(title_lines) + 6
+    layers = top + max(row, 24 * len(_shown(clip)) + 12) + 40  # where the rows of the layers begin
+    end = layers + L * row
+    page = _Page(page_width, end + 34 + 20 * len(note_lines) + edge)
+
+    def put_row(y: int, images: NDArray[np.uint8]) -> None:
+        for t, image in enumerate(images):
+            page.image(left + t * (cell_width + gap), y, _scaled(image, cell_width, cell_height))
+
+    for i, line in enumerate(title_lines):
+        page.text(edge, edge + 12 + 30 * i, line, 15, weight="bold")
+    page.text(edge, top + cell_height / 2 - 10, "the clip", 12, weight="bold")
+    page.text(edge, top + cell_height / 2 + 12, _count(T, "frame"), 10)
+    put_row(top, clip.frames)
+    _draw_legend(page, clip, bars[0], top, columns=1, column_width=0)
+
+    for layer in range(L):
+        y = layers + layer * row
+        middle = y + cell_height / 2
+        page.text(edge, middle - 21, f"layer {layer + 1}", 12, weight="bold")
+        page.text(edge, middle, _count(clip.tokens[layer], "token"), 10)
+        _draw_cls(page, edge, middle + 20, clip, layer)
+        put_row(y, _painted(clip.frames, clip.states[layer], clip.patch_size))
+
+    without = np.full(L, float(clip.num_tokens))
+    for x, name, values, dense in (
+        (bars[0], "tokens", clip.tokens, without),
+        (bars[1], "GFLOPs", clip.gflops, clip.dense),
+    ):
+        scale = panel / (max(values.max(), dense.max()) or 1.0)
+        page.text(x, layers - 20, name, 12, weight="bold")
+        page.text(x + panel, layers - 20, "no halting", 10, ha="right", color=_FAINT)
+        for layer in range(L):
+            y = layers + layer * row + cell_height // 2
+            page.text(x, y - 13, _number(values[layer]), 10)
+            page.text(x + panel, y - 13, _number(dense[layer]), 10, ha="right", color=_FAINT)
+            page.box(x, y, scale * dense[layer], 16, _GREY)
+            page.box(x, y, scale * values[layer], 16, _BLUE)
+        total = f"{_number(values.sum())} of {_number(dense.sum())}"
+        page.text(x, end + 12, f"{total} ({_percent(values.sum(), dense.sum())})", 10)
+    for i, line in enumerate(note_lines):
+        page.text(edge, end + 42 + 20 * i, line, 10, color=_FAINT)
+    return page
+
+
+def _draw_step(clip: _Clip, title: str, note: str, layer: int) -> NDArray[np.uint8]:
+    """One step of the animation, uint8 [height, width, 3]; layer −1 shows the frames as they are."""
+    T, height, width, _ = clip.frames.shape
+    grid_rows = max(1, round((T / 2) ** 0.5))
+    grid_columns = -(-T // grid_rows)
+    cell_width, cell_height = 160, round(160 * height / width)
+    gap, edge = 4, 14
+    page_width = max(grid_columns * (cell_width + gap) - gap, 560) + 2 * edge
+    end = page_width - edge
+    title_lines = _wrap(title, page_width - 2 * edge, 11)
+    note_lines = _wrap(note, page_width - 2 * edge, 9)
+    head = edge + 22 * len(title_lines)
+    top = head + 66
+    legend = top + grid_rows * (cell_height + gap) + 8
+    notes = legend + 24 * -(-len(_shown(clip)) // 2)
+    page = _Page(page_width, notes + 17 * len(note_lines) + edge)
+
+    for i, line in enumerate(title_lines):
+        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
+    if layer < 0:
+        images, tokens = clip.frames, float(clip.num_tokens)
+        page.text(edge, head + 12, f"the clip: {_count(T, 'frame')}", 13, weight="bold")
+        page.text(end, head + 12, f"{_count(tokens, 'token')} enter layer 1", 10, ha="right")
+    else:
+        images = _painted(clip.frames, clip.states[layer], clip.patch_size)
+        tokens = clip.tokens[layer]
+        cost = f"{_number(clip.gflops[layer])} of {_number(clip.dense[layer])} GFLOPs"
+        page.text(edge, head + 12, f"layer {layer + 1} of {clip.num_layers}", 13, weight="bold")
+        _draw_cls(page, edge + 180, head + 12, clip, layer)
+        of_tokens = f"{_number(tokens)} of {_count(clip.num_tokens, 'token')}"
+        page.text(end, head + 12, f"{of_tokens} · {cost}", 10, ha="right")
+    page.box(edge, head + 34, page_width - 2 * edge, 18, _GREY)
+    page.box(edge, head + 34, (page_width - 2 * edge) * min(1.0, tokens / clip.num_tokens), 18, _BLUE)
+    for t, image in enumerate(images):
+        row, column = divmod(t, grid_columns)
+        x, y = edge + column * (cell_width + gap), top + row * (cell_height + gap)
+        page.image(x, y, _scaled(image, cell_width, cell_height))
+    _draw_legend(page, clip, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
+    for i, line in enumerate(note_lines):
+        page.text(edge, notes + 8 + 17 * i, line, 9, color=_FAINT)
+    return page.pixels()
+
+
+def _draw_legend(page: _Page, clip: _Clip, x: int, y: int, columns: int, column_width: int) -> None:
+    """What the states look like, on a piece from the middle of the first frame."""
+    height, width = clip.frames.shape[1:3]
+    side = max(2, min(height, width) // 4)
+    piece = clip.frames[:1, (height - side) // 2 :, (width - side) // 2 :][:, :side, :side]
+    for i, state in enumerate(_shown(clip)):
+        row, column = divmod(i, columns)
+        sample = _painted(piece, np.full((1, 1, 1), state, np.int8), side)[0]
+        left, top = x + column * column_width, y + 24 * row
+        page.box(left - 1, top - 1, 20, 20, _FAINT)
+        page.image(left, top, _scaled(sample, 18, 18))
+        page.text(left + 27, top + 9, _MEANING[state], 10)
+
+
+def _draw_cls(page: _Page, x: float, y: float, clip: _Clip, layer: int) -> None:
+    alive = bool(clip.cls_alive[layer])
+    page.text(x, y, "● CLS alive" if alive else "○ CLS halted", 10, color=_BLUE if alive else _FAINT)
+
+
+def _shown(clip: _Clip) -> list[int]:
+    """The states that occur; there is always something alive to explain."""
+    return [state for state in _MEANING if state == ALIVE or (clip.states == state).any()]
+
+
+def _scaled(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    # Enlarged pixels stay squares: a toy clip of 32 × 32 is not blurred to look like more than it is.
+    method = Image.Resampling.LANCZOS if width < image.shape[1] else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
+
+
+def _wrap(text: str, width: int, size: float) -> list[str]:
+    """Lines that fit in `width` pixels; a letter is about 0.62 of the type size wide on average."""
+    return textwrap.wrap(text, max(10, int(width / (0.62 * size * _DPI / 72))))
+
+
+def _number(value: float) -> str:
+    """Whole numbers as they are, others with three figures and never an exponent."""
+    if value == round(value):
+        return f"{value:.0f}"
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:.{digits}f}"
+
+
+def _count(value: float, unit: str) -> str:
+    return f"{_number(value)} {unit}{'' if value == 1 else 's'}"
+
+
+def _percent(part: float, total: float) -> str:
+    return f"{100 * part / total:.0f} %" if total else "–"
+
+
+# ---- writing
+
+
+def _with_256_colours(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The steps [n, height, width, 3] in the 256 colours that a GIF can hold, one palette for all, dithered.
+
+    With a palette per step colours would flicker; without dither smooth walls and skies turn to blotches.
+    """
+    sample = steps[[0, len(steps) // 2, -1], ::2, ::2]  # enough to choose from
+    tall = Image.fromarray(sample.reshape(-1, *sample.shape[2:]))
+    chosen = tall.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
+    colours = np.array(chosen.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours[(colours > 247).all(axis=1)] = 255  # the page stays pure white
+    chosen.putpalette(colours.tobytes())
+    out = np.empty_like(steps)
+    for i, step in enumerate(steps):
+        dithered = Image.fromarray(step).quantize(palette=chosen, dither=Image.Dither.FLOYDSTEINBERG)
+        out[i] = np.asarray(dithered.convert("RGB"))
+    return out
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path`, then rename: a reader finds the old file or the whole new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Every golden case in every backend and dtype; and that a damaged golden file is found."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from refvt import backends
+from refvt.conformance.budgets import compare
+from refvt.conformance.golden import GoldenError, golden_directory, load_arrays, load_manifest
+from refvt.conformance.verify import verify, verify_case
+
+CASES = load_manifest()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", CASES)
+def test_case_holds(name, dtype, backend):
+    result = verify_case(CASES[name], backend.name, dtype)
+    broken = [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+    assert not broken
+    assert not result.ambiguous
+    assert result.comparisons
+    if dtype == "float64":  # what every user is promised, whatever the derived budget says
+        assert all(c.error <= 1e-9 for c in result.comparisons)
+
+
+def test_every_operation_has_a_case_and_a_tiny_one():
+    for tiny in (True, False):
+        covered = {case.operation for case in CASES.values() if case.kind == "op" and case.tiny == tiny}
+        assert covered == set(backends.get("reference").operations)
+
+
+def test_every_tensor_of_a_model_case_is_compared():
+    case = CASES["model-zero"]
+    compared = {c.name for c in verify_case(case).comparisons}
+    for key in case.tensors:
+        kind, _, name = key.partition("/")
+        if kind == "forward":
+            assert name in compared
+        if kind == "backward":
+            assert f"d({name})" in compared
+        if kind == "gradients":
+            assert {f"dense: d({name})", f"compact: d({name})"} <= compared
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A writable copy of three golden cases."""
+    names = ["tiny-op-linear-basic", "tiny-op-halt-basic", "tiny-model-zero"]
+    manifest = json.loads((golden_directory() / "manifest.json").read_text(encoding="utf-8"))
+    manifest["cases"] = {name: manifest["cases"][name] for name in names}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for name in names:
+        shutil.copy(golden_directory() / f"{name}.npz", tmp_path)
+    return tmp_path
+
+
+def test_flipped_byte_is_found(copied):
+    path = copied / "tiny-op-linear-basic.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    results = {r.case.name: r for r in verify(load_manifest(copied).values())}
+    assert not results["tiny-op-linear-basic"].holds
+    assert "damaged: its SHA-256" in results["tiny-op-linear-basic"].problem
+    assert results["tiny-model-zero"].holds  # the others go on
+
+
+def test_truncated_and_missing_files_are_found(copied):
+    path = copied / "tiny-op-linear-basic.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    (copied / "tiny-op-halt-basic.npz").unlink()
+    problems = {r.case.name: r.problem for r in verify(load_manifest(copied).values())}
+    assert "damaged" in problems["tiny-op-linear-basic"]
+    assert "No such file" in problems["tiny-op-halt-basic"]
+    assert problems["tiny-model-zero"] is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2, "cases": {}}', '{"format": 1, "cases": {"a": {}}}'])
+def test_bad_manifest_is_one_clear_error(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(GoldenError, match="manifest"):
+        load_manifest(tmp_path)
+
+
+def test_tensor_that_the_manifest_does_not_describe_is_found(copied):
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["cases"]["tiny-op-halt-basic"]["tensors"]["result/weight"]["shape"] = [99]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(GoldenError, match=r"result/weight: expected float64 \[99\]"):
+        load_arrays(load_manifest(copied)["tiny-op-halt-basic"])
+
+
+def test_budget_is_a_multiple_of_torch_and_never_forgives_nan():
+    entry = {"float32_error": 1e-6, "condition": None}
+    truth = np.ones(4)
+    eps = float(np.finfo(np.float32).eps)
+    assert compare("x", truth * (1 + 7e-6), truth, entry, eps).holds
+    assert not compare("x", truth * (1 + 1e-5), truth, entry, eps).holds
+    assert not compare("x", np.full(4, np.nan), truth, entry, eps).holds
+    assert not compare("x", np.ones(3), truth, entry, eps).holds
+    assert not compare("x", truth * (1 + 1e-13), truth, entry, float(np.finfo(np.float64).eps)).holds
+
+
+def test_wrong_decision_is_an_error_unless_its_margin_is_rounding(monkeypatch):
+    """A model that keeps other patches must fail, not be excused."""
+    case = CASES["model-prune-one"]
+    table = backends.get("reference")
+    right = table.operations["top_k"]
+
+    def wrong(scores, k):
+        return np.ascontiguousarray(right.forward(-scores, k))
+
+    monkeypatch.setitem(table.operations, "top_k", type(right)(right.operation, wrong, None))
+    result = verify_case(case)
+    assert not result.holds
+    assert any("decisions.kept" in c.name for c in result.comparisons if not c.holds)

@@ -1,0 +1,28 @@
+"""Every law of every operation, in every backend, on inputs that Hypothesis makes."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from refvt.conformance.laws import laws_of
+from refvt.conformance.strategies import inputs_for
+from refvt.ops import operations
+
+CASES = [(name, law) for name in operations() for law in laws_of(name)]
+
+
+@pytest.mark.parametrize(("operation", "law"), CASES, ids=[f"{name}-{law.__name__}" for name, law in CASES])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_law(operation, law, data, backend):
+    law(backend.operations[operation], data.draw(inputs_for(operation)))
+
+
+FLOAT32 = [(name, law) for name, law in CASES if law.__name__ != "adjoint"]  # a difference quotient needs float64
+
+
+@pytest.mark.parametrize(("operation", "law"), FLOAT32, ids=[f"{name}-{law.__name__}" for name, law in FLOAT32])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(data=st.data())
+def test_law_float32(operation, law, data, backend):
+    law(backend.operations[operation], data.draw(inputs_for(operation, dtype="float32")))
