@@ -2,6 +2,7 @@
 
     python -m golden.generate              write golden/data: one .npz per case and manifest.json
     python -m golden.generate --check      generate again and compare with what is stored
+    python -m golden.generate --search     write them with newly searched seeds of the model cases
     python -m golden.verify                hold the PyTorch model against identities and finite differences
 
 All floats are float64 and come from CPU autograd. Arguments, parameters, clips and cotangents are representable

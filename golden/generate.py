@@ -6,6 +6,7 @@ python -m golden.generate [--out DIR] [--check]
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -16,24 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from golden.drawing import DATA, MANIFEST, known_seeds
 from golden.model_cases import MODEL_CASES, ModelCase
 from golden.op_cases import OP_CASES, OpCase
 from golden.runs import one_thread, run_model, run_op
 
 FORMAT = 1
 GENERATOR = "golden 1.0"
-DATA = Path(__file__).parent / "data"
-MANIFEST = "manifest.json"
 TOLERANCE = 1e-12  # relative L2 difference that another CPU's float64 rounding may make
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, search: bool = False) -> None:
     """Run all cases and write their files and the manifest into an existing folder."""
     cases: dict[str, Any] = {}
+    seeds = {} if search else known_seeds()
     with one_thread():
         every_case: list[OpCase | ModelCase] = [*OP_CASES, *MODEL_CASES]
         for case in every_case:
-            arrays, entry = run_op(case) if isinstance(case, OpCase) else run_model(case)
+            arrays, entry = run_op(case) if isinstance(case, OpCase) else run_model(case, seeds.get(case.stem))
             path = folder / f"{case.stem}.npz"
             np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
             if case.stem in cases:
@@ -47,17 +48,22 @@ def write(folder: Path) -> None:
         "numpy": np.__version__,
         "cases": cases,
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = compact(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def generate(target: Path) -> None:
+def compact(text: str) -> str:
+    """The JSON text with what stands below a tensor's name on one line."""
+    return re.sub(r"\{\s*(\"(?:absolute|condition)\":[^{}]*?)\s*\}", lambda m: "{" + " ".join(m[1].split()) + "}", text)
+
+
+def generate(target: Path, search: bool = False) -> None:
     """Write everything beside the target, then put it in the target's place in one go."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         fresh.chmod(0o755)
-        write(fresh)
+        write(fresh, search)
         old = fresh.with_name(fresh.name + "-old")
         if target.exists():
             target.rename(old)
@@ -124,12 +130,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="golden.generate", description="Write or check the golden files.")
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
     parser.add_argument("--check", action="store_true", help="generate again and compare, write nothing")
+    parser.add_argument("--search", action="store_true", help="look for the seeds of the model cases anew")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     if options.check:
         good = check(options.out)
     else:
-        generate(options.out)
+        generate(options.out, options.search)
         good = True
         size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
         print(f"{len(OP_CASES)} operation and {len(MODEL_CASES)} model cases, {size:.1f} MB in {options.out}")

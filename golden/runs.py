@@ -1,9 +1,10 @@
 """Running a case: the float64 truth by autograd, PyTorch's own float32 error, and the manifest's entry.
 
 The float32 error is the largest relative L2 error, against the truth, of several float32 runs of the same
-arguments under the truth's decisions: sums in the plain order, in reversed order, rolled by half
-(`torch_ops.summation`), and, for models, PyTorch's fused attention. A tensor whose truth is zero, or zero but
-for rounding, has an absolute error instead and says so.
+arguments under the truth's decisions: sums in the plain order, in reversed order, rolled by half, shuffled five
+ways (`torch_ops.summation`; for models every named tensor is rounded once more, at random, in these five), and, for
+models, PyTorch's fused attention. A tensor whose truth is zero, or zero but for rounding, has an absolute error
+instead and says so.
 """
 
 import zlib
@@ -164,16 +165,17 @@ def _check_halting_formula(case: OpCase, drawn: Arrays, cotangents: Arrays, trut
     assert error < 1e-13, f"{case.stem}: autograd and the closed formula differ by {error:.1e}"
 
 
-def run_model(case: ModelCase) -> tuple[Arrays, dict[str, Any]]:
+def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, dict[str, Any]]:
     """The arrays of a model case and its manifest entry."""
-    seed, model, inputs = draw(case)
+    seed, model, inputs = draw(case, known_seed)
     truth, output = _step(case, model, inputs, None)
     runs = []
     for order in (*ops.SUMMATIONS, "sdpa"):
         with ops.summation("plain" if order == "sdpa" else order):
             rounded = HaltingVT(case.config, sdpa=order == "sdpa")
             rounded.load_state_dict(model.state_dict())
-            runs.append(_step(case, rounded, inputs, output)[0])
+            seed_of_rounding = int(order[-1]) if order.startswith("shuffled") else None
+            runs.append(_step(case, rounded, inputs, output, seed_of_rounding)[0])
 
     arrays = dict(inputs)
     arrays |= {f"parameters/{name}": value.numpy() for name, value in model.state_dict().items()}
@@ -197,10 +199,12 @@ def run_model(case: ModelCase) -> tuple[Arrays, dict[str, Any]]:
     return arrays, entry
 
 
-def _step(case: ModelCase, model: HaltingVT, inputs: Arrays, decisions: Output | None) -> tuple[Arrays, Output]:
+def _step(
+    case: ModelCase, model: HaltingVT, inputs: Arrays, decisions: Output | None, rounding_seed: int | None = None
+) -> tuple[Arrays, Output]:
     """One forward and backward in the model's dtype; decisions of another run are forced if given."""
     dtype = next(model.parameters()).dtype
-    record = Record(True)
+    record = Record(True, rounding_seed)
     clips, labels = _tensor(inputs["clips"], dtype), _tensor(inputs["labels"], dtype)
     forced = {} if decisions is None else {"kept": decisions.kept, "halting_layer": decisions.halting_layer}
     output = model(clips, **forced, **drop_path(case), record=record)

@@ -64,14 +64,24 @@ class Output:
 
 
 class Record:
-    """Keeps named tensors with their place in the graph, so that the gradient at each can be asked for."""
+    """Keeps named tensors with their place in the graph, so that the gradient at each can be asked for.
 
-    def __init__(self, enabled: bool) -> None:
+    With a seed every named tensor is rounded once more, at random: x · (1 + u), u uniform in ±eps/2. Runs that
+    merely sum in another order share the rounding of what is computed without a sum; these do not.
+    """
+
+    def __init__(self, enabled: bool, rounding_seed: int | None = None) -> None:
         self.enabled = enabled
         self.tensors: dict[str, Tensor] = {}
+        self.rng = None if rounding_seed is None else np.random.default_rng(rounding_seed)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         if self.enabled:
+            if self.rng is not None:
+                noise = (self.rng.random(tuple(tensor.shape)) - 0.5) * torch.finfo(tensor.dtype).eps
+                tensor = tensor + tensor.detach() * torch.from_numpy(noise).to(tensor)
+            if torch.is_grad_enabled() and not tensor.requires_grad:  # constant (the ponder of a single layer), yet
+                tensor.requires_grad_()  # the loss has a derivative there
             self.tensors[name] = tensor
         return tensor
 

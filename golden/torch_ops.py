@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 LAYERNORM_EPSILON = 1e-6
-SUMMATIONS = ("plain", "reversed", "rolled")
+SUMMATIONS = ("plain", "reversed", "rolled", *(f"shuffled-{seed}" for seed in range(1, 6)))
 _current_summation = "plain"
 
 
 @contextmanager
 def summation(order: str) -> Iterator[None]:
-    """Take sums in another order: "plain", "reversed" (last term first), "rolled" (from the middle on)."""
+    """Take sums in another order: "plain", "reversed" (last first), "rolled" (from the middle on), "shuffled-N"."""
     global _current_summation
     if order not in SUMMATIONS:
         raise ValueError(f"order must be one of {SUMMATIONS}, got {order!r}")
@@ -43,6 +44,9 @@ def _arrange(x: Tensor, *dims: int) -> Tensor:
         return x.flip(dims)
     if _current_summation == "rolled":
         return x.roll([x.shape[dim] // 2 for dim in dims], dims)
+    if _current_summation.startswith("shuffled"):
+        for dim in dims:
+            x = x.index_select(dim, _permutation(x.shape[dim]))
     return x
 
 
@@ -53,7 +57,16 @@ def _restore(x: Tensor, *dims: int) -> Tensor:
         return x.flip(dims)
     if _current_summation == "rolled":
         return x.roll([-(x.shape[dim] // 2) for dim in dims], dims)
+    if _current_summation.startswith("shuffled"):
+        for dim in dims:
+            x = x.index_select(dim, _permutation(x.shape[dim]).argsort())
     return x
+
+
+def _permutation(size: int) -> Tensor:
+    """The order in which the current summation takes the terms of an axis."""
+    seed = int(_current_summation.removeprefix("shuffled-"))
+    return torch.from_numpy(np.random.default_rng([seed, size]).permutation(size))
 
 
 def embed_tokens(

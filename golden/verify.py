@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from golden import torch_ops as ops
-from golden.drawing import draw, drop_path
+from golden.drawing import draw, drop_path, known_seeds
 from golden.model_cases import MODEL_CASES, ModelCase
 from golden.op_cases import OP_CASES, OpCase
 from golden.runs import draw_arguments, one_thread
 from golden.torch_model import Block, DropPath, HaltingVT, Output, Record, total_loss
 
-DRAWN: dict[str, tuple[HaltingVT, dict[str, np.ndarray]]] = {}  # the seed of a case is searched for once
+SEEDS = known_seeds()
+DRAWN: dict[str, tuple[HaltingVT, dict[str, np.ndarray]]] = {}  # a case is drawn once
 
 
 class Run:
@@ -27,7 +28,7 @@ class Run:
 
     def __init__(self, case: ModelCase, model: HaltingVT | None = None, decided: Output | None = None) -> None:
         if case.stem not in DRAWN:
-            DRAWN[case.stem] = draw(case)[1:]
+            DRAWN[case.stem] = draw(case, SEEDS.get(case.stem))[1:]
         drawn, arrays = DRAWN[case.stem]
         self.case, self.model = case, drawn if model is None else model
         self.clips, self.labels, self.moving = (torch.tensor(x) for x in arrays.values())

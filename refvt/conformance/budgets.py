@@ -1,10 +1,11 @@
 """How much a candidate may err, derived from how much PyTorch itself errs.
 
 For every tensor of every case the manifest holds the relative L2 error of PyTorch's own float32 run against the
-float64 truth, the largest of eight runs that add in different orders. A candidate adds in yet another order and may
-err ``MULTIPLE`` = 8 times that. Why 8: in the worst case all of a tensor's error comes from one early rounding, so that
-candidate and runs err like |z|, |z1| … |z8| of one normal distribution; the chance that |z| > 8 · max |zi| is
-E[P(|zi| < |z|/8)^8] < E[(|z|/10)^8] = 105 · 10⁻⁸, one false alarm in a million tensors.
+float64 truth, the largest of eight runs that add in different orders (and, for models, round every named tensor once
+more at random). A candidate rounds in yet another way and may err ``MULTIPLE`` = 8 times that. Why 8: in the worst case
+all of a tensor's error comes from one early rounding, so that candidate and runs err like |z|, |z1| … |z8| of one
+normal distribution; the chance that |z| > 8 · max |zi| is E[P(|zi| < |z|/8)^8] < E[(|z|/10)^8] = 105 · 10⁻⁸, one false
+alarm in a million tensors.
 The error of one and the same computation scales with the unit of rounding, so the budget of a float64 candidate is the
 float32 one times eps64/eps32.
 

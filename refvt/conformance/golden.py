@@ -93,9 +93,7 @@ def load_arrays(case: Case) -> dict[str, Array]:
         raise GoldenError(f"{case.path}: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != case.sha256:
-        raise GoldenError(
-            f"{case.path}: damaged: its SHA-256 is {digest[:12]}…, the manifest says {case.sha256[:12]}…"
-        )
+        raise GoldenError(f"{case.path}: damaged: its SHA-256 is {digest[:12]}…, the manifest says {case.sha256[:12]}…")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

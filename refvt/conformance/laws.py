@@ -13,8 +13,10 @@ __all__ = ["laws_of"]
 def laws_of(operation: str) -> tuple[Law, ...]:
     """The generic laws (for an operation with a backward: all of them) and those of the operation's own room."""
     signature = operations()[operation]
-    generic = GENERIC_LAWS if signature.has_backward else tuple(
-        law for law in GENERIC_LAWS if law.__name__ == "nothing_is_mutated"
+    generic = (
+        GENERIC_LAWS
+        if signature.has_backward
+        else tuple(law for law in GENERIC_LAWS if law.__name__ == "nothing_is_mutated")
     )
     own: dict[str, tuple[Law, ...]] = {}
     for room in ROOMS:

@@ -122,8 +122,10 @@ def _verify_model(
     config = HaltingVTConfig(**case.config)
     model = HaltingVT(config, _under(arrays, "parameters/"), backend=backend, dtype=dtype)
     clips = arrays["clips"].astype(dtype)
-    targets = {"labels": arrays["labels"], "motion_labels": arrays["motion_labels"]}
-    settings = {n: case.settings[n] for n in ("ponder_weight", "motion_weight", "label_smoothing", "drop_path")}
+    targets: dict[str, Any] = {"labels": arrays["labels"], "motion_labels": arrays["motion_labels"]}
+    settings: dict[str, Any] = {
+        n: case.settings[n] for n in ("ponder_weight", "motion_weight", "label_smoothing", "drop_path")
+    }
     forced = Decisions(
         tuple(arrays[f"decisions/kept.{g}"] for g in range(config.glimpser_depth)), arrays["decisions/halting_layer"]
     )
@@ -163,10 +165,12 @@ def _verify_model(
 
 def _differing(free: Decisions, forced: Decisions) -> list[tuple[str, int]]:
     assert free.kept is not None
+    assert free.halting_layer is not None
     assert forced.kept is not None
-    found = [("kept", int(sum((a != b).sum() for a, b in zip(free.kept, forced.kept, strict=True))))]
-    found.append(("halting_layer", int((free.halting_layer != forced.halting_layer).sum())))
-    return [(name, wrong) for name, wrong in found if wrong]
+    assert forced.halting_layer is not None
+    found = [("kept", sum(np.count_nonzero(a != b) for a, b in zip(free.kept, forced.kept, strict=True)))]
+    found.append(("halting_layer", np.count_nonzero(np.not_equal(free.halting_layer, forced.halting_layer))))
+    return [(name, int(wrong)) for name, wrong in found if wrong]
 
 
 def _rounding_explains(case: Case, name: str, dtype: str) -> bool:

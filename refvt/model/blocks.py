@@ -185,4 +185,5 @@ def mlp_half_backward(scope: Scope, dout: Array, cache: MlpHalfCache) -> Array:
     # 1. norm
     dx, dweight, dbias = ops.layernorm.backward(dnormed, cache.norm)
     scope.put(f"{block}.norm2", dweight, dbias)
-    return scope.ops.arrays.add(dx, dresidual)
+    dstate: Array = scope.ops.arrays.add(dx, dresidual)
+    return dstate

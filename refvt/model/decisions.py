@@ -16,10 +16,10 @@ __all__ = ["Decisions", "check_decisions"]
 class Decisions:
     """What was decided, in a form that can be imposed on another run or another implementation.
 
-    kept: one int64 array [B, T, S'] per Glimpser block, the original patch index of every patch token that leaves it, in
-    order of rank; −1 is a fused token (with *fuse*, the one just made stands last). A block without selection passes its
-    patches on. halting_layer: int64 [B, N'], N_k counted from 1; 0 for a token still alive when its clip left early,
-    which, imposed on another run, lives to the last layer. Either may be None: then it is decided by the run itself.
+    kept: one int64 array [B, T, S'] per Glimpser block, the original patch index of every patch token that leaves it,
+    in order of rank; −1 is a fused token (with *fuse*, the one just made stands last). A block without selection passes
+    its patches on. halting_layer: int64 [B, N'], N_k counted from 1; 0 for a token still alive when its clip left
+    early, which, imposed on another run, lives to the last layer. Either may be None: the run itself then decides.
     """
 
     kept: tuple[Array, ...] | None = None

@@ -1,8 +1,8 @@
 """A Glimpser block: attention through time, attention through space, selection, MLP.
 
-Tokens are stored CLS first, then patch-major: row 1 + s·T + t of a clip is patch s of frame t. The T tokens of one patch
-lie next to each other, which is the order temporal attention wants; spatial attention wants them frame by frame, each
-frame with its own copy of CLS in front. ``_orders`` holds the index arrays that lead from one order to the other.
+Tokens are stored CLS first, then patch-major: row 1 + s·T + t of a clip is patch s of frame t. The T tokens of one
+patch lie next to each other, which is the order temporal attention wants; spatial attention wants them frame by frame,
+each frame with its own copy of CLS in front. ``_orders`` holds the index arrays that lead from one to the other.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def glimpser_forward(
     """
     ops, keep, block, A = scope.ops, scope.keep, f"blocks.{i}", config.num_heads
     B, T, S = candidates.shape
-    D, dtype = x.shape[1], x.dtype
+    dtype = x.dtype
     order = _orders(B, S, T)
     selects = config.keep_rates[i] < 1
     fuses = selects and config.fuse_dropped
@@ -143,7 +143,7 @@ def glimpser_forward(
     def rows_of(gain: Array, repeats: int) -> Array:
         return np.repeat(gain.ravel(), repeats).astype(dtype)
 
-    # 1. temporal attention along every patch's path, then temporal_fc, added to the patches (gain 0: CLS stays as it is)
+    # 1. temporal attention along every patch's path, then temporal_fc, added to the patches (gain 0 keeps CLS as it is)
     paths, temporal_rows_cache = ops.gather.forward(x, order.patch_rows, keep=keep)  # [B·S·T, D]
     gain = None if gains is None else rows_of(gains.temporal, T)
     moved, _, temporal_cache = attention_half_forward(
@@ -199,7 +199,9 @@ def glimpser_forward(
     x, mlp_cache = mlp_half_forward(scope, block, x, gain)
     if not keep:
         return x, originals, None
-    assert temporal_cache is not None and spatial_cache is not None and mlp_cache is not None
+    assert temporal_cache is not None
+    assert spatial_cache is not None
+    assert mlp_cache is not None
     cache = GlimpserCache(
         temporal_rows_cache,
         temporal_cache,
@@ -246,4 +248,5 @@ def glimpser_backward(scope: Scope, i: int, dx: Array, cache: GlimpserCache) -> 
     dmoved, dweight, dbias, dresidual = ops.linear.backward(dx, cache.temporal_fc)
     scope.put(f"{block}.temporal_fc", dweight, dbias)
     dpaths, _ = attention_half_backward(scope, ops.gather.backward(dmoved, cache.to_state), cache.temporal)
-    return arrays.add(dresidual, ops.gather.backward(dpaths, cache.temporal_rows))
+    dstate: Array = arrays.add(dresidual, ops.gather.backward(dpaths, cache.temporal_rows))
+    return dstate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +29,9 @@ __all__ = ["HaltingVT", "Loss", "Output", "Trace"]
 class Output:
     """What a forward pass says about a batch of B clips with N' tokens each in L joint blocks.
 
-    logits [B, K]; motion_logits [B, 2]; features [B, D], the normed CLS; ponder [B, N'], NaN for tokens still alive when
-    their clip left early; tokens_per_layer int64 [B, L] and alive bool [B, L, N'], who entered each joint block (nobody
-    once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention on those counts.
+    logits [B, K]; motion_logits [B, 2]; features [B, D], the normed CLS; ponder [B, N'], NaN for tokens still alive
+    when their clip left early; tokens_per_layer int64 [B, L] and alive bool [B, L, N'], who entered each joint block
+    (nobody once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention on those counts.
     Token 0 is CLS, token 1 + s·T + t is the patch of rank s in frame t, ``decisions.kept[-1][b, t, s]`` on the grid.
     """
 
@@ -58,7 +57,7 @@ class Loss:
 
 
 class Trace(Mapping[str, Array]):
-    """Every named tensor of one run: ``trace["blocks.3.attn.q"]``, and, with gradients, ``trace["d(blocks.3.attn.q)"]``.
+    """Every named tensor of one run: ``trace["blocks.3.attn.q"]`` and, with gradients, ``trace["d(blocks.3.attn.q)"]``.
 
     States are flat rows, the clips one after another. ``joint.4.weight`` and the like have a place for every token,
     zero where it did not enter the layer. Names iterate in the order in which they were computed.
@@ -82,7 +81,8 @@ class HaltingVT:
     """A HaltingVT: ``model(clips)`` classifies, ``loss_and_gradients`` differentiates, ``trace`` shows everything.
 
     parameters: a dict with the names of a PyTorch state dict, drawn afresh from ``seed`` if None; arrays are cast to
-    ``dtype`` ("float32" or "float64"). backend: a name of ``refvt.backends.available()``, None for the fastest on the CPU.
+    ``dtype`` ("float32" or "float64"). backend: a name of ``refvt.backends.available()``, None for the fastest on the
+    CPU.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class HaltingVT:
         return Loss(total, *parts, self._output(result, full_ponder=True))
 
     def _output(self, result: NetworkResult, full_ponder: bool) -> Output:
-        """The named outputs; without full_ponder what happened after CLS halted is taken back, as if the clip had left."""
+        """The named outputs; without full_ponder what came after CLS halted is taken back, as if the clip had left."""
         joint, to_numpy = result.joint, self._ops.arrays.to_numpy
         ponder, layers, alive = np.array(to_numpy(joint.ponder)), joint.halting_layer.copy(), joint.alive.copy()
         if not full_ponder:
@@ -306,7 +306,7 @@ class HaltingVT:
             raise TypeError(f"clips: expected a NumPy array {expected}, got {type(clips).__name__}")
         if not np.issubdtype(clips.dtype, np.floating):
             raise TypeError(
-                f"clips: expected floating point pixels (x − 127.5)/127.5, got {clips.dtype}; convert and normalise first"
+                f"clips: expected floating point pixels (x − 127.5)/127.5, got {clips.dtype}; normalise first"
             )
         if clips.ndim != 5:
             raise ValueError(f"clips: expected 5 axes {expected}, got shape {list(clips.shape)}")
@@ -319,8 +319,10 @@ class HaltingVT:
             )
         if clips.shape[1:] != (c.channels, c.num_frames, *c.image_size):
             raise ValueError(f"clips: expected {expected}, got shape {list(clips.shape)}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            clips = np.ascontiguousarray(clips, dtype=self.dtype)
         if not np.isfinite(clips).all():
-            raise ValueError("clips: expected finite numbers, got NaN or infinite values")
+            raise ValueError(f"clips: expected finite numbers in {self.dtype}, got NaN or infinite values")
         array: Array = self._ops.arrays.from_numpy(clips, self.dtype)
         return array
 
@@ -329,7 +331,8 @@ class HaltingVT:
         labels = np.asarray(labels)
         if labels.shape == (B,) and np.issubdtype(labels.dtype, np.integer):
             if labels.min() < 0 or labels.max() >= K:
-                raise ValueError(f"labels: expected class numbers 0 to {K - 1}, got {labels.min()} to {labels.max()}")
+                found = f"{labels.min()} to {labels.max()}"
+                raise ValueError(f"labels: expected class numbers 0 to {K - 1}, got {found}")
             labels = labels.astype(np.int64)
         elif labels.shape == (B, K) and np.issubdtype(labels.dtype, np.floating):
             if not np.isfinite(labels).all() or labels.min() < 0:

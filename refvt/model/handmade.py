@@ -5,14 +5,15 @@ No trained weights ship with refvt yet, and random weights halt nowhere or every
 head is zero. Every step below is a few entries of a published parameter; all others are zero.
 
 1. *Embedding*: 16 block means of each colour channel of a patch, the "content", go to their own channels. A large
-   constant ±K stands beside them: it dominates the variance, so LayerNorm becomes a mere scaling by √(D/2)/K.
-2. *Block 0, through time*: q = k = 0, so attention takes the plain mean over the T frames; temporal_fc = −1 subtracts it.
-   What is left of the content is how much the patch differs from its mean over time: zero where nothing moves.
+   constant ±K stands beside them and dominates the variance; one more channel, the balance, always holds minus the
+   sum of the others, so the mean is zero. So LayerNorm becomes a mere scaling by √(D/2)/K.
+2. *Block 0, through time*: q = k = 0, so attention takes the plain mean over the T frames; temporal_fc = −1 subtracts
+   it. What is left of the content is how much the patch differs from its mean over time: zero where nothing moves.
 3. *Block 0, MLP*: GELU(a) + GELU(−a) is a soft |a|; the mean over the content is the *motion* of the token.
 4. *Block 1, through space*: CLS asks for the motion channel, so the patches that move get its attention and are kept.
    The projection's bias gives CLS, which loses its skip connection here, its constant back.
-5. *Joint blocks*: GELU(a) − GELU(−a) = a. Each block adds (rest − motion), times a rate, to channel 0, the halting logit,
-   of every patch: what rests halts in a few layers, what moves lives on. CLS has no rate and lives to the end.
+5. *Joint blocks*: GELU(a) − GELU(−a) = a. Each block adds (1 − motion/STILL), times a rate, to channel 0, the halting
+   logit, of every patch: what rests halts in a few layers, what moves lives on. CLS has no rate and lives to the end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from refvt.ops import Array
 
 __all__ = ["handmade_parameters"]
 
-K = 50.0  # the constant; content is at most 1
+K = 400.0  # the constant; content is at most 1, its sum at most 48
 CONTENT_SIDE = 4  # block means of a patch, per side
 SHARPNESS = 40.0  # of the soft absolute value: |a| above 1/40 counts in full
 ATTENTION = 20.0  # logit per unit of motion, over all of a head's width
@@ -35,7 +36,7 @@ STILL = 0.4  # motion at which a token does not move towards halting at all
 LAYERS_TO_REST = 2.0  # after so many joint blocks a token without motion is at the halting centre
 
 # channels
-LOGIT, PLUS, MINUS, MARK, MOTION, CONTENT = 0, 1, 2, 3, 4, 5
+LOGIT, PLUS, MINUS, MARK, MOTION, BALANCE, CONTENT = 0, 1, 2, 3, 4, 5, 6
 
 
 def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict[str, Array]:
@@ -62,7 +63,7 @@ def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict
     # 1. embedding: each content channel is the mean of one block of one colour channel
     block = c.patch_size // side
     for n, channel in enumerate(content_channels):
-        colour, i, j = np.unravel_index(n, (c.channels, side, side))
+        colour, i, j = (int(index) for index in np.unravel_index(n, (c.channels, side, side)))
         rows, columns = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
         p["patch_embed.proj.weight"][channel, colour, rows, columns] = 1 / block**2
     p["patch_embed.proj.bias"][[PLUS, MINUS]] = K, -K
@@ -97,4 +98,10 @@ def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict
         p[f"blocks.{i}.mlp.fc1.weight"][[0, 1], MARK] = np.array([1, -1]) * unnorm * scale
         p[f"blocks.{i}.mlp.fc1.weight"][[0, 1], MOTION] = np.array([-1, 1]) * unnorm * scale / STILL
         p[f"blocks.{i}.mlp.fc2.weight"][LOGIT, [0, 1]] = rate, -rate
+    # the balance: whatever is written to the state is taken off there
+    p["patch_embed.proj.weight"][BALANCE] = -p["patch_embed.proj.weight"].sum(axis=0)
+    p["pos_embed"][..., BALANCE] = -p["pos_embed"].sum(axis=-1)
+    for name in p:
+        if name.endswith(("temporal_fc.weight", "mlp.fc2.weight")):
+            p[name][BALANCE] = -p[name].sum(axis=0)
     return {name: value.astype(dtype) for name, value in p.items()}

@@ -1,4 +1,4 @@
-"""Names, shapes and initial values of the parameters: those of a PyTorch state dict, so that checkpoints load unchanged."""
+"""Names, shapes and initial values of the parameters: a PyTorch state dict's, so that checkpoints load unchanged."""
 
 from __future__ import annotations
 

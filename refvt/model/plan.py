@@ -4,11 +4,11 @@ Dense execution keeps a row for every token and sets halted ones to zero, as the
 removes them. The identities that make the answers the same (exact in real arithmetic):
 
 1. `masked`: a halted token is no key, so it can go.
-2. `zero`: all m halted tokens of a clip enter a block as the same zero vector. They share one key and one value, so one
-   *ghost* token, key and value only, with log m added to its logit, stands for all of them.
+2. `zero`: all m halted tokens of a clip enter a block as the same zero vector. They share one key and one value, so
+   one *ghost* token, key and value only, with log m added to its logit, stands for all of them.
 3. Once CLS has halted nothing computed later reaches the logits: at inference the clip leaves.
-4. In the last block every token halts with its remainder whatever its state is, and only CLS's output is read: CLS alone
-   asks, the others are keys and values. A clip whose CLS has halted skips the block.
+4. In the last block every token halts with its remainder whatever its state is, and only CLS's output is read: CLS
+   alone asks, the others are keys and values. A clip whose CLS has halted skips the block.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Laws that every operation obeys, whatever it computes and on whatever machine: plain functions law(op, inputs).
 
-``op`` has ``.operation`` (names), ``.forward`` and ``.backward``; ``inputs`` maps the names of its arguments and settings to
-arrays and numbers. A law returns nothing if it holds and raises ``LawBroken`` with the numbers if it does not. The laws
-that belong to one operation live in its room's ``laws.py``; this file is what those files share.
+``op`` has ``.operation`` (names), ``.forward`` and ``.backward``; ``inputs`` maps the names of its arguments and
+settings to arrays and numbers. A law returns nothing if it holds and raises ``LawBroken`` with the numbers if it does
+not. The laws that belong to one operation live in its room's ``laws.py``; this file is what those files share.
 
 Tolerances are derived, not chosen: a sum of n terms computed in floating point errs by at most n · eps · Σ|terms| (to
 first order), so every comparison says what its terms are and how many there were.
@@ -36,7 +36,7 @@ class Computes(Protocol):
 Law = Callable[[Computes, Inputs], None]
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
     """A law does not hold; the message says which quantity, by how much, and what rounding would explain."""
 
 
@@ -81,7 +81,9 @@ def agree(what: str, actual: Any, expected: Any, terms: Any, count: int) -> None
     if not (error <= allowed).all():  # NaN fails too
         worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error - allowed)), error.shape)
         limit = np.broadcast_to(allowed, error.shape)[worst]
-        raise LawBroken(f"{what}: off by {error[worst]:.3g} at {[int(i) for i in worst]}, rounding explains {limit:.3g}")
+        raise LawBroken(
+            f"{what}: off by {error[worst]:.3g} at {[int(i) for i in worst]}, rounding explains {limit:.3g}"
+        )
 
 
 def decided(op: Computes, inputs: Inputs) -> dict[str, Any]:
@@ -96,7 +98,8 @@ def decided(op: Computes, inputs: Inputs) -> dict[str, Any]:
 def adjoint(op: Computes, inputs: Inputs) -> None:
     """⟨Jv, u⟩ = ⟨v, Jᵀu⟩ for random v and u, Jv from an extrapolated central difference; for float64 inputs.
 
-    With step h the difference errs by O(h⁴) in truncation and eps/h in rounding, together below 1e-9 of the terms for inputs of order one.
+    With step h the difference errs by O(h⁴) in truncation and eps/h in rounding, together below 1e-9 of the terms for
+    inputs of order one.
     """
     rng = np.random.default_rng(1)
     inputs = decided(op, inputs)
@@ -160,7 +163,7 @@ def linear_in_cotangent(op: Computes, inputs: Inputs) -> None:
 
 
 def nothing_is_mutated(op: Computes, inputs: Inputs) -> None:
-    """Neither forward nor backward writes to the inputs, to dy or to a result already given; results are fresh arrays."""
+    """Neither forward nor backward writes to inputs, to dy or to a result already given; results are fresh arrays."""
     arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
     before = {name: value.copy() for name, value in arrays.items()}
     results, cache = forward(op, inputs)

@@ -97,9 +97,7 @@ def test_forced_decisions_are_obeyed():
     clips = small_clips(config, 2)
     rng = np.random.default_rng(0)
     S, kept = config.patches_per_frame, config.patches_entering()[-1]
-    chosen = np.stack(
-        [np.stack([rng.permutation(S)[:kept] for _ in range(config.num_frames)]) for _ in range(2)]
-    )
+    chosen = np.stack([np.stack([rng.permutation(S)[:kept] for _ in range(config.num_frames)]) for _ in range(2)])
     everything = np.broadcast_to(np.arange(S), (2, config.num_frames, S))
     layers = rng.integers(1, config.joint_depth + 1, (2, config.joint_tokens))
     forced = refvt.Decisions((everything, chosen), layers)

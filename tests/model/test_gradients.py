@@ -15,9 +15,8 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("execution", ["dense", "compact"])
+@pytest.mark.parametrize(("execution", "drop_path"), [("compact", 0.0), ("dense", 0.4)])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(x) for x in v.values()))
-@pytest.mark.parametrize("drop_path", [0.0, 0.4])
 def test_gradient_is_the_derivative(variant, execution, drop_path):
     model = small_model(push=0.3, **variant)
     clips, labels, moving = small_batch(model.config)

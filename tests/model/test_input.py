@@ -85,9 +85,15 @@ def test_drop_path_needs_a_generator():
     ("changes", "message"),
     [
         ({"kept": ()}, "decisions.kept: expected 2 arrays, got 0"),
-        ({"kept": (np.zeros((3, 3, 6), int), np.zeros((3, 3, 2), int))}, r"decisions.kept\[1\]: expected integers of shape"),
+        (
+            {"kept": (np.zeros((3, 3, 6), int), np.zeros((3, 3, 2), int))},
+            r"decisions.kept\[1\]: expected integers of shape",
+        ),
         ({"kept": (np.zeros((3, 3, 6)), np.zeros((3, 3, 3), int))}, r"decisions.kept\[0\]: expected integers"),
-        ({"kept": (np.zeros((3, 3, 6), int), np.zeros((3, 3, 3), int))}, r"decisions.kept\[0\]: this block keeps every"),
+        (
+            {"kept": (np.zeros((3, 3, 6), int), np.zeros((3, 3, 3), int))},
+            r"decisions.kept\[0\]: this block keeps every",
+        ),
         ({"halting_layer": np.zeros((3, 9), int)}, "decisions.halting_layer: expected integers of shape"),
         ({"halting_layer": np.full((3, 10), 5)}, "decisions.halting_layer: expected 0 to 4, got 5 to 5"),
     ],
@@ -99,7 +105,9 @@ def test_bad_decisions(changes, message):
 
 def test_a_patch_named_twice_is_refused():
     everything = np.broadcast_to(np.arange(6), (3, 3, 6))
-    with pytest.raises(ValueError, match=r"decisions.kept\[1\]: clip 0, frame 0 asks for patch 2, which is named twice"):
+    with pytest.raises(
+        ValueError, match=r"decisions.kept\[1\]: clip 0, frame 0 asks for patch 2, which is named twice"
+    ):
         MODEL(CLIPS, decisions=refvt.Decisions((everything, np.full((3, 3, 3), 2))))
 
 
@@ -129,9 +137,9 @@ def test_bad_configurations(changes, error, message):
 
 def test_bad_model_arguments():
     config = MODEL.config
-    with pytest.raises(ValueError, match="preset: expected one of .*'minik-g03-b10'.*got 'huge'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of .*'minik-g03-b10'.*got 'huge'"):
         refvt.HaltingVTConfig.preset("huge")
-    with pytest.raises(ValueError, match="backend: expected one of .*got 'torch'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of .*got 'torch'"):
         refvt.HaltingVT(config, backend="torch")
     with pytest.raises(ValueError, match="dtype: expected 'float32' or 'float64', got 'float16'"):
         refvt.HaltingVT(config, dtype="float16")

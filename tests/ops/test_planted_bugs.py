@@ -84,7 +84,7 @@ BUGS = [
     ("losses", "cross_entropy", "(dloss / len(target))", "dloss"),
     ("losses", "cross_entropy", "label_smoothing / K", "label_smoothing"),
     ("losses", "ponder_loss", "dloss / np.prod(cache.shape)", "dloss / cache.shape[0]"),
-    ("losses", "motion_loss", "cross_entropy_forward(logits, moving, 0.0, keep)", "cross_entropy_forward(logits, 1 - moving)"),
+    ("losses", "motion_loss", "(logits, moving, 0.0, keep)", "(logits, 1 - moving)"),
 ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from refvt.ops.laws import Computes, Inputs, Law, LawBroken, agree, backward, cotangents, forward
@@ -20,7 +22,7 @@ def scores_are_a_share(op: Computes, inputs: Inputs) -> None:
 def scores_follow_the_patches(op: Computes, inputs: Inputs) -> None:
     """Reversing the patches of every frame reverses the scores; other frames do not matter."""
     offsets = inputs["offsets"]
-    index = np.concatenate([[a, *range(b - 1, a, -1)] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    index = np.concatenate([[a, *range(b - 1, a, -1)] for a, b in pairwise(offsets)])
     scores = forward(op, inputs)[0]["scores"]
     turned = forward(op, {**inputs, "q": inputs["q"][index], "k": inputs["k"][index]})[0]["scores"]
     d = inputs["q"].shape[1] // inputs["num_heads"]
@@ -54,7 +56,9 @@ def fused_and_kept_make_the_whole(op: Computes, inputs: Inputs) -> None:
     weighted = scores[:, :, None] * x  # [segments, S, D]
     chosen = np.take_along_axis(weighted, kept[:, :, None], axis=1).sum(axis=1)
     fused = forward(op, inputs)[0]["fused"]
-    agree("fuse_dropped: fused + kept", fused + chosen, weighted.sum(axis=1), np.abs(weighted).sum(axis=1), x.shape[1] + 2)
+    agree(
+        "fuse_dropped: fused + kept", fused + chosen, weighted.sum(axis=1), np.abs(weighted).sum(axis=1), x.shape[1] + 2
+    )
 
 
 def the_kept_are_not_fused(op: Computes, inputs: Inputs) -> None:

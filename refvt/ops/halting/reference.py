@@ -1,4 +1,4 @@
-"""Halting in NumPy: one layer's step, the weighted sum, and the textbook loop. The maths is on the room's first page."""
+"""Halting in NumPy: one layer's step, the weighted sum, the textbook loop. The maths is on the room's first page."""
 
 from __future__ import annotations
 

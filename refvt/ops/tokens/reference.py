@@ -10,7 +10,7 @@ from refvt.ops import Array
 
 
 class GatherCache(NamedTuple):
-    index: Array
+    source: Array  # the index
     shape: tuple[int, ...]  # of x
 
 
@@ -25,7 +25,7 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
 
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
-    index, shape = cache
+    index, shape = cache.source, cache.shape
     dx = np.zeros(shape, dtype=dy.dtype)
     # 1. sort the copies by the row they came from (stable: in order of i), then sum each run of equals
     copies = np.flatnonzero(index >= 0)

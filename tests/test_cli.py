@@ -1,0 +1,121 @@
+"""The command line, called as a person would: exit codes, what is printed, what is written."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import pytest
+
+from refvt.cli import main
+from refvt.conformance.golden import golden_directory
+from refvt.data import find_sample_video
+
+
+@pytest.fixture(scope="module")
+def carphone():
+    return str(find_sample_video("carphone_pristine.mp4"))
+
+
+def test_demo_checks_runs_and_draws(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "new" / "folder")]) == 0
+    printed = capsys.readouterr().out
+    assert "FAILED" not in printed
+    assert "These weights are not trained" in printed
+    assert "float64" in printed
+    assert "without halting" in printed
+    picture = iio.imread(tmp_path / "new" / "folder" / "carphone_pristine.png")
+    assert picture.shape[0] > 500
+    steps = iio.imread(tmp_path / "new" / "folder" / "carphone_pristine.gif", index=None)
+    assert len(steps) == 11  # the frames, then one step per joint layer
+
+
+def test_demo_fails_when_the_golden_files_do_not_hold(tmp_path, capsys, monkeypatch):
+    from refvt.conformance import golden
+
+    copy = tmp_path / "golden"
+    shutil.copytree(golden_directory(), copy)
+    (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
+    monkeypatch.setattr(golden, "golden_directory", lambda: copy)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    assert "FAILED tiny-op-gelu-basic" in capsys.readouterr().out
+
+
+def test_halt_prints_json(tmp_path, capsys, carphone):
+    assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tokens_per_layer"][0] == 473
+    assert report["tokens_per_layer"] == sorted(report["tokens_per_layer"], reverse=True)
+    assert report["gflops"] < report["gflops_without_halting"]
+    assert report["trained"] is False
+    assert len(report["frames"]) == 8
+    assert sum(report["gflops_per_layer"]) < sum(report["gflops_per_layer_without_halting"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["halt", "missing.mp4"], "missing.mp4"),
+        (["halt", "{text}"], "note.txt"),
+        (["halt", "{carphone}", "--stride", "32"], "8 frames 32 apart need 225 frames"),
+        (["golden", "verify", "--golden", "{folder}"], "manifest.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, carphone, arguments, message):
+    (tmp_path / "note.txt").write_text("not a video", encoding="utf-8")
+    places = {"text": tmp_path / "note.txt", "carphone": carphone, "folder": tmp_path}
+    out = tmp_path / "out"
+    arguments = [a.format(**places) for a in arguments] + (["--out", str(out)] if arguments[0] == "halt" else [])
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("refvt: ")
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not out.exists()  # nothing was half-written
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["halt"], ["golden"], ["halt", "x.mp4", "--preset", "huge"]])
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: refvt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["halt"], ["golden"], ["golden", "verify"], ["info"]])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: refvt" in capsys.readouterr().out
+
+
+def test_golden_verify_reports_and_its_exit_code_says_so(tmp_path, capsys):
+    assert main(["golden", "verify", "--tiny", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert all(row["holds"] and 0 <= row["share_of_budget"] <= 1 for row in table)
+    assert len(table) > 20
+    copy = tmp_path / "golden"
+    shutil.copytree(golden_directory(), copy)
+    (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
+    assert main(["golden", "verify", "--tiny", "--golden", str(copy)]) == 1
+    assert "FAILED tiny-op-gelu-basic: GoldenError" in capsys.readouterr().out
+
+
+def test_info_as_text_and_json(capsys):
+    assert main(["info"]) == 0
+    assert "default_backend" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["golden_cases"] > 100
+
+
+def test_importing_refvt_loads_no_optional_package():
+    code = "import sys, refvt; print(sorted(set(sys.modules) & {'torch', 'av', 'matplotlib', 'hypothesis', 'skvideo'}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_python_dash_m_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "refvt", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("refvt ")
