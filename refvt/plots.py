@@ -207,6 +207,13 @@ class _Page:
         transform = self._figure.transFigure
         self._figure.add_artist(self._rectangle(corner, *size, facecolor=colour, transform=transform, zorder=-1))
 
+    def curve(self, xs: NDArray[np.float64], ys: NDArray[np.float64], colour: str) -> None:
+        from matplotlib.lines import Line2D
+
+        style = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 3.5, "zorder": -0.5}
+        transform = self._figure.transFigure
+        self._figure.add_artist(Line2D(xs / self.width, 1 - ys / self.height, transform=transform, **style))
+
     def image(self, x: int, y: int, image: NDArray[np.uint8]) -> None:
         self._figure.figimage(image, x, self.height - y - len(image), origin="upper")
 
@@ -263,9 +270,12 @@ def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
         for layer in range(L):
             y = layers + layer * row + cell_height // 2
             page.text(x, y - 13, _number(values[layer]), 10)
-            page.text(x + panel, y - 13, _number(dense[layer]), 10, ha="right", color=_FAINT)
+            page.text(x + panel - 7, y - 13, _number(dense[layer]), 10, ha="right", color=_FAINT)
             page.box(x, y, scale * dense[layer], 16, _GREY)
             page.box(x, y, scale * values[layer], 16, _BLUE)
+        middles = layers + row * np.arange(L) + cell_height // 2 + 8.0
+        for series, colour in ((dense, _FAINT), (values, _BLUE)):
+            page.curve(x + scale * series, middles, colour)
         total = f"{_number(values.sum())} of {_number(dense.sum())}"
         page.text(x, end + 12, f"{total} ({_percent(values.sum(), dense.sum())})", 10)
     for i, line in enumerate(note_lines):

@@ -31,8 +31,9 @@ class Output:
 
     logits [B, K]; motion_logits [B, 2]; features [B, D], the normed CLS; ponder [B, N'], NaN for tokens still alive
     when their clip left early; tokens_per_layer int64 [B, L] and alive bool [B, L, N'], who entered each joint block
-    (nobody once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention on those counts.
-    Token 0 is CLS, token 1 + s·T + t is the patch of rank s in frame t, ``decisions.kept[-1][b, t, s]`` on the grid.
+    (nobody once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention on those
+    counts. Token 0 is CLS, token 1 + s·T + t is the patch of rank s in frame t, ``decisions.kept[-1][b, t, s]`` on
+    the grid.
     """
 
     logits: Array

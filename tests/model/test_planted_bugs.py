@@ -1,0 +1,91 @@
+"""Bugs planted one by one in the model: the golden files must catch every one of them.
+
+The laws guard single operations; what holds them together (who takes part, which gradient flows where, which residual
+CLS loses) is guarded by whole models. Each entry is a piece of a module and what a tired hand might have written.
+"""
+
+import importlib
+import inspect
+import sys
+import types
+
+import pytest
+
+from refvt.conformance.golden import load_manifest
+from refvt.conformance.verify import verify
+
+CASES = load_manifest()
+
+BUGS = [
+    # blocks
+    ("blocks", "weight[:D], bias[:D], keep", "weight[D : 2 * D], bias[D : 2 * D], keep", "model-zero"),
+    ("blocks", "dq, dk = arrays.add(dq, extra[0]), arrays.add(dk, extra[1])", "pass", "model-fuse"),
+    ("blocks", "dnormed = arrays.add(dnormed, ops.gather.backward(dasking, cache.queries))", "pass", "model-zero"),
+    ("blocks", "return out, MlpHalfCache(", "return out - x + normed, MlpHalfCache(", "tiny-model-zero"),
+    ("blocks", "scope.ops.arrays.add(dx, dresidual)", "dx", "tiny-model-zero"),
+    ("blocks", "scope.put(cache.norm_name, dweight, dbias)", "scope.put(cache.norm_name, dbias, dweight)", "tiny-model-zero"),
+    # the ghost's gradients: those of keys that do not ask are dropped
+    (
+        "blocks",
+        "        q_cache, kv_cache = cache.qkv\n",
+        "        q_cache, kv_cache = cache.qkv\n        import numpy\n"
+        "        silent = ~numpy.isin(numpy.arange(len(dk)), cache.queries.source)\n        dk[silent] = dv[silent] = 0\n",
+        "model-zero",
+    ),
+    # glimpser
+    ("glimpser", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
+    ("glimpser", "if selects and not config.cls_skip:", "if selects:", "model-prune-one-cls-skip"),
+    ("glimpser", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    index = index[T - 1 :]\n", "model-prune-one"),
+    ("glimpser", "is_patch=(from_time >= 0)", "is_patch=(from_time >= -1)", "tiny-model-zero"),
+    ("glimpser", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
+    ("glimpser", "np.arange(B * S + 1) * T", "np.arange(B * T + 1) * S", "model-zero"),
+    ("glimpser", "extra = ops.cls_scores.backward(dscores, cache.scores)", "extra = None", "model-fuse"),
+    ("glimpser", "dpatches, dscores = ops.fuse", "dpatches, dscores = 0 * dframes[:0], None  # ops.fuse", "model-fuse"),
+    ("glimpser", "originals = np.take_along_axis(candidates, places, axis=2)", "originals = places", "model-prune-two-zero"),
+    ("glimpser", "return np.asarray(match.argmax(axis=-1))", "return np.sort(match.argmax(axis=-1))", "model-prune-two-zero"),
+    ("glimpser", "rows_of(gains.temporal, T)", "rows_of(gains.temporal, T) ** 0", "model-drop-path"),
+    ("glimpser", "rows_of(gains.spatial, 1 + S)", "rows_of(gains.spatial.T, 1 + S)", "model-drop-path-prune"),
+    # who takes part
+    ("plan", "np.log(max(halted, 1))", "0 * np.log(max(halted, 1))", "model-zero"),
+    ("plan", "np.log(max(halted, 1))", "np.log(halted + 1)", "model-zero"),
+    ("plan", 'ghosts = int(halted_keys == "zero" and', 'ghosts = int(halted_keys == "none" and', "model-zero"),
+    ("plan", 'ghosts = int(halted_keys == "zero" and', "ghosts = int(", "model-masked"),
+    ("plan", "asking = living[:1] if cls_only", "asking = living[-1:] if cls_only", "model-never"),
+    ("plan", 'if halted_keys == "masked" and layer > 1 else None', 'if halted_keys == "never" else None', "model-masked"),
+    ("plan", "entering = None if layer == 1 else", "entering = None if True else", "model-zero"),
+    # joint blocks
+    ("joint", "dx = arrays.add_to_column(dx, 0, dcolumn[:, 0])", "pass", "tiny-model-zero"),
+    ("joint", "dweight = arrays.add(ops.gather.backward(dshare, share_cache), dweights[start:stop])",
+     "dweight = ops.gather.backward(dshare, share_cache)", "tiny-model-zero"),
+    ("joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
+    ("joint", "alive.ravel()[done] = False", "alive.ravel()[done] = True", "tiny-model-zero"),
+    ("joint", "gains[layer - 1][:, clip]", "gains[layer - 1][::-1, clip]", "model-drop-path-prune"),
+    ("joint", "np.where(final < 0, np.nan, halting_layer)", "np.where(final < 0, np.nan, halting_layer - 1)", "tiny-model-zero"),
+    ("joint", "dx = arrays.add(ops.gather.backward(dterm, term_cache), dx)", "dx = ops.gather.backward(dterm, term_cache)", "model-zero"),
+    ("joint", "dresidual = ops.gather.backward(dresidual, step.asked)",
+     "dresidual = 0 * ops.gather.backward(dresidual, step.asked)", "model-zero"),
+    # network
+    ("network", "dfeatures = arrays.add(dfeatures, dmoving)", "pass", "tiny-model-zero"),
+    ("network", "drop_path * i / max(config.depth - 1, 1)", "drop_path * i / config.depth", "model-drop-path"),
+    ("network", "np.where(rng.random(shape) >= rate, 1 / (1 - rate), 0.0)", "1.0 * (rng.random(shape) >= rate)", "model-drop-path"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("module", "right", "wrong", "case"), BUGS)
+def test_planted_bug_is_caught(module, right, wrong, case, monkeypatch):
+    original = importlib.import_module(f"refvt.model.{module}")
+    source = inspect.getsource(original)
+    assert right in source, f"{right!r} no longer stands in model/{module}.py: mend this list"
+    assert verify([CASES[case]])[0].holds
+    broken = types.ModuleType(original.__name__)
+    monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look their module up
+    exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
+    # every function of the module, wherever the model has imported it, becomes the broken one
+    for name, user in list(sys.modules.items()):
+        if name.startswith("refvt.model.") and user is not broken:
+            for attribute, value in list(vars(user).items()):
+                if isinstance(value, types.FunctionType) and value.__module__ == original.__name__:
+                    monkeypatch.setattr(user, attribute, getattr(broken, attribute))
+    result = verify([CASES[case]])[0]
+    assert not result.holds
