@@ -210,7 +210,7 @@ class _Page:
     def curve(self, xs: NDArray[np.float64], ys: NDArray[np.float64], colour: str) -> None:
         from matplotlib.lines import Line2D
 
-        style = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 3.5, "zorder": -0.5}
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 3.5, "zorder": -0.5}
         transform = self._figure.transFigure
         self._figure.add_artist(Line2D(xs / self.width, 1 - ys / self.height, transform=transform, **style))
 
