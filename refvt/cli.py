@@ -1,4 +1,4 @@
-"""The command line: ``refvt demo``, ``refvt halt``, ``refvt golden``, ``refvt info``.
+"""The command line: ``refvt demo``, ``refvt halt``, ``refvt golden``, ``refvt flops``, ``refvt info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
     generate.add_argument("--check", action="store_true", help="compare with the files there are, change nothing")
     generate.set_defaults(run=_golden_generate)
+
+    cost = command("flops", _flops, "Count multiply-adds per part and layer, by convention and as really executed.")
+    cost.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
+    cost.add_argument(
+        "--tokens", default=None, metavar="N1,N2,…", help="tokens alive in each joint block; default: all"
+    )
+    cost.add_argument("--gflops", type=float, default=None, help="say what this total implies for the share alive")
+    cost.add_argument("--json", action="store_true", help="print as JSON")
 
     info = command("info", _info, "Print versions, backends, presets and where the golden files lie.")
     info.add_argument("--json", action="store_true", help="print as JSON")
@@ -262,6 +270,55 @@ def _golden_generate(options: argparse.Namespace) -> int:
     arguments = ["--check"] if options.check else []
     arguments += [] if options.out is None else ["--out", str(options.out)]
     return int(generate(arguments) or 0)
+
+
+# ---- flops
+
+
+def _flops(options: argparse.Namespace) -> int:
+    config = HaltingVTConfig.preset(options.preset)
+    L, N = config.joint_depth, config.joint_tokens
+    tokens = np.full(L, N)
+    if options.tokens is not None:
+        try:
+            tokens = np.array([int(n) for n in options.tokens.split(",")])
+        except ValueError:
+            raise ValueError(f"--tokens: expected whole numbers with commas, got {options.tokens!r}") from None
+        if len(tokens) != L or tokens[0] != N or (np.diff(tokens) > 0).any() or tokens.min() < 0:
+            raise ValueError(f"--tokens: expected {L} numbers that begin with {N} and never grow, got {options.tokens}")
+    alive = np.arange(N) < tokens[:, None]  # CLS, token 0, lives as long as any
+    fixed = flops.fixed_multiply_adds(config)
+    by_convention = flops.joint_multiply_adds(config, tokens)
+    executed = flops.executed_joint_multiply_adds(config, alive[None])[0]
+    report: dict[str, Any] = {
+        "preset": options.preset,
+        "parts": {part: count / 1e9 for part, count in fixed.items()},
+        "joint": [
+            {"layer": i + 1, "tokens": int(n), "gflops": float(c) / 1e9, "executed": float(e) / 1e9}
+            for i, (n, c, e) in enumerate(zip(tokens, by_convention, executed, strict=True))
+        ],
+        "gflops": float(flops.clip_gflops(config, tokens[None])[0]),
+        "executed": float(flops.executed_multiply_adds(config, alive[None])[0]) / 1e9,
+    }
+    if options.gflops is not None:
+        low, high = flops.implied_share(config, options.gflops)
+        report["implied_share_alive"] = {"gflops": options.gflops, "lowest": low, "highest": high}
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    print(
+        f"{options.preset}: 10⁹ multiply-adds of one clip\n{'part':24s}{'tokens':>8s}{'convention':>12s}{'executed':>10s}"
+    )
+    for part, count in report["parts"].items():
+        print(f"{part:24s}{'':8s}{count:12.3f}{count:10.3f}")
+    for row in report["joint"]:
+        print(f"joint layer {row['layer']:<12d}{row['tokens']:8d}{row['gflops']:12.3f}{row['executed']:10.3f}")
+    print(f"{'whole clip':32s}{report['gflops']:12.3f}{report['executed']:10.3f}  (executed: heads and scores too)")
+    if options.gflops is not None:
+        print(
+            f"{options.gflops} GFLOPs: on average {low:.1%} to {high:.1%} of the tokens are alive in the joint blocks"
+        )
+    return 0
 
 
 # ---- info

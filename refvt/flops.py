@@ -1,8 +1,11 @@
-"""Multiply-adds of a HaltingVT, counted as the literature counts them.
+"""Multiply-adds of a HaltingVT: as the literature counts them, and as compact execution really spends them.
 
-One "FLOP" is one multiply-add here, as in the paper. Counted: the patch projection; every linear layer on the tokens
-that enter it (the Glimpser's MLP on the kept ones); q kᵀ and weights · v over living tokens. Not counted: the ghost
-token, the saving of the CLS-only last block, LayerNorm, softmax, GELU, embeddings, the two heads.
+One "FLOP" is one multiply-add here, as in the paper. The *convention* counts the patch projection, every linear layer
+on the tokens that enter it (the Glimpser's MLP on the kept ones), q kᵀ and weights · v over living tokens. It does not
+count the ghost token, the saving of the CLS-only last block, LayerNorm, softmax, GELU, embeddings and the two heads.
+
+*Executed* is what the matrix multiplies of compact execution amount to: the ghost's key and value come on top, the last
+block is computed for CLS alone, and the heads count.
 """
 
 from __future__ import annotations
@@ -12,7 +15,14 @@ import numpy as np
 from refvt.model.config import HaltingVTConfig
 from refvt.ops import Array
 
-__all__ = ["clip_gflops", "fixed_multiply_adds", "joint_multiply_adds"]
+__all__ = [
+    "clip_gflops",
+    "executed_joint_multiply_adds",
+    "executed_multiply_adds",
+    "fixed_multiply_adds",
+    "implied_share",
+    "joint_multiply_adds",
+]
 
 
 def fixed_multiply_adds(config: HaltingVTConfig) -> dict[str, int]:
@@ -41,3 +51,56 @@ def clip_gflops(config: HaltingVTConfig, tokens_per_layer: Array) -> Array:
     """10⁹ multiply-adds of each clip. tokens_per_layer [B, L] living tokens that enter each joint block → [B]."""
     fixed = sum(fixed_multiply_adds(config).values())
     return np.asarray((fixed + joint_multiply_adds(config, tokens_per_layer).sum(axis=-1)) / 1e9)
+
+
+def executed_joint_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array:
+    """Multiply-adds compact execution spends in each joint block. alive [B, L, N'] as in ``Output`` → int64 [B, L].
+
+    A block with n living tokens and a ghost has n queries and n + 1 keys and values. In the last block CLS alone asks;
+    a clip whose CLS has halted skips it.
+    """
+    D, F = config.width, config.hidden_width
+    living = alive.sum(axis=2)  # [B, L]
+    ghost = (config.halted_keys == "zero") & (living > 0) & (living < alive.shape[2])
+    queries = living.copy()
+    queries[:, -1] = alive[:, -1, 0]  # 1 where CLS lives to the last block
+    keys = np.where(queries > 0, living + ghost, 0)
+    per_query = 2 * D * D + 2 * D * F  # q, projection, MLP
+    return np.asarray(queries * per_query + keys * 2 * D * D + 2 * queries * keys * D)
+
+
+def executed_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array:
+    """Multiply-adds compact execution spends on each clip, heads included. alive [B, L, N'] → int64 [B]."""
+    heads = config.width * (config.num_classes + 2)
+    # temporal_fc runs over all rows of the state; CLS's row is multiplied and then dropped by its gain of zero
+    cls_rows = config.glimpser_depth * config.width**2
+    # the scores of a selecting Glimpser block are formed once more, for the CLS row of every frame; fusing adds a sum
+    sizes, selection = config.patches_entering(), 0
+    for g, rate in enumerate(config.keep_rates):
+        if rate < 1:
+            selection += config.num_frames * (1 + sizes[g]) * config.width
+            selection += config.fuse_dropped * config.num_frames * sizes[g] * config.width
+    fixed = sum(fixed_multiply_adds(config).values()) + heads + cls_rows + selection
+    return np.asarray(fixed + executed_joint_multiply_adds(config, alive).sum(axis=1))
+
+
+def implied_share(config: HaltingVTConfig, gflops: float) -> tuple[float, float]:
+    """What a clip's total says about the mean share of tokens alive over the joint blocks: (lowest, highest).
+
+    All N' tokens enter the first block, so only the other L − 1 are open. A block costs a·n + b·n², so a total buys
+    the largest mean share if those blocks are all equally full (Jensen), the smallest if some are full and the others
+    empty. ValueError if no halting can give the total.
+    """
+    N, L = config.joint_tokens, config.joint_depth
+    full = float(joint_multiply_adds(config, np.asarray(N)))
+    rest = gflops * 1e9 - sum(fixed_multiply_adds(config).values()) - full
+    if not 0 <= rest <= (L - 1) * full * (1 + 1e-12):
+        low, high = (float(clip_gflops(config, np.array([N] + [n] * (L - 1)))) for n in (0, N))
+        raise ValueError(f"gflops: expected {low:.2f} to {high:.2f} for this configuration, got {gflops}")
+    lowest = (1 + rest / full) / L
+    if L == 1:
+        return lowest, lowest
+    D, F = config.width, config.hidden_width
+    a, b = 4 * D * D + 2 * D * F, 2 * D
+    each = (-a + np.sqrt(a * a + 4 * b * rest / (L - 1))) / (2 * b)  # a·n + b·n² = rest / (L − 1)
+    return lowest, float((1 + (L - 1) * each / N) / L)
