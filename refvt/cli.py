@@ -306,9 +306,8 @@ def _flops(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=1))
         return 0
-    print(
-        f"{options.preset}: 10⁹ multiply-adds of one clip\n{'part':24s}{'tokens':>8s}{'convention':>12s}{'executed':>10s}"
-    )
+    print(f"{options.preset}: 10⁹ multiply-adds of one clip")
+    print(f"{'part':24s}{'tokens':>8s}{'convention':>12s}{'executed':>10s}")
     for part, count in report["parts"].items():
         print(f"{part:24s}{'':8s}{count:12.3f}{count:10.3f}")
     for row in report["joint"]:
