@@ -19,7 +19,7 @@ from refvt.ops import ROOMS, Operation
 __all__ = ["Backend", "Implementation", "available", "default", "get"]
 
 # column of the rooms, module with the moves on its arrays
-COLUMNS = {"reference": ("reference", "refvt.backends.host")}
+COLUMNS = {"reference": ("reference", "refvt.backends.host"), "jit": ("jit", "refvt.backends.host")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def available() -> tuple[str, ...]:
 
 def default() -> str:
     """The fastest backend that is there on the CPU."""
-    return "reference"
+    return "jit"
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from refvt.ops import Array
 
 def from_numpy(array: Array, dtype: str | None = None) -> Array:
     """A C-contiguous array of the given dtype; a copy only where one is needed."""
-    return np.ascontiguousarray(array, dtype=dtype)
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def to_numpy(array: Array) -> Array:
@@ -29,7 +30,16 @@ def columns(x: Array, start: int, stop: int) -> Array:
 
 
 def join_columns(parts: Sequence[Array]) -> Array:
-    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]."""
+    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]; no copy if they still lie side by side."""
+    base = parts[0].base
+    if isinstance(base, np.ndarray) and base.shape == (len(parts[0]), sum(part.shape[1] for part in parts)):
+        edges = np.cumsum([0] + [part.shape[1] for part in parts])
+        beside = (base[:, a:b] for a, b in pairwise(edges))
+        if all(
+            part.__array_interface__["data"] == view.__array_interface__["data"] and part.strides == view.strides
+            for part, view in zip(parts, beside, strict=True)
+        ):
+            return base
     return np.concatenate(parts, axis=1)
 
 

@@ -1,0 +1,130 @@
+"""What the ``jit`` rooms share: how kernels are compiled, and the elementary functions that must vectorise.
+
+Kernels are compiled lazily, at their first call, without holding the interpreter's lock, and cached on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from refvt.ops import Array
+
+__all__ = ["TILE", "column_sums", "erfc", "exp", "finish", "kernel", "scaled"]
+
+TILE = 192  # rows of a tile: large enough for BLAS, small enough to stay in cache and to share evenly
+
+# sums may be reordered, so that they vectorise; NaN does not occur (the model refuses it at its door), −∞ does
+kernel: Any = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz", "nnan"})
+
+
+@intrinsic
+def _as_float32(typing_context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+def exp(x: float) -> float:
+    """e^x; in float32 as 2^n · e^f with a polynomial in f, relative error 2e-7, and 0 below −87 (so e^−∞ = 0)."""
+    return math.exp(x)
+
+
+@overload(exp, jit_options={"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}})
+def _exp(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.exp(x)
+    log2e, ln2_high, ln2_low = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+    c = [np.float32(1 / math.factorial(i)) for i in range(8)]
+    c0, c1, c2, c3, c4, c5, c6, c7 = c
+    half, lowest, highest, zero = np.float32(0.5), np.float32(-87.0), np.float32(88.0), np.float32(0)
+
+    def exp32(x):  # type: ignore[no-untyped-def]
+        inside = min(max(x, lowest), highest)
+        n = np.floor(inside * log2e + half)
+        f = inside - n * ln2_high - n * ln2_low  # |f| ≤ ½ ln 2
+        p = c0 + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * (c5 + f * (c6 + f * c7))))))
+        power = _as_float32(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # 2^n
+        return p * power if x >= lowest else zero
+
+    return exp32
+
+
+def erfc(x: float) -> float:
+    """1 − erf(x); in float32 by a rational approximation whose error is relative (1.2e-7) in both tails."""
+    return math.erfc(x)
+
+
+@overload(erfc, jit_options={"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}})
+def _erfc(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.erfc(x)
+    # erfc(z) = t · exp(−z² + P(t)), t = 1/(1 + z/2), for z ≥ 0; Chebyshev fit by W. H. Press et al., Numerical Recipes
+    coefficients = (
+        -1.26551223,
+        1.00002368,
+        0.37409196,
+        0.09678418,
+        -0.18628806,
+        0.27886807,
+        -1.13520398,
+        1.48851587,
+        -0.82215223,
+        0.17087277,
+    )
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 = (np.float32(a) for a in coefficients)
+    one, half, two = np.float32(1), np.float32(0.5), np.float32(2)
+
+    def erfc32(x):  # type: ignore[no-untyped-def]
+        z = abs(x)
+        t = one / (one + half * z)
+        p = a0 + t * (a1 + t * (a2 + t * (a3 + t * (a4 + t * (a5 + t * (a6 + t * (a7 + t * (a8 + t * a9))))))))
+        tail = t * exp(p - z * z)
+        return tail if x >= 0 else two - tail
+
+    return erfc32
+
+
+@kernel
+def finish(y: Array, bias: Array, residual: Array | None, gain: Array | None) -> None:
+    """y ← residual + gain · (y + bias), for one tile."""
+    n, D = y.shape
+    for i in range(n):
+        for j in range(D):
+            value = y[i, j] + bias[j]
+            if gain is not None:
+                value *= gain[i]
+            if residual is not None:
+                value += residual[i, j]
+            y[i, j] = value
+
+
+@kernel
+def scaled(dy: Array, gain: Array, out: Array) -> None:
+    """out ← gain · dy, row by row."""
+    for i in range(dy.shape[0]):
+        for j in range(dy.shape[1]):
+            out[i, j] = gain[i] * dy[i, j]
+
+
+@kernel
+def column_sums(x: Array, out: Array) -> None:
+    """out[j] = Σ_i x[i, j], in blocks of 64 rows so that rounding does not pile up."""
+    n, D = x.shape
+    block = np.empty(D, x.dtype)
+    out[:] = 0
+    for start in range(0, n, 64):
+        block[:] = 0
+        for i in range(start, min(start + 64, n)):
+            for j in range(D):
+                block[j] += x[i, j]
+        for j in range(D):
+            out[j] += block[j]

@@ -1,0 +1,207 @@
+"""Scores, selection and fusion in Numba: one frame at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refvt.backends.jit import exp, kernel
+from refvt.backends.pool import run
+from refvt.ops import Array
+
+
+class ClsScoresCache(NamedTuple):
+    q: Array
+    k: Array
+    n: int  # rows of a segment, 1 + S
+    num_heads: int
+    weights: Array  # [segments, A, 1+S]
+
+
+@kernel
+def _scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
+    """One segment: q [D] of CLS, k [1+S, D] → weights [A, 1+S], scores [S]."""
+    n, D = k.shape
+    d = D // num_heads
+    zero = k.dtype.type(0)
+    scores[:] = zero
+    for a in range(num_heads):
+        row = weights[a]
+        # 1. the logits of the CLS row
+        highest = k.dtype.type(-np.inf)
+        for j in range(n):
+            dot = zero
+            for c in range(a * d, (a + 1) * d):
+                dot += q[c] * k[j, c]
+            row[j] = dot * scale
+            highest = max(highest, row[j])
+        # 2. softmax over all keys, CLS included
+        total = zero
+        for j in range(n):
+            row[j] = exp(row[j] - highest)
+            total += row[j]
+        for j in range(n):
+            row[j] /= total
+        # 3. average over heads, leave CLS out
+        for j in range(1, n):
+            scores[j - 1] += row[j]
+    for j in range(n - 1):
+        scores[j] /= k.dtype.type(num_heads)
+
+
+def cls_scores_forward(
+    q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True
+) -> tuple[Array, ClsScoresCache | None]:
+    """How much attention CLS pays to each patch of its segment, averaged over heads.
+
+    q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 → scores [segments, S].
+    ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
+    """
+    lengths = np.diff(offsets)
+    if (lengths != lengths[0]).any():
+        raise ValueError(f"offsets: all segments must hold 1 + S rows, their lengths are {np.unique(lengths)}")
+    segments, n = len(lengths), int(lengths[0])
+    scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
+    weights = np.empty((segments, num_heads, n), k.dtype)
+    scores = np.empty((segments, n - 1), k.dtype)
+
+    def segment(i: int) -> None:
+        # passes 1–3
+        _scores(q[i * n], k[i * n : (i + 1) * n], num_heads, scale, weights[i], scores[i])
+
+    run(segment, segments)
+    return scores, ClsScoresCache(q, k, n, num_heads, weights) if keep else None
+
+
+@kernel
+def _scores_backward(
+    dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
+) -> None:
+    """One segment: dq [1+S, D] and dk [1+S, D] are zero when they come in."""
+    n, D = k.shape
+    A = weights.shape[0]
+    d = D // A
+    for a in range(A):
+        # 3. each head gave 1/A of the score; the weight on CLS itself was not read
+        mean = k.dtype.type(0)
+        for j in range(1, n):
+            mean += weights[a, j] * dscores[j - 1] / k.dtype.type(A)
+        for j in range(n):
+            dweight = k.dtype.type(0)
+            if j > 0:
+                dweight = dscores[j - 1] / k.dtype.type(A)
+            # 2. softmax
+            dlogit = scale * weights[a, j] * (dweight - mean)
+            # 1. logits
+            for c in range(a * d, (a + 1) * d):
+                dq[0, c] += dlogit * k[j, c]
+                dk[j, c] = dlogit * q[c]
+
+
+def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, Array]:
+    """Returns dq (zero but for the CLS rows) and dk."""
+    q, k, n, num_heads, weights = cache
+    scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
+    dq, dk = np.zeros(q.shape, q.dtype), np.zeros(k.shape, k.dtype)
+
+    def segment(i: int) -> None:
+        rows = slice(i * n, (i + 1) * n)
+        # passes 3–1
+        _scores_backward(dscores[i], q[i * n], k[rows], weights[i], scale, dq[rows], dk[rows])
+
+    run(segment, len(weights))
+    return dq, dk
+
+
+@kernel
+def _top_k(scores: Array, kept: Array) -> None:
+    S, k = len(scores), len(kept)
+    taken = np.zeros(S, np.bool_)
+    for rank in range(k):
+        # 1. the highest score not yet taken; > and not ≥, so that the lower index wins a tie
+        best = -1
+        for s in range(S):
+            if not taken[s] and (best < 0 or scores[s] > scores[best]):
+                best = s
+        taken[best] = True
+        kept[rank] = best
+
+
+def top_k(scores: Array, k: int) -> Array:
+    """The k highest scores of each row, in descending order; equal scores: the lower index first.
+
+    scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
+    """
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k: expected 1 to {scores.shape[1]} (the number of scores in a row), got {k}")
+    kept = np.empty((len(scores), k), np.int64)
+    run(lambda i: _top_k(scores[i], kept[i]), len(scores))
+    return kept
+
+
+class FuseDroppedCache(NamedTuple):
+    x: Array
+    scores: Array
+    dropped: Array  # bool [segments, S]
+
+
+@kernel
+def _fuse(x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
+    # 1. who was dropped
+    dropped[:] = True
+    for s in kept:
+        dropped[s] = False
+    # 2. the weighted sum
+    fused[:] = 0
+    for s in range(len(scores)):
+        if dropped[s]:
+            for c in range(x.shape[1]):
+                fused[c] += scores[s] * x[s, c]
+
+
+def fuse_dropped_forward(
+    x: Array, scores: Array, kept: Array, keep: bool = True
+) -> tuple[Array, FuseDroppedCache | None]:
+    """The dropped patches of each segment, summed with their scores as weights (which are not normalised).
+
+    x [segments·S, D], scores [segments, S], kept [segments, k] int64 → fused [segments, D]; zero if none is dropped.
+    Source: EViT equation 4.
+    """
+    segments, S = scores.shape
+    dropped = np.empty((segments, S), np.bool_)
+    fused = np.empty((segments, x.shape[1]), x.dtype)
+
+    def segment(i: int) -> None:
+        # passes 1–2
+        _fuse(x[i * S : (i + 1) * S], scores[i], kept[i], dropped[i], fused[i])
+
+    run(segment, segments)
+    return fused, FuseDroppedCache(x, scores, dropped) if keep else None
+
+
+@kernel
+def _fuse_backward(dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array) -> None:
+    for s in range(len(scores)):
+        # 2. the weighted sum; 1. the choice itself carries no gradient
+        dscores[s] = 0
+        for c in range(x.shape[1]):
+            dx[s, c] = scores[s] * dfused[c] if dropped[s] else 0
+            if dropped[s]:
+                dscores[s] += dfused[c] * x[s, c]
+
+
+def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array, Array]:
+    """Returns dx and dscores."""
+    x, scores, dropped = cache
+    segments, S = scores.shape
+    dx, dscores = np.empty_like(x), np.empty_like(scores)
+
+    def segment(i: int) -> None:
+        rows = slice(i * S, (i + 1) * S)
+        # passes 2–1
+        _fuse_backward(dfused[i], x[rows], scores[i], dropped[i], dx[rows], dscores[i])
+
+    run(segment, segments)
+    return dx, dscores

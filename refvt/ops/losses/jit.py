@@ -1,0 +1,106 @@
+"""The losses in Numba. They read a few numbers per clip, so nothing here is worth a thread."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refvt.backends.jit import exp, kernel
+from refvt.ops import Array
+
+
+class CrossEntropyCache(NamedTuple):
+    probability: Array  # softmax(logits) [B, K]
+    target: Array  # smoothed [B, K]
+
+
+@kernel
+def _cross_entropy(logits: Array, target: Array, smoothing: Any, probability: Array) -> float:
+    B, K = logits.shape
+    one = logits.dtype.type(1)
+    loss = logits.dtype.type(0)
+    for b in range(B):
+        highest = logits[b, 0]
+        for c in range(1, K):
+            highest = max(highest, logits[b, c])
+        # 2. log-softmax
+        total = logits.dtype.type(0)
+        for c in range(K):
+            probability[b, c] = exp(logits[b, c] - highest)
+            total += probability[b, c]
+        log_total = np.log(total)
+        for c in range(K):
+            # 1. the smoothed target
+            target[b, c] = (one - smoothing) * target[b, c] + smoothing / logits.dtype.type(K)
+            loss -= target[b, c] * (logits[b, c] - highest - log_total)
+            probability[b, c] /= total
+    # 3. mean over clips
+    return loss / B
+
+
+def cross_entropy_forward(
+    logits: Array, targets: Array, label_smoothing: float = 0.0, keep: bool = True
+) -> tuple[Array, CrossEntropyCache | None]:
+    """Mean over clips of −Σ target · log softmax(logits). logits [B, K], targets [B] int or [B, K] soft → scalar."""
+    B, K = logits.shape
+    target = np.zeros((B, K), dtype=logits.dtype)
+    if targets.ndim == 1:
+        target[np.arange(B), targets] = 1
+    else:
+        target[...] = targets
+    probability = np.empty_like(target)
+    # passes 1–3
+    loss = _cross_entropy(logits, target, logits.dtype.type(label_smoothing), probability)
+    return np.asarray(loss, dtype=logits.dtype), CrossEntropyCache(probability, target) if keep else None
+
+
+@kernel
+def _cross_entropy_backward(share: Any, probability: Array, target: Array, dlogits: Array) -> None:
+    B, K = target.shape
+    for b in range(B):
+        total = target.dtype.type(0)
+        for c in range(K):
+            total += target[b, c]
+        # 3, 2. the softmax minus the target, for targets of any total
+        for c in range(K):
+            dlogits[b, c] = share * (probability[b, c] * total - target[b, c])
+
+
+def cross_entropy_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
+    """Returns dlogits."""
+    probability, target = cache
+    dlogits = np.empty_like(target)
+    # passes 3–2
+    _cross_entropy_backward(target.dtype.type(dloss / len(target)), probability, target, dlogits)
+    return dlogits
+
+
+class PonderLossCache(NamedTuple):
+    shape: tuple[int, ...]
+
+
+def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
+    """Mean ponder over tokens and clips. ponder [B, N] → scalar."""
+    # 1. the mean
+    return np.asarray(ponder.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape) if keep else None
+
+
+def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
+    """Returns dponder."""
+    # 1. every token has the same share
+    return np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
+
+
+def motion_loss_forward(
+    logits: Array, moving: Array, keep: bool = True
+) -> tuple[Array, CrossEntropyCache | None]:
+    """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
+    # 1. the same cross-entropy
+    return cross_entropy_forward(logits, moving, 0.0, keep)
+
+
+def motion_loss_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
+    """Returns dlogits."""
+    # 1. the same cross-entropy
+    return cross_entropy_backward(dloss, cache)
