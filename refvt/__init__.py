@@ -8,8 +8,18 @@ real clip.
 from refvt.data import static_twins
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
-from refvt.model.haltingvt import HaltingVT, Loss, Output, Trace
+from refvt.model.haltingvt import HaltingVT, Loss, Output, Trace, load
 
 __version__ = "0.1.0"
 
-__all__ = ["Decisions", "HaltingVT", "HaltingVTConfig", "Loss", "Output", "Trace", "__version__", "static_twins"]
+__all__ = [
+    "Decisions",
+    "HaltingVT",
+    "HaltingVTConfig",
+    "Loss",
+    "Output",
+    "Trace",
+    "__version__",
+    "load",
+    "static_twins",
+]

@@ -1,4 +1,4 @@
-"""The command line: ``refvt demo``, ``refvt halt``, ``refvt golden``, ``refvt flops``, ``refvt info``.
+"""The command line: ``refvt demo``, ``halt``, ``golden``, ``flops``, ``warmup``, ``bench`` and ``info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     halt = command("halt", _halt, "Run HaltingVT on a video and draw which tokens live, layer by layer.")
     halt.add_argument("video", type=Path, help="a video file, or a folder of frames")
     halt.add_argument("--stride", type=int, default=None, help="frames between samples; default: what fits, at most 32")
+    halt.add_argument("--weights", type=Path, default=None, help="a checkpoint: .pth, .safetensors or .npz")
+    halt.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
     halt.add_argument("--json", action="store_true", help="print the numbers as JSON")
     model_options(halt)
 
@@ -95,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--gflops", type=float, default=None, help="say what this total implies for the share alive")
     cost.add_argument("--json", action="store_true", help="print as JSON")
 
+    warm = command(
+        "warmup", _warmup, "Compile the kernels of the jit backend once, so that nothing waits for it later."
+    )
+    warm.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    warm.add_argument("--forward-only", action="store_true", help="leave out what only training needs")
+
     info = command("info", _info, "Print versions, backends, presets and where the golden files lie.")
     info.add_argument("--json", action="store_true", help="print as JSON")
     return parser
@@ -112,6 +120,7 @@ def _demo(options: argparse.Namespace) -> int:
         failed += _print_verification(_verify_all(backends.default(), dtype), dtype)
     print("\n2. A real clip")
     options.video, options.stride, options.json = find_sample_video("carphone_pristine.mp4"), 8, False
+    options.weights = options.labels = None
     _halt(options)
     return 1 if failed else 0
 
@@ -121,18 +130,40 @@ def _halt(options: argparse.Namespace) -> int:
     from refvt.model.handmade import handmade_parameters
 
     config = HaltingVTConfig.preset(options.preset)
+    names = None if options.labels is None else _class_names(options.labels, config.num_classes)
+    if options.weights is None:
+        model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
+    else:
+        model = refvt.load(options.weights, config, backend=options.backend)
     clip, frames = read_clip(options.video, config.num_frames, options.stride, config.image_size)
-    model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
+    if model.backend == "jit":
+        _compile(training=False)
     start = time.perf_counter()
     out = model(clip[None], full_ponder=True)
     seconds = time.perf_counter() - start
     report = _halting_report(config, options, frames, out, seconds)
+    if options.weights is not None:
+        report["classes"] = _best_classes(out.logits[0], names)
     if options.json:
         print(json.dumps(report, indent=1))
     else:
         _print_halting(config, report)
     _draw(config, options, frames, out, report)
     return 0
+
+
+def _class_names(path: Path, number: int) -> list[str]:
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(names) != number:
+        raise ValueError(f"{path}: expected {number} class names, one per line, got {len(names)}")
+    return names
+
+
+def _best_classes(logits: Any, names: list[str] | None, number: int = 5) -> list[dict[str, Any]]:
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    best = np.argsort(-probability, kind="stable")[:number]
+    return [{"class": names[i] if names else f"class {i}", "probability": float(probability[i])} for i in best]
 
 
 def _halting_report(config: HaltingVTConfig, options: argparse.Namespace, frames: Any, out: Any, seconds: float) -> Any:
@@ -144,7 +175,7 @@ def _halting_report(config: HaltingVTConfig, options: argparse.Namespace, frames
         "frames": [int(i) for i in frames.indices],
         "frames_available": int(frames.num_available),
         "preset": options.preset,
-        "trained": False,
+        "weights": "handmade" if options.weights is None else str(options.weights),
         "tokens_per_layer": [int(n) for n in tokens],
         "gflops_per_layer": [float(g) for g in flops.joint_multiply_adds(config, tokens) / 1e9],
         "gflops_per_layer_without_halting": [float(g) for g in flops.joint_multiply_adds(config, full) / 1e9],
@@ -161,7 +192,10 @@ def _print_halting(config: HaltingVTConfig, report: dict[str, Any]) -> None:
     T, stride = config.num_frames, np.diff(report["frames"])[0] if config.num_frames > 1 else 0
     print(f"   {report['video']}: {T} frames, {stride} apart, of {report['frames_available']}")
     print(f"   HaltingVT {report['preset']}, {config.joint_tokens} tokens enter the {config.joint_depth} joint blocks")
-    print(f"   {UNTRAINED}")
+    if report["weights"] == "handmade":
+        print(f"   {UNTRAINED}")
+    for row in report.get("classes", []):
+        print(f"   {row['probability']:6.1%}  {row['class']}")
     print("   layer   tokens alive   GFLOPs   without halting")
     rows = zip(
         report["tokens_per_layer"],
@@ -198,10 +232,33 @@ def _draw(config: HaltingVTConfig, options: argparse.Namespace, frames: Any, out
         report["gflops_per_layer"],
         report["gflops_per_layer_without_halting"],
         title,
-        UNTRAINED,
+        UNTRAINED if options.weights is None else f"Weights: {options.weights.name}",
     )
     plots.halting_picture(*arguments, report["picture"])
     plots.halting_gif(*arguments, report["animation"])
+
+
+# ---- warmup
+
+
+def _compile(dtype: str = "float32", training: bool = True, quiet: bool = False) -> float:
+    """Compile or load the jit kernels with a progress line on stderr; returns the seconds it took."""
+    from refvt.model.warmup import warm_up
+
+    def line(done: int, of: int, what: str) -> None:
+        if not quiet:
+            end = "\n" if done == of else ""
+            print(f"\rkernels: {done}/{of} {what:30s} {time.perf_counter() - start:5.1f} s", end=end, file=sys.stderr)
+
+    start = time.perf_counter()
+    warm_up("jit", dtype, training, line)
+    return time.perf_counter() - start
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    seconds = _compile(options.dtype, not options.forward_only)
+    print(f"kernels for {options.dtype} are ready, {seconds:.1f} s; they are cached on disk")
+    return 0
 
 
 # ---- golden

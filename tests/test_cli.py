@@ -48,9 +48,29 @@ def test_halt_prints_json(tmp_path, capsys, carphone):
     assert report["tokens_per_layer"][0] == 473
     assert report["tokens_per_layer"] == sorted(report["tokens_per_layer"], reverse=True)
     assert report["gflops"] < report["gflops_without_halting"]
-    assert report["trained"] is False
+    assert report["weights"] == "handmade"
+    assert "classes" not in report
     assert len(report["frames"]) == 8
     assert sum(report["gflops_per_layer"]) < sum(report["gflops_per_layer_without_halting"])
+
+
+def test_halt_with_weights_names_classes(tmp_path, capsys, carphone):
+    import refvt
+
+    model = refvt.HaltingVT(refvt.HaltingVTConfig(), seed=1)
+    model.save(tmp_path / "model.safetensors")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"action {i}" for i in range(200)), encoding="utf-8")
+    command = ["halt", carphone, "--stride", "8", "--out", str(tmp_path), "--json"]
+    assert main([*command, "--weights", str(tmp_path / "model.safetensors"), "--labels", str(labels)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    clip, _ = refvt.data.read_clip(carphone, 8, 8)
+    logits = model(clip[None]).logits[0]
+    assert report["classes"][0]["class"] == f"action {logits.argmax()}"
+    assert len(report["classes"]) == 5
+    labels.write_text("one\ntwo\n", encoding="utf-8")
+    assert main([*command, "--labels", str(labels)]) == 2
+    assert "expected 200 class names, one per line, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

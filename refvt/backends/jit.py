@@ -6,7 +6,8 @@ Kernels are compiled lazily, at their first call, without holding the interprete
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -19,11 +20,19 @@ __all__ = ["TILE", "column_sums", "erfc", "exp", "finish", "kernel", "scaled"]
 
 TILE = 192  # rows of a tile: large enough for BLAS, small enough to stay in cache and to share evenly
 
-# sums may be reordered, so that they vectorise; NaN does not occur (the model refuses it at its door), −∞ does
-kernel: Any = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz", "nnan"})
+# so that loops vectorise, sums may be reordered and divisions by zero are not looked for; NaN does not occur (the
+# model refuses it at its door), −∞ does
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "nnan"}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@intrinsic
+def kernel(function: Function) -> Function:
+    """Compile a function of arrays and numbers, lazily, at its first call."""
+    compiled: Function = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    return compiled
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def _as_float32(typing_context: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
@@ -38,7 +47,7 @@ def exp(x: float) -> float:
     return math.exp(x)
 
 
-@overload(exp, jit_options={"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}})
+@overload(exp, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _exp(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -63,7 +72,7 @@ def erfc(x: float) -> float:
     return math.erfc(x)
 
 
-@overload(erfc, jit_options={"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}})
+@overload(erfc, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _erfc(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.erfc(x)

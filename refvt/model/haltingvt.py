@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from refvt import backends, flops
 from refvt.model.blocks import Scope
+from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, check_decisions
 from refvt.model.network import (
@@ -22,7 +24,7 @@ from refvt.model.network import (
 from refvt.model.parameters import check_parameters, initial_parameters
 from refvt.ops import Array
 
-__all__ = ["HaltingVT", "Loss", "Output", "Trace"]
+__all__ = ["HaltingVT", "Loss", "Output", "Trace", "load"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class HaltingVT:
         self.parameters: dict[str, Array] = {
             name: self._ops.arrays.from_numpy(np.array(value), dtype) for name, value in parameters.items()
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters to a ``.safetensors`` or ``.npz`` file, whole or not at all."""
+        to_numpy = self._ops.arrays.to_numpy
+        save_parameters({name: to_numpy(value) for name, value in self.parameters.items()}, path)
 
     def __repr__(self) -> str:
         return f"HaltingVT({self.config}, backend={self.backend!r}, dtype={self.dtype!r})"
@@ -352,6 +359,25 @@ class HaltingVT:
                 )
             motion_labels = motion_labels.astype(np.int64)
         return labels, motion_labels
+
+
+def load(
+    path: str | os.PathLike[str],
+    config: HaltingVTConfig,
+    backend: str | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    checkpoint_grid: tuple[int, int] | None = None,
+) -> HaltingVT:
+    """A model with the parameters of a file: ``.npz``, ``.safetensors`` or a PyTorch zip checkpoint.
+
+    Files of the released model (prefixes ``backbone.model.`` and ``cls_head.``) and DeiT-S image checkpoints map onto
+    refvt's names; embeddings for another S or T are resized (nearest; the file's grid is taken as square unless
+    ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Nothing in
+    the file is ever executed. ValueError lists everything that does not fit at once.
+    """
+    tensors = parameters_from(read_checkpoint(path), config, seed, checkpoint_grid)
+    return HaltingVT(config, tensors, backend=backend, dtype=dtype)
 
 
 def _is_compact(execution: str) -> bool:

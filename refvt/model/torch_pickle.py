@@ -18,7 +18,7 @@ __all__ = ["MAX_PICKLE", "RefusedError", "Storage", "Tensor", "interpret", "show
 
 T = TypeVar("T")
 
-MAX_PICKLE = 8 << 20  # bytes; a model of 1000 tensors writes about 100 kB
+MAX_PICKLE = 8 << 20  # bytes that callers hand to interpret; a model of 1000 tensors writes about 100 kB
 MAX_OPCODES = 1_000_000
 
 
@@ -108,8 +108,6 @@ def interpret(data: bytes | bytearray) -> Any:
     # pickle.Unpickler is not used, not even subclassed: with find_class replaced it would still call whatever lies on
     # its stack, take copyreg's cached extensions past find_class, set attributes for BUILD and grow its memo to any
     # index a file names. pickletools only reads opcodes, and the few below build a value: none can call.
-    if len(data) > MAX_PICKLE:
-        raise ValueError(f"a pickle of {len(data)} bytes, more than {MAX_PICKLE}")
     try:
         return _interpret(data)
     except (IndexError, KeyError) as error:  # an empty stack, a memo that was never put

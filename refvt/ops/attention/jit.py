@@ -32,39 +32,28 @@ class AttentionCache(NamedTuple):
 
 @kernel
 def _softmax(logits: Array, scale: Any, bias: Array | None, normalise: bool, total: Array) -> None:
-    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``; divided by it if ``normalise``.
-
-    The maximum is kept in 16 lanes, for a single running one would not vectorise.
-    """
+    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``; divided by it if asked."""
     n, m = logits.shape
-    lanes = np.empty(16, logits.dtype)
-    whole = m - m % 16
     zero = logits.dtype.type(0)
     for i in range(n):
         row = logits[i]
         # 1. logits
-        lanes[:] = -np.inf
+        factor = scale
         if bias is not None:
             for j in range(m):
                 row[j] = row[j] * scale + bias[j]
-        else:
-            for j in range(m):
-                row[j] = row[j] * scale
-        for j in range(0, whole, 16):
-            for lane in range(16):
-                lanes[lane] = max(lanes[lane], row[j + lane])
-        for j in range(whole, m):
-            lanes[0] = max(lanes[0], row[j])
-        highest = lanes[0]
-        for lane in range(1, 16):
-            highest = max(highest, lanes[lane])
+            factor = logits.dtype.type(1)
+        highest = logits.dtype.type(-np.inf)
+        for j in range(m):
+            highest = row[j] if row[j] > highest else highest
         if highest == -np.inf:  # no key at all
             highest = zero
         # 2. softmax
         summed = zero
         for j in range(m):
-            row[j] = exp(row[j] - highest)
-            summed += row[j]
+            weight = exp((row[j] - highest) * factor)
+            row[j] = weight
+            summed += weight
         total[i] = summed
         if normalise and summed > zero:
             inverse = logits.dtype.type(1) / summed

@@ -76,9 +76,7 @@ def cls_scores_forward(
 
 
 @kernel
-def _scores_backward(
-    dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
-) -> None:
+def _scores_backward(dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array) -> None:
     """One segment: dq [1+S, D] and dk [1+S, D] are zero when they come in."""
     n, D = k.shape
     A = weights.shape[0]

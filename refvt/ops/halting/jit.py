@@ -39,7 +39,7 @@ def _halt(
             e = exp(-abs(z))
             h = (one if z >= 0 else e) / (one + e)
         # 2. the decision
-        if forced is not None:
+        if forced is not None:  # noqa: SIM108 - a branch on None is settled when this is compiled
             stops = forced[i]
         else:
             stops = used[i] + h > limit
@@ -119,9 +119,7 @@ def _accumulate(y: Array, x: Array, weight: Array, y_next: Array) -> None:
             y_next[i, j] = y[i, j] + weight[i] * x[i, j]
 
 
-def accumulate_forward(
-    y: Array, x: Array, weight: Array, keep: bool = True
-) -> tuple[Array, AccumulateCache | None]:
+def accumulate_forward(y: Array, x: Array, weight: Array, keep: bool = True) -> tuple[Array, AccumulateCache | None]:
     """y_next = y + weight · x, row by row. y, x [n, D], weight [n]."""
     y_next = np.empty_like(y)
     # 1. one term of the mean state
@@ -182,7 +180,7 @@ def _halt_tokens(
                 e = exp(-abs(z))
                 h = (one if z >= 0 else e) / (one + e)
             score[layer - 1, k] = h
-            if forced is not None:
+            if forced is not None:  # noqa: SIM108
                 stops = forced[k] == layer
             else:
                 stops = layer == L or used + h > limit
@@ -231,7 +229,7 @@ def halt_tokens_forward(
 def _halt_tokens_backward(
     dy: Array, dponder: Array, states: Array, halting_layer: Array, score: Array, scale: Any, dstates: Array
 ) -> None:
-    L, N, D = states.shape
+    _, N, D = states.shape
     one = states.dtype.type(1)
     for k in range(N):
         stop = halting_layer[k] - 1

@@ -41,9 +41,7 @@ def _normalise(x: Array, weight: Array, bias: Array, eps: Any, y: Array, mean: A
         mean[i], inverse_std[i] = mu, s
 
 
-def layernorm_forward(
-    x: Array, weight: Array, bias: Array, keep: bool = True
-) -> tuple[Array, LayerNormCache | None]:
+def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
     """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
     y, mean, inverse_std = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     eps = x.dtype.type(EPS)

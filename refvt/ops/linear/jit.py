@@ -35,9 +35,7 @@ def linear_forward(
         # 1. multiply
         np.matmul(x[rows], weight.T, out=y[rows])
         # passes 1–3: bias, gain, skip connection
-        finish(
-            y[rows], bias, None if residual is None else residual[rows], None if gain is None else gain[rows]
-        )
+        finish(y[rows], bias, None if residual is None else residual[rows], None if gain is None else gain[rows])
 
     run(tile, len(parts))
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None

@@ -16,7 +16,7 @@ class CrossEntropyCache(NamedTuple):
 
 
 @kernel
-def _cross_entropy(logits: Array, target: Array, smoothing: Any, probability: Array) -> float:
+def _cross_entropy(logits: Array, target: Array, smoothing: Any, probability: Array) -> Any:
     B, K = logits.shape
     one = logits.dtype.type(1)
     loss = logits.dtype.type(0)
@@ -92,9 +92,7 @@ def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
     return np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
 
 
-def motion_loss_forward(
-    logits: Array, moving: Array, keep: bool = True
-) -> tuple[Array, CrossEntropyCache | None]:
+def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:
     """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
     # 1. the same cross-entropy
     return cross_entropy_forward(logits, moving, 0.0, keep)

@@ -100,9 +100,7 @@ def mlp_forward(
         # 3. narrow
         np.matmul(hidden, fc2_weight.T, out=y[rows])
         # passes 3–4: bias, DropPath's gain and the skip connection
-        finish(
-            y[rows], fc2_bias, None if residual is None else residual[rows], None if gain is None else gain[rows]
-        )
+        finish(y[rows], fc2_bias, None if residual is None else residual[rows], None if gain is None else gain[rows])
 
     run(tile, len(parts))
     if before is None:
@@ -124,9 +122,7 @@ def _gelu_again(before: Array, dbefore: Array, hidden: Array) -> None:
             dbefore[i, j] *= cdf + a * norm * exp(-half * a * a)
 
 
-def mlp_backward(
-    dy: Array, cache: MlpCache
-) -> tuple[Array, Array, Array, Array, Array, Array | None]:
+def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Returns dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual (None if there was no residual)."""
     x, fc1_weight, fc2_weight, before, gain, has_residual = cache
     n, F = before.shape

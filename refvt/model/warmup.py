@@ -1,0 +1,66 @@
+"""Compiling the kernels of a backend ahead of their first use, by running small models of every variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refvt.model.config import HaltingVTConfig
+from refvt.model.haltingvt import HaltingVT
+
+__all__ = ["warm_up"]
+
+# wide enough that tiles are cut as in a large model (a kernel is compiled anew for every layout it meets)
+SMALL = HaltingVTConfig(
+    image_size=(12, 12),
+    patch_size=4,
+    num_frames=2,
+    width=208,
+    num_heads=2,
+    mlp_ratio=1.0,
+    depth=5,
+    keep_rates=(1.0, 0.5),
+    num_classes=3,
+)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "forward, zero": {"halted_keys": "zero"},
+    "forward, masked": {"halted_keys": "masked"},
+    "forward, fuse": {"fuse_dropped": True},
+    "training, zero": {"halted_keys": "zero"},
+    "training, fuse and DropPath": {"fuse_dropped": True, "cls_skip": True},
+}
+
+
+def warm_up(
+    backend: str = "jit",
+    dtype: str = "float32",
+    training: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Compile what a forward pass needs, and with ``training`` a training step too; progress(done, of, what is next).
+
+    Compiled kernels are cached on disk: the next process loads them in a fraction of a second.
+    """
+    names = [name for name in VARIANTS if training or name.startswith("forward")]
+    rng = np.random.default_rng(0)
+    clips = rng.standard_normal((2, 3, 2, 12, 12)).astype(dtype)
+    for i, name in enumerate(names):
+        if progress is not None:
+            progress(i, len(names), name)
+        config = HaltingVTConfig(**{**SMALL.as_dict(), **VARIANTS[name]})
+        model = HaltingVT(config, seed=0, backend=backend, dtype=dtype)
+        for b in range(config.glimpser_depth, config.depth):  # some tokens halt on the way, others do not
+            model.parameters[f"blocks.{b}.mlp.fc2.bias"][0] = 0.4
+        model.parameters["pos_embed"][..., 0] = rng.uniform(-1, 1, model.parameters["pos_embed"].shape[:2])
+        for execution in ("compact", "dense"):
+            if name.startswith("forward"):
+                model(clips, execution=execution)
+            else:
+                drop = 0.5 if "DropPath" in name else 0.0
+                model.loss_and_gradients(
+                    clips, np.array([0, 1]), np.array([1, 0]), execution=execution, drop_path=drop, rng=rng
+                )
+    if progress is not None:
+        progress(len(names), len(names), "done")
