@@ -145,20 +145,23 @@ def attention_forward(
     if not plan.long:
         return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias) if keep else None
 
-    across = np.empty((D, len(k)), dtype)  # keys, transposed once: products with them run faster
+    # keys transposed and values gathered once per head: products with them run faster
+    across, values = np.empty((D, len(k)), dtype), np.empty((num_heads, len(v), d), dtype)
 
-    def transpose(head: int) -> None:
-        across[head * d : (head + 1) * d] = k[:, head * d : (head + 1) * d].T
+    def lay_out(h: int) -> None:
+        across[h * d : (h + 1) * d] = k[:, h * d : (h + 1) * d].T
+        values[h] = v[:, h * d : (h + 1) * d]
 
-    run(transpose, num_heads)
+    run(lay_out, num_heads)
     work = []
     for rows, keys in plan.long:
         for part in tiles(rows.stop - rows.start, QUERY_TILE):
             here = slice(rows.start + part.start, rows.start + part.stop)
-            work += [(here, keys, slice(h * d, (h + 1) * d)) for h in range(num_heads)]
+            work += [(here, keys, h) for h in range(num_heads)]
 
     def tile(i: int) -> None:
-        rows, keys, head = work[i]
+        rows, keys, h = work[i]
+        head = slice(h * d, (h + 1) * d)
         size = rows.stop - rows.start
         weights = workspace("attention.weights", (size, keys.stop - keys.start), dtype)
         total = workspace("attention.total", (size,), dtype)
@@ -167,7 +170,7 @@ def attention_forward(
         _softmax(weights, scale, None if key_bias is None else key_bias[keys], False, total)
         # 3. the weighted mean of the values
         mixed = workspace("attention.mixed", (size, d), dtype)
-        np.matmul(weights, v[keys, head], out=mixed)
+        np.matmul(weights, values[h, keys], out=mixed)
         _divide(mixed, total, y[rows, head])
 
     run(tile, len(work))
