@@ -26,3 +26,17 @@ FLOAT32 = [(name, law) for name, law in CASES if law.__name__ != "adjoint"]  # a
 @given(data=st.data())
 def test_law_float32(operation, law, data, backend):
     law(backend.operations[operation], data.draw(inputs_for(operation, dtype="float32")))
+
+
+def test_the_page_of_operations_is_the_table():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    for name, operation in operations().items():
+        (line,) = [row for row in page.splitlines() if f"`{name}(" in row and row.startswith("|")]
+        signature, results = line.split("|")[2:4]
+        named = [part.split("[")[0].strip(" `") for part in signature.split("(", 1)[1].replace("]", ",").split(",")]
+        for argument, shape in operation.arguments.items():
+            assert f"{argument}{'' if argument in operation.gradients else '†'} [{shape}]" in signature
+        assert set(operation.settings) <= {n.rstrip(")") for n in named}
+        assert all(result in results for result in operation.results)
