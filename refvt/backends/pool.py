@@ -135,8 +135,12 @@ def run(task: Callable[[int], None], count: int) -> None:
 
 
 def tiles(rows: int, size: int) -> list[slice]:
-    """Cut ``rows`` into slices of nearly equal length, at most ``size``; the cut depends on nothing else."""
+    """Cut ``rows`` into slices of nearly equal length, at most ``size``; the cut depends on nothing else.
+
+    Their number is even if there are several: an odd one would leave one of two threads idle at the end.
+    """
     count = -(-rows // size)
+    count += count % 2 if count > 1 else 0
     edges = [rows * i // count for i in range(count + 1)] if count else [0]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 

@@ -59,14 +59,18 @@ class MlpCache(NamedTuple):
 
 
 @kernel
-def _bias_gelu(before: Array, bias: Array, hidden: Array) -> None:
-    """before ← before + bias, hidden ← gelu(before); the two may be one array."""
-    half, root = before.dtype.type(0.5), before.dtype.type(-math.sqrt(0.5))
-    n, F = before.shape
+def _bias_gelu(hidden: Array, bias: Array, before: Array | None) -> None:
+    """hidden ← gelu(hidden + bias); what stood before GELU goes to ``before``, if it is wanted.
+
+    Two arrays that may be one and the same would not vectorise: hence the option.
+    """
+    half, root = hidden.dtype.type(0.5), hidden.dtype.type(-math.sqrt(0.5))
+    n, F = hidden.shape
     for i in range(n):
         for j in range(F):
-            a = before[i, j] + bias[j]
-            before[i, j] = a
+            a = hidden[i, j] + bias[j]
+            if before is not None:
+                before[i, j] = a
             hidden[i, j] = a * half * erfc(a * root)
 
 
@@ -92,11 +96,10 @@ def mlp_forward(
     def tile(i: int) -> None:
         rows = parts[i]
         hidden = workspace("mlp.hidden", (rows.stop - rows.start, F), x.dtype)
-        wide = hidden if before is None else before[rows]
         # 1. widen
-        np.matmul(x[rows], fc1_weight.T, out=wide)
+        np.matmul(x[rows], fc1_weight.T, out=hidden)
         # passes 1–2: bias, activate
-        _bias_gelu(wide, fc1_bias, hidden)
+        _bias_gelu(hidden, fc1_bias, None if before is None else before[rows])
         # 3. narrow
         np.matmul(hidden, fc2_weight.T, out=y[rows])
         # passes 3–4: bias, DropPath's gain and the skip connection
