@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     warm.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     warm.add_argument("--forward-only", action="store_true", help="leave out what only training needs")
 
-    bench.add_arguments(command("bench", bench.run, "Time refvt against PyTorch, interleaved, with medians and ratios."))
+    bench.add_arguments(
+        command("bench", bench.run, "Time refvt against PyTorch, interleaved, with medians and ratios.")
+    )
 
     info = command("info", _info, "Print versions, backends, presets and where the golden files lie.")
     info.add_argument("--json", action="store_true", help="print as JSON")

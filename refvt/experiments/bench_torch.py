@@ -1,0 +1,115 @@
+"""The PyTorch model as a contestant of ``refvt bench``: dense, with the semantics of the released model.
+
+Halted tokens are set to zero and computed along. Nothing is recorded and no checkpointing is on: it is the model of
+``golden/`` as anybody would run it, under ``torch.no_grad()`` for a forward pass and with ``loss.backward()`` for a
+training step. PyTorch is imported when it is needed and not before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refvt
+from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import Decisions
+from refvt.ops import Array
+
+__all__ = ["TorchModel", "missing", "threads"]
+
+CHECKOUT = Path(refvt.__file__).resolve().parent.parent
+
+
+def missing() -> str | None:
+    """Why PyTorch cannot take part, in one line; None if it can."""
+    if find_spec("torch") is None:
+        return 'PyTorch is not installed (pip install "refvt[torch]")'
+    if not (CHECKOUT / "golden" / "torch_model.py").is_file():
+        return "the PyTorch model is part of a checkout of the repository, not of an installed package"
+    return None
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """PyTorch's own threads, set once around everything (changing them costs a new pool), and set back at the end."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class TorchModel:
+    """The model with given parameters and clips [B, C, T, height, width]; ``sdpa`` takes PyTorch's fused attention."""
+
+    def __init__(
+        self,
+        config: HaltingVTConfig,
+        parameters: Mapping[str, Array],
+        clips: Array,
+        labels: Array,
+        motion_labels: Array,
+        dtype: str,
+        sdpa: bool,
+    ) -> None:
+        if str(CHECKOUT) not in sys.path:
+            sys.path.insert(0, str(CHECKOUT))
+        import torch
+
+        from golden import torch_model
+
+        self._torch, self._total_loss = torch, torch_model.total_loss
+        shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}
+        self._model: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
+        self._model.to(getattr(torch, dtype))
+        self._model.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
+        self._clips = torch.tensor(clips).to(getattr(torch, dtype))
+        self._labels, self._motion_labels = torch.tensor(labels), torch.tensor(motion_labels)
+
+    def run(self, train: bool, decisions: Decisions) -> Any:
+        """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own."""
+        torch = self._torch
+        layers = decisions.halting_layer
+        forced = {
+            "kept": None if decisions.kept is None else [torch.tensor(kept) for kept in decisions.kept],
+            "halting_layer": None if layers is None else torch.tensor(layers),
+        }
+        self._model.train(train)
+        if not train:
+            with torch.no_grad():
+                return self._model(self._clips, **forced), None
+        self._model.zero_grad(set_to_none=True)
+        output = self._model(self._clips, **forced)
+        loss = self._total_loss(output, self._labels, self._motion_labels)["total"]
+        loss.backward()
+        return output, loss
+
+    def logits(self, result: Any) -> Array:
+        """[B, K]"""
+        return np.asarray(result[0].logits.detach().numpy())
+
+    def decisions(self, result: Any) -> Decisions:
+        """What the run decided."""
+        output = result[0]
+        return Decisions(tuple(kept.numpy() for kept in output.kept), output.halting_layer.numpy())
+
+    def loss(self, result: Any) -> float:
+        """The total loss of a training step."""
+        return float(result[1].detach())
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients of the last training step; zero where none arrived."""
+        return {
+            name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.numpy()
+            for name, p in self._model.named_parameters()
+        }
