@@ -23,7 +23,7 @@ from threadpoolctl import ThreadpoolController
 
 from refvt.ops import Array
 
-__all__ = ["num_threads", "run", "session", "set_num_threads", "tiles", "workspace"]
+__all__ = ["num_threads", "row_tiles", "run", "session", "set_num_threads", "tiles", "workspace"]
 
 _lock = threading.Lock()
 _depth = 0
@@ -143,6 +143,20 @@ def tiles(rows: int, size: int) -> list[slice]:
     count += count % 2 if count > 1 else 0
     edges = [rows * i // count for i in range(count + 1)] if count else [0]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def row_tiles(rows: int) -> list[slice]:
+    """Cut the rows of a matrix product: as few tiles as keep all threads busy, of at most 400 rows and at least about 64.
+
+    A product of many rows makes more of the weights it has to lay out for BLAS. Each row's result is its own, so the
+    cut may depend on the number of threads.
+    """
+    threads = num_threads()
+    count = min(-(-rows // 400), rows)
+    count = max(count, min(threads, -(-rows // 64)))
+    if count > 1:
+        count = min(-(-count // threads) * threads, rows)
+    return [slice(rows * i // count, rows * (i + 1) // count) for i in range(count)]
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: Any) -> Array:

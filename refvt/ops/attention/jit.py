@@ -18,6 +18,7 @@ from refvt.ops import Array
 QUERY_TILE = 224  # query rows of a tile
 SHORT = 32  # segments up to this length are taken in batches
 BATCH = 512  # rows of such a batch
+SMALL = 40.0  # e^±40, and a sum of thousands of them, are far from the limits of float32
 
 
 class AttentionCache(NamedTuple):
@@ -31,8 +32,23 @@ class AttentionCache(NamedTuple):
 
 
 @kernel
-def _softmax(logits: Array, scale: Any, bias: Array | None, normalise: bool, total: Array) -> None:
-    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``; divided by it if asked."""
+def _largest_norm(rows: Array) -> Any:
+    """The largest length of a row."""
+    largest = rows.dtype.type(0)
+    for i in range(rows.shape[0]):
+        square = rows.dtype.type(0)
+        for j in range(rows.shape[1]):
+            square += rows[i, j] * rows[i, j]
+        largest = max(largest, square)
+    return np.sqrt(largest)
+
+
+@kernel
+def _softmax(logits: Array, scale: Any, bias: Array | None, small: bool, normalise: bool, total: Array) -> None:
+    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``; divided by it if asked.
+
+    ``small``: no logit can be beyond ±40, so nothing overflows or vanishes without the maximum: it is left out.
+    """
     n, m = logits.shape
     zero = logits.dtype.type(0)
     for i in range(n):
@@ -43,11 +59,13 @@ def _softmax(logits: Array, scale: Any, bias: Array | None, normalise: bool, tot
             for j in range(m):
                 row[j] = row[j] * scale + bias[j]
             factor = logits.dtype.type(1)
-        highest = logits.dtype.type(-np.inf)
-        for j in range(m):
-            highest = row[j] if row[j] > highest else highest
-        if highest == -np.inf:  # no key at all
-            highest = zero
+        highest = zero
+        if not small:
+            highest = logits.dtype.type(-np.inf)
+            for j in range(m):
+                highest = row[j] if row[j] > highest else highest
+            if highest == -np.inf:  # no key at all
+                highest = zero
         # 2. softmax
         summed = zero
         for j in range(m):
@@ -101,6 +119,13 @@ def _plan(query_offsets: Array, key_offsets: Array, key_bias: Array | None) -> _
     return _Plan([], (0, 0), [(slice(a, b), slice(c, d)) for a, b, c, d in pairs])
 
 
+def _raised(key_bias: Array | None) -> float:
+    """The largest size of a finite key bias."""
+    if key_bias is None:
+        return 0.0
+    return float(np.abs(key_bias, out=np.zeros_like(key_bias), where=np.isfinite(key_bias)).max(initial=0))
+
+
 def _batch(rows: Array, segments: slice, length: int, num_heads: int) -> Array:
     """The rows of short segments as [segments, A, length, d], a view."""
     part = rows[segments.start * length : segments.stop * length]
@@ -137,7 +162,7 @@ def attention_forward(
         # 1, 2. logits and softmax
         keys = _batch(k, segments, m, num_heads).transpose(0, 1, 3, 2)
         np.matmul(_batch(q, segments, n, num_heads), keys, out=weights)
-        _softmax(weights.reshape(-1, m), scale, None, True, total)
+        _softmax(weights.reshape(-1, m), scale, None, False, True, total)
         # 3. the weighted mean of the values
         _batch(y, segments, n, num_heads)[...] = weights @ _batch(v, segments, m, num_heads)
 
@@ -147,10 +172,13 @@ def attention_forward(
 
     # keys transposed and values gathered once per head: products with them run faster
     across, values = np.empty((D, len(k)), dtype), np.empty((num_heads, len(v), d), dtype)
+    longest = np.zeros(num_heads)  # key of each head
+    raised = _raised(key_bias)
 
     def lay_out(h: int) -> None:
         across[h * d : (h + 1) * d] = k[:, h * d : (h + 1) * d].T
         values[h] = v[:, h * d : (h + 1) * d]
+        longest[h] = _largest_norm(k[:, h * d : (h + 1) * d])
 
     run(lay_out, num_heads)
     work = []
@@ -167,7 +195,8 @@ def attention_forward(
         total = workspace("attention.total", (size,), dtype)
         # 1, 2. logits and softmax; the division by the sum waits until the row is short
         np.matmul(q[rows, head], across[head, keys], out=weights)
-        _softmax(weights, scale, None if key_bias is None else key_bias[keys], False, total)
+        small = scale * _largest_norm(q[rows, head]) * longest[h] + raised < SMALL
+        _softmax(weights, scale, None if key_bias is None else key_bias[keys], small, False, total)
         # 3. the weighted mean of the values
         mixed = workspace("attention.mixed", (size, d), dtype)
         np.matmul(weights, values[h, keys], out=mixed)
@@ -201,7 +230,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
         dweights = workspace("attention.dweights", (count, num_heads, n, m), dtype)
         total = workspace("attention.total", (count * num_heads * n,), dtype)
         np.matmul(q_i, k_i.transpose(0, 1, 3, 2), out=weights)
-        _softmax(weights.reshape(-1, m), scale, None, True, total)
+        _softmax(weights.reshape(-1, m), scale, None, False, True, total)
         # 3. the weighted mean
         _batch(dv, segments, m, num_heads)[...] = weights.transpose(0, 1, 3, 2) @ dmixed
         np.matmul(dmixed, v_i.transpose(0, 1, 3, 2), out=dweights)
@@ -213,6 +242,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
     run(short, len(plan.short))
     work = [(rows, keys, slice(h * d, (h + 1) * d)) for rows, keys in plan.long for h in range(num_heads)]
+    raised = _raised(key_bias)
 
     def head_of_segment(i: int) -> None:
         rows, keys, head = work[i]
@@ -222,6 +252,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
         across, v_across = (workspace(f"attention.{name}", (d, m), dtype) for name in ("across", "v across"))
         across[...], v_across[...] = k[keys, head].T, v[keys, head].T
         k_here = np.ascontiguousarray(k[keys, head])
+        longest = _largest_norm(k_here)
         for part in tiles(rows.stop - rows.start, QUERY_TILE):
             here = slice(rows.start + part.start, rows.start + part.stop)
             size = here.stop - here.start
@@ -229,7 +260,8 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
             total = workspace("attention.total", (size,), dtype)
             q_here, dmixed = q[here, head], dy[here, head]
             np.matmul(q_here, across, out=weights)
-            _softmax(weights, scale, bias, True, total)
+            small = scale * _largest_norm(q_here) * longest + raised < SMALL
+            _softmax(weights, scale, bias, small, True, total)
             # 3. the weighted mean
             dv[keys, head] += weights.T @ dmixed
             np.matmul(dmixed, v_across, out=dweights)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.backends.jit import TILE, column_sums, finish, scaled
-from refvt.backends.pool import run, tiles
+from refvt.backends.pool import row_tiles, run, tiles
 from refvt.ops import Array
 
 
@@ -28,7 +28,7 @@ def linear_forward(
 ) -> tuple[Array, LinearCache | None]:
     """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
     y = np.empty((len(x), len(bias)), x.dtype)  # [tokens, D]
-    parts = tiles(len(x), TILE)
+    parts = row_tiles(len(x))
 
     def tile(i: int) -> None:
         rows = parts[i]
@@ -53,7 +53,7 @@ def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array,
         scaled(dy, gain, dproduct)
     # 1. the multiply: tiles of rows for dx, tiles of columns of dy for dweight and dbias
     dx, dweight, dbias = np.empty_like(x), np.empty_like(weight), np.empty(len(weight), x.dtype)
-    row_parts, column_parts = tiles(len(x), TILE), tiles(len(weight), TILE)
+    row_parts, column_parts = row_tiles(len(x)), tiles(len(weight), TILE)
 
     def tile(i: int) -> None:
         if i < len(row_parts):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.backends.jit import TILE, column_sums, erfc, exp, finish, kernel, scaled
-from refvt.backends.pool import run, tiles, workspace
+from refvt.backends.pool import row_tiles, run, tiles, workspace
 from refvt.ops import Array
 
 
@@ -91,7 +91,7 @@ def mlp_forward(
     F = len(fc1_bias)
     y = np.empty((len(x), len(fc2_bias)), x.dtype)  # [tokens, D]
     before = np.empty((len(x), F), x.dtype) if keep else None
-    parts = tiles(len(x), TILE)
+    parts = row_tiles(len(x))
 
     def tile(i: int) -> None:
         rows = parts[i]
@@ -138,7 +138,7 @@ def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array
     hidden = workspace("mlp.hidden again", (n, F), x.dtype)
     dbefore = workspace("mlp.dbefore", (n, F), x.dtype)
     dx = np.empty_like(x)
-    parts = tiles(n, TILE)
+    parts = row_tiles(n)
 
     def rows_tile(i: int) -> None:
         rows = parts[i]
