@@ -8,12 +8,14 @@ on arrays that are no operations of the model (taking columns, joining rows, add
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from refvt.backends import pool
 from refvt.ops import ROOMS, Operation
 
 __all__ = ["Backend", "Implementation", "available", "default", "get"]
@@ -41,6 +43,8 @@ class Backend:
         column, moves = COLUMNS[name]
         self.name = name
         self.arrays: ModuleType = import_module(moves)
+        # held around a whole run of the model: what the column's threads need (NumPy's own need nothing)
+        self.session: Callable[[], AbstractContextManager[None]] = pool.session if name == "jit" else nullcontext
         self.operations: dict[str, Implementation] = {}
         for room in ROOMS:
             signatures = import_module(f"refvt.ops.{room}").OPERATIONS

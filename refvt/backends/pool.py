@@ -146,7 +146,7 @@ def tiles(rows: int, size: int) -> list[slice]:
 
 
 def row_tiles(rows: int) -> list[slice]:
-    """Cut the rows of a matrix product: as few tiles as keep all threads busy, of at most 400 rows and at least about 64.
+    """Cut the rows of a matrix product: as few tiles as keep all threads busy, of at most 400 rows and 64 or more.
 
     A product of many rows makes more of the weights it has to lay out for BLAS. Each row's result is its own, so the
     cut may depend on the number of threads.

@@ -139,15 +139,16 @@ class HaltingVT:
         clips = self._checked(clips)
         scope = Scope(self._ops, self.parameters)
         forced = check_decisions(decisions or Decisions(), self.config, len(clips))
-        result, _ = network_forward(
-            scope,
-            self.config,
-            clips,
-            compact,
-            leave_early=compact and not full_ponder,
-            kept=forced.kept,
-            halting_layer=forced.halting_layer,
-        )
+        with self._ops.session():
+            result, _ = network_forward(
+                scope,
+                self.config,
+                clips,
+                compact,
+                leave_early=compact and not full_ponder,
+                kept=forced.kept,
+                halting_layer=forced.halting_layer,
+            )
         return self._output(result, full_ponder)
 
     def loss_and_gradients(
@@ -187,19 +188,20 @@ class HaltingVT:
             gains = draw_gains(self.config, len(clips), drop_path, rng)
         forced = check_decisions(decisions or Decisions(), self.config, len(clips))
         scope = Scope(self._ops, self.parameters, keep=True)
-        result, cache = network_forward(
-            scope,
-            self.config,
-            clips,
-            compact,
-            gains=gains,
-            kept=forced.kept,
-            halting_layer=forced.halting_layer,
-        )
-        assert cache is not None
-        loss = self._loss_and_backward(
-            scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing)
-        )
+        with self._ops.session():
+            result, cache = network_forward(
+                scope,
+                self.config,
+                clips,
+                compact,
+                gains=gains,
+                kept=forced.kept,
+                halting_layer=forced.halting_layer,
+            )
+            assert cache is not None
+            loss = self._loss_and_backward(
+                scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing)
+            )
         return loss, {name: scope.gradients[name] for name in self.parameters}
 
     def trace(

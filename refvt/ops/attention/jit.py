@@ -15,8 +15,8 @@ from refvt.backends.jit import exp, kernel
 from refvt.backends.pool import run, tiles, workspace
 from refvt.ops import Array
 
-QUERY_TILE = 224  # query rows of a tile
-SHORT = 32  # segments up to this length are taken in batches
+TILE_LOGITS = 350_000  # logits of a tile: they stay near the core, and the products are large enough
+SHORT = 256  # segments up to this length are taken in batches, all heads in one product
 BATCH = 512  # rows of such a batch
 SMALL = 40.0  # e^±40, and a sum of thousands of them, are far from the limits of float32
 
@@ -40,6 +40,25 @@ def _largest_norm(rows: Array) -> Any:
         for j in range(rows.shape[1]):
             square += rows[i, j] * rows[i, j]
         largest = max(largest, square)
+    return np.sqrt(largest)
+
+
+@kernel
+def _lay_out(k: Array, v: Array, across: Array, values: Array) -> Any:
+    """across ← kᵀ, values ← v, 16 rows at a time; returns the largest length of a key."""
+    n, d = k.shape
+    largest = k.dtype.type(0)
+    for start in range(0, n, 16):
+        stop = min(start + 16, n)
+        for j in range(d):
+            for i in range(start, stop):
+                across[j, i] = k[i, j]
+        for i in range(start, stop):
+            square = k.dtype.type(0)
+            for j in range(d):
+                values[i, j] = v[i, j]
+                square += k[i, j] * k[i, j]
+            largest = max(largest, square)
     return np.sqrt(largest)
 
 
@@ -176,14 +195,13 @@ def attention_forward(
     raised = _raised(key_bias)
 
     def lay_out(h: int) -> None:
-        across[h * d : (h + 1) * d] = k[:, h * d : (h + 1) * d].T
-        values[h] = v[:, h * d : (h + 1) * d]
-        longest[h] = _largest_norm(k[:, h * d : (h + 1) * d])
+        head = slice(h * d, (h + 1) * d)
+        longest[h] = _lay_out(k[:, head], v[:, head], across[head], values[h])
 
     run(lay_out, num_heads)
     work = []
     for rows, keys in plan.long:
-        for part in tiles(rows.stop - rows.start, QUERY_TILE):
+        for part in tiles(rows.stop - rows.start, max(64, TILE_LOGITS // max(keys.stop - keys.start, 1))):
             here = slice(rows.start + part.start, rows.start + part.stop)
             work += [(here, keys, h) for h in range(num_heads)]
 
@@ -253,7 +271,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
         across[...], v_across[...] = k[keys, head].T, v[keys, head].T
         k_here = np.ascontiguousarray(k[keys, head])
         longest = _largest_norm(k_here)
-        for part in tiles(rows.stop - rows.start, QUERY_TILE):
+        for part in tiles(rows.stop - rows.start, max(64, TILE_LOGITS // max(m, 1))):
             here = slice(rows.start + part.start, rows.start + part.stop)
             size = here.stop - here.start
             weights, dweights = (workspace(f"attention.{a}", (size, m), dtype) for a in ("weights", "dweights"))

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import TILE, kernel
+from refvt.backends.jit import kernel
 from refvt.backends.pool import run, tiles
 from refvt.ops import Array
 
 EPS = 1e-6
+ROWS = 512  # rows of a tile: a pass over memory, not worth a thread where there are few
 
 
 class LayerNormCache(NamedTuple):
@@ -45,7 +46,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -
     """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
     y, mean, inverse_std = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     eps = x.dtype.type(EPS)
-    parts = tiles(len(x), TILE)
+    parts = tiles(len(x), ROWS)
 
     def tile(i: int) -> None:
         rows = parts[i]
@@ -83,7 +84,7 @@ def _denormalise(
 def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Returns dx, dweight, dbias."""
     x, mean, inverse_std, weight = cache
-    parts = tiles(len(x), TILE)
+    parts = tiles(len(x), ROWS)
     dx = np.empty_like(x)
     dweight, dbias = (np.zeros((len(parts), x.shape[1]), x.dtype) for _ in range(2))  # one row per tile
 
