@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 import refvt
 from refvt import backends
 from refvt.backends import pool
-from refvt.experiments import bench, bench_torch
+from refvt.experiments import bench, bench_report, bench_torch
 from refvt.experiments.bench import Contestant, Sizes, Workload
 from refvt.model.decisions import Decisions
 
@@ -140,7 +140,7 @@ def test_json_markdown_and_table(tmp_path, capsys, without_memory):
         assert words in printed
         assert words in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {len(bench.HEADER) + 1}
+    assert {line.count("|") for line in tables} == {len(bench_report.HEADER) + 1}
     assert len(tables) == 4 * 2 + 6
 
 
