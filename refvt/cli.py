@@ -122,6 +122,8 @@ def _demo(options: argparse.Namespace) -> int:
     print("1. Golden files: float64 and float32 against the PyTorch run")
     failed = 0
     for dtype in ("float64", "float32"):
+        if backends.default() == "jit":
+            _compile(dtype)
         failed += _print_verification(_verify_all(backends.default(), dtype), dtype)
     print("\n2. A real clip")
     options.video, options.stride, options.json = find_sample_video("carphone_pristine.mp4"), 8, False
