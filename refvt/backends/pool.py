@@ -5,7 +5,8 @@ A BLAS that spins with threads of its own beside ours costs up to ten times the 
 the parallelism comes from ``run``, which hands out tiles to worker threads. np.matmul and the compiled kernels release
 the interpreter's lock, so the threads really run side by side.
 
-What a tile computes never depends on who computes it: results are the same for any number of threads.
+What a tile computes never depends on who computes it: at a fixed number of threads results are the same to the bit.
+Only ``row_tiles`` looks at that number, so between numbers the rows of a product may differ by rounding.
 """
 
 from __future__ import annotations

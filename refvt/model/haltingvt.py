@@ -226,6 +226,8 @@ class HaltingVT:
         """
         compact = _is_compact(execution)
         clips = self._checked(clips)
+        if labels is not None:
+            labels, motion_labels = self._checked_labels(labels, motion_labels, len(clips))
         forced = check_decisions(decisions or Decisions(), self.config, len(clips))
         tensors: dict[str, Array] = {}
 
@@ -236,27 +238,27 @@ class HaltingVT:
         if drop_path > 0:
             gains = draw_gains(self.config, len(clips), drop_path, rng or np.random.default_rng(0))
         scope = Scope(self._ops, self.parameters, see=see, keep=gradients)
-        result, cache = network_forward(
-            scope,
-            self.config,
-            clips,
-            compact,
-            every_output=True,
-            gains=gains,
-            kept=forced.kept,
-            halting_layer=forced.halting_layer,
-        )
-        if cache is not None and labels is None:
-            random = np.random.default_rng(0)
-            logits, motion, ponder = (
-                self._ops.arrays.from_numpy(random.standard_normal(a.shape), self.dtype)
-                for a in (result.logits, result.motion_logits, result.joint.ponder)
+        with self._ops.session():
+            result, cache = network_forward(
+                scope,
+                self.config,
+                clips,
+                compact,
+                every_output=True,
+                gains=gains,
+                kept=forced.kept,
+                halting_layer=forced.halting_layer,
             )
-            network_backward(scope, self.config, logits, motion, ponder, cache)
-        elif cache is not None and labels is not None:
-            labels, motion_labels = self._checked_labels(labels, motion_labels, len(clips))
-            weights = (ponder_weight, motion_weight, label_smoothing)
-            self._loss_and_backward(scope, result, cache, labels, motion_labels, weights)
+            if cache is not None and labels is None:
+                random = np.random.default_rng(0)
+                logits, motion, ponder = (
+                    self._ops.arrays.from_numpy(random.standard_normal(a.shape), self.dtype)
+                    for a in (result.logits, result.motion_logits, result.joint.ponder)
+                )
+                network_backward(scope, self.config, logits, motion, ponder, cache)
+            elif cache is not None and labels is not None:
+                weights = (ponder_weight, motion_weight, label_smoothing)
+                self._loss_and_backward(scope, result, cache, labels, motion_labels, weights)
         for name, gradient in scope.gradients.items():
             see(f"d({name})" if name in self.parameters else name, gradient)
         return Trace(tensors, self._output(result, full_ponder=True))

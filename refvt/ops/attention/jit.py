@@ -125,7 +125,7 @@ class _Plan(NamedTuple):
 
     short: list[slice]  # ranges of short segments of one length, taken together; empty if the segments are long
     length: tuple[int, int]  # rows of queries and of keys of a short segment
-    long: list[tuple[slice, slice]]  # the rows of queries and of keys of each other segment that has queries
+    long: list[tuple[slice, slice]]  # the rows of queries and of keys of each other segment
 
 
 def _plan(query_offsets: Array, key_offsets: Array, key_bias: Array | None) -> _Plan:

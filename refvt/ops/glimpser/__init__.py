@@ -15,7 +15,9 @@ Adjoint: ``top_k`` is a decision, it has none. The scores get a gradient only th
 Source: HaltingVT section 3.2; attentive token selection and fusion as in EViT (ICLR 2022).
 """
 
-from refvt.ops import Operation
+import numpy as np
+
+from refvt.ops import Array, Operation
 
 OPERATIONS = (
     Operation(
@@ -39,3 +41,17 @@ OPERATIONS = (
         results={"fused": "segments D"},
     ),
 )
+
+
+def equal_lengths(offsets: Array) -> Array:
+    """The rows of each segment, 1 + S. ValueError if they differ."""
+    lengths = np.diff(offsets)
+    if (lengths != lengths[0]).any():
+        raise ValueError(f"offsets: all segments must hold 1 + S rows, their lengths are {np.unique(lengths)}")
+    return lengths
+
+
+def check_k(scores: Array, k: int) -> None:
+    """ValueError unless 1 ≤ k ≤ S."""
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k: expected 1 to {scores.shape[1]} (the number of scores in a row), got {k}")

@@ -10,6 +10,7 @@ import numpy as np
 from refvt.backends.jit import exp, kernel
 from refvt.backends.pool import run
 from refvt.ops import Array
+from refvt.ops.glimpser import check_k, equal_lengths
 
 
 class ClsScoresCache(NamedTuple):
@@ -59,9 +60,7 @@ def cls_scores_forward(
     q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 → scores [segments, S].
     ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
     """
-    lengths = np.diff(offsets)
-    if (lengths != lengths[0]).any():
-        raise ValueError(f"offsets: all segments must hold 1 + S rows, their lengths are {np.unique(lengths)}")
+    lengths = equal_lengths(offsets)
     segments, n = len(lengths), int(lengths[0])
     scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
     weights = np.empty((segments, num_heads, n), k.dtype)
@@ -132,8 +131,7 @@ def top_k(scores: Array, k: int) -> Array:
 
     scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
     """
-    if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k: expected 1 to {scores.shape[1]} (the number of scores in a row), got {k}")
+    check_k(scores, k)
     kept = np.empty((len(scores), k), np.int64)
     run(lambda i: _top_k(scores[i], kept[i]), len(scores))
     return kept

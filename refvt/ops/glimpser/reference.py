@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.ops import Array
+from refvt.ops.glimpser import check_k, equal_lengths
 
 
 class ClsScoresCache(NamedTuple):
@@ -24,9 +25,7 @@ def cls_scores_forward(
     q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 → scores [segments, S].
     ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
     """
-    lengths = np.diff(offsets)
-    if (lengths != lengths[0]).any():
-        raise ValueError(f"offsets: all segments must hold 1 + S rows, their lengths are {np.unique(lengths)}")
+    lengths = equal_lengths(offsets)
     keys = k.reshape(len(lengths), lengths[0], num_heads, -1)  # [segments, 1+S, A, d]
     q_cls = q[offsets[:-1]].reshape(len(lengths), num_heads, -1)  # [segments, A, d]
     # 1. the logits of the CLS row
@@ -61,8 +60,7 @@ def top_k(scores: Array, k: int) -> Array:
 
     scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
     """
-    if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k: expected 1 to {scores.shape[1]} (the number of scores in a row), got {k}")
+    check_k(scores, k)
     # 1. a stable ascending sort of −score is a descending sort that keeps ties in index order
     return np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int64)
 

@@ -36,7 +36,7 @@ is moved to halt earlier where its later state is worse than the earlier one, an
 Source: HaltingVT section 3.3, equations 4–8; A-ViT (CVPR 2022); the remainder goes back to ACT (arXiv 1603.08983).
 """
 
-from refvt.ops import Operation
+from refvt.ops import Array, Operation
 
 OPERATIONS = (
     Operation(
@@ -64,3 +64,11 @@ OPERATIONS = (
         differentiable=("y", "ponder"),
     ),
 )
+
+
+def check_states(states: Array, epsilon: float) -> None:
+    """ValueError unless ``halt_tokens`` can take these: states [L, N, D] with L ≥ 1, 0 < ε < 1."""
+    if states.ndim != 3 or states.shape[0] < 1:
+        raise ValueError(f"states: expected [L, N, D] with L ≥ 1, got shape {states.shape}")
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon: expected a number between 0 and 1, got {epsilon}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from refvt.backends.jit import exp, kernel
 from refvt.ops import Array
+from refvt.ops.halting import check_states
 
 
 class HaltCache(NamedTuple):
@@ -210,10 +211,7 @@ def halt_tokens_forward(
     the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
     ValueError if states is not [L, N, D] or ε not in (0, 1). Source: HaltingVT equations 4–8.
     """
-    if states.ndim != 3 or states.shape[0] < 1:
-        raise ValueError(f"states: expected [L, N, D] with L ≥ 1, got shape {states.shape}")
-    if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon: expected a number between 0 and 1, got {epsilon}")
+    check_states(states, epsilon)
     L, N, D = states.shape
     number = states.dtype.type
     y, ponder, score = (np.zeros(shape, states.dtype) for shape in ((N, D), N, (L, N)))

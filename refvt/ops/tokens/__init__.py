@@ -13,7 +13,9 @@ Adjoint: a row gets the *sum* of the gradients of all its copies, always added i
 is the same on every run); a mean spreads its gradient evenly.
 """
 
-from refvt.ops import Operation
+import numpy as np
+
+from refvt.ops import Array, Operation
 
 OPERATIONS = (
     Operation(
@@ -29,3 +31,11 @@ OPERATIONS = (
         results={"y": "segments D"},
     ),
 )
+
+
+def segment_lengths(offsets: Array) -> Array:
+    """The rows of each segment. ValueError if one is empty: the mean of nothing is not a number."""
+    lengths = np.diff(offsets)
+    if (lengths < 1).any():
+        raise ValueError(f"offsets: segment {int(np.argmin(lengths))} is empty, a mean needs at least one row")
+    return lengths

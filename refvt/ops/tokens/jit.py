@@ -9,6 +9,7 @@ import numpy as np
 from refvt.backends.jit import kernel
 from refvt.backends.pool import run, tiles
 from refvt.ops import Array
+from refvt.ops.tokens import segment_lengths
 
 ROWS = 512  # rows of a tile: nothing here but copying
 COLUMNS = 128  # columns of a tile where rows must be summed in order
@@ -104,9 +105,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
 
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
-    lengths = np.diff(offsets)
-    if (lengths < 1).any():
-        raise ValueError(f"offsets: segment {int(np.argmin(lengths))} is empty, a mean needs at least one row")
+    lengths = segment_lengths(offsets)
     y = np.empty((len(lengths), x.shape[1]), dtype=x.dtype)
     parts = tiles(len(lengths), ROWS)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.ops import Array
+from refvt.ops.tokens import segment_lengths
 
 
 class GatherCache(NamedTuple):
@@ -45,9 +46,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
 
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
-    lengths = np.diff(offsets)
-    if (lengths < 1).any():
-        raise ValueError(f"offsets: segment {int(np.argmin(lengths))} is empty, a mean needs at least one row")
+    lengths = segment_lengths(offsets)
     # 1. sum each segment
     y = np.add.reduceat(x, offsets[:-1], axis=0)  # [segments, D]
     # 2. divide by its length
