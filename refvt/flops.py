@@ -5,7 +5,8 @@ on the tokens that enter it (the Glimpser's MLP on the kept ones), q kᵀ and we
 count the ghost token, the saving of the CLS-only last block, LayerNorm, softmax, GELU, embeddings and the two heads.
 
 *Executed* is what the matrix multiplies of compact execution amount to: the ghost's key and value come on top, the last
-block is computed for CLS alone, and the heads count.
+block is computed for CLS alone, of the frames of a selecting Glimpser block only CLS and the kept patches ask, and the
+heads count.
 """
 
 from __future__ import annotations
@@ -74,12 +75,17 @@ def executed_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array:
     heads = config.width * (config.num_classes + 2)
     # temporal_fc runs over all rows of the state; CLS's row is multiplied and then dropped by its gain of zero
     cls_rows = config.glimpser_depth * config.width**2
-    # the scores of a selecting Glimpser block are formed once more, for the CLS row of every frame; fusing adds a sum
+    # the scores of a selecting Glimpser block are formed once more, for the CLS row of every frame; fusing adds a sum,
+    # and where nothing is fused only CLS (twice) and the kept patches have a query and a projection
     sizes, selection = config.patches_entering(), 0
+    T, D = config.num_frames, config.width
     for g, rate in enumerate(config.keep_rates):
         if rate < 1:
-            selection += config.num_frames * (1 + sizes[g]) * config.width
-            selection += config.fuse_dropped * config.num_frames * sizes[g] * config.width
+            selection += T * (1 + sizes[g]) * D
+            if config.fuse_dropped:
+                selection += T * sizes[g] * D
+            else:
+                selection += T * D * D - T * (sizes[g] - sizes[g + 1]) * (2 * D * D + 2 * (1 + sizes[g]) * D)
     fixed = sum(fixed_multiply_adds(config).values()) + heads + cls_rows + selection
     return np.asarray(fixed + executed_joint_multiply_adds(config, alive).sum(axis=1))
 

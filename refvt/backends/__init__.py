@@ -15,7 +15,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from refvt.backends import pool
 from refvt.ops import ROOMS, Operation
 
 __all__ = ["Backend", "Implementation", "available", "default", "get"]
@@ -44,7 +43,9 @@ class Backend:
         self.name = name
         self.arrays: ModuleType = import_module(moves)
         # held around a whole run of the model: what the column's threads need (NumPy's own need nothing)
-        self.session: Callable[[], AbstractContextManager[None]] = pool.session if name == "jit" else nullcontext
+        self.session: Callable[[], AbstractContextManager[None]] = nullcontext
+        if name == "jit":
+            self.session = import_module("refvt.backends.team").session
         self.operations: dict[str, Implementation] = {}
         for room in ROOMS:
             signatures = import_module(f"refvt.ops.{room}").OPERATIONS

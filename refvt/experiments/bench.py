@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +34,7 @@ from refvt import backends, flops
 from refvt.backends import pool
 from refvt.experiments import bench_torch
 from refvt.experiments.bench_report import machine, publish
+from refvt.experiments.bench_timing import Ceilings, interleave, quartiles
 from refvt.experiments.profiles import profile_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
@@ -76,9 +76,9 @@ class Sizes:
     gemm: int = 2048  # side of the square matrices
     copy: int = 1 << 28  # bytes copied
     growth: int = 10  # points of the growth curve
-    # Thread pools spin before they sleep: OpenBLAS's for some 30 ms, OpenMP's for a few. A pause between two
+    # Thread pools spin before they sleep: OpenBLAS's for some 100 ms, OpenMP's for a few. A pause between two
     # contestants lets the first one's threads go to sleep before the second one's clock starts.
-    pause: float = 0.05
+    pause: float = 0.2
 
 
 # ---- the command
@@ -343,32 +343,6 @@ def _contestants(workload: Workload, chosen: Sequence[str], B: int, with_torch: 
 # ---- timing
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of each of the runs, ``repeats`` of each, one of every kind in a round; who begins goes round too."""
-    names, samples = list(runs), {name: list[float]() for name in runs}
-    collecting = gc.isenabled()
-    try:
-        for turn in range(repeats):
-            gc.collect()
-            gc.disable()
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                time.sleep(pause)
-                start = time.perf_counter()
-                result = runs[name]()
-                samples[name].append(time.perf_counter() - start)
-                del result
-    finally:
-        if collecting:
-            gc.enable()
-    return samples
-
-
-def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = np.quantile(np.asarray(samples), [0.25, 0.5, 0.75])
-    return float(low), float(middle), float(high)
-
-
 def _result(
     material: Material,
     contestants: Sequence[Contestant],
@@ -383,7 +357,7 @@ def _result(
     runs: dict[str, Callable[[], object]] = {
         name: partial(model.run, train, material.forced) for name, model in models.items()
     }
-    ceilings = _Ceilings(material.dtype, threads, EAGER in models, sizes)
+    ceilings = Ceilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
     for warm_up in ceilings.runs.values():
         warm_up()
     samples = interleave({**runs, **ceilings.runs}, repeats, sizes.pause)
@@ -547,55 +521,6 @@ def _decisions_apart(config: HaltingVTConfig, one: Decisions, other: Decisions) 
     return int(((fates[0] != fates[1]) & known[0] & known[1]).sum())
 
 
-# ---- ceilings
-
-
-class _Ceilings:
-    """What the machine can do: matrix products by one call and by tiles on our own threads, PyTorch's, and a copy."""
-
-    def __init__(self, dtype: str, threads: int, with_torch: bool, sizes: Sizes) -> None:
-        n = sizes.gemm
-        rng = np.random.default_rng(0)
-        a, b = (rng.standard_normal((n, n)).astype(dtype) for _ in range(2))
-        c = np.empty((n, n), dtype)
-        rows, depth, columns = 256, min(n, 384), min(n, 1536)
-        x, weight = a[:rows, :depth].copy(), b[:depth, :columns].copy()
-        count = max(threads, round(n**3 / (len(x) * depth * columns)))
-        source = np.ones(sizes.copy, np.uint8)
-        target = np.zeros(sizes.copy, np.uint8)
-        parts = pool.tiles(sizes.copy, 1 << 22)
-
-        def tile(_: int) -> None:
-            np.matmul(x, weight, out=pool.workspace("bench", (len(x), columns), x.dtype))
-
-        def copy(i: int) -> None:
-            np.copyto(target[parts[i]], source[parts[i]])
-
-        self.runs: dict[str, Callable[[], object]] = {
-            "matrix product": lambda: np.matmul(a, b, out=c),
-            "tiles, one thread each": lambda: pool.run(tile, count),
-            "copy": lambda: pool.run(copy, len(parts)),
-        }
-        gflop = 2e-9 * n**3
-        self._work = {
-            "matrix product": (gflop, "GFLOP/s"),
-            "tiles, one thread each": (2e-9 * count * len(x) * depth * columns, "GFLOP/s"),
-            "copy": (2e-9 * sizes.copy, "GB/s"),  # read and written
-        }
-        if with_torch:
-            import torch
-
-            ta, tb, tc = (torch.from_numpy(array) for array in (a, b, c))
-            self.runs["PyTorch's matrix product"] = lambda: torch.mm(ta, tb, out=tc)
-            self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")
-
-    def row(self, name: str, samples: Sequence[float]) -> dict[str, Any]:
-        work, unit = self._work[name]
-        low, median, high = quartiles(samples)
-        speeds = {"lower_quartile": work / high, "median": work / median, "upper_quartile": work / low}
-        return {"name": name, "unit": unit, "samples": list(samples), **speeds}
-
-
 # ---- memory: each measurement in a process of its own
 
 
@@ -656,7 +581,7 @@ def probe_memory(request: str) -> None:
         small = contestant.build(_material(Workload("warm-up", tiny), 1, asked["dtype"]))
         for train in {False, asked["train"]}:
             small.run(train, Decisions())
-        ceilings = _Ceilings(asked["dtype"], asked["threads"], contestant.backend is None, Sizes(512, 1))
+        ceilings = Ceilings(asked["dtype"], asked["threads"], contestant.backend is None, 512, 1)
         for warm_up in ceilings.runs.values():
             warm_up()  # BLAS takes its buffers
         model = contestant.build(material)

@@ -71,14 +71,15 @@ def attention_half_forward(
     num_heads: int,
     key_offsets: Array,
     query_offsets: Array | None = None,
-    queries: Array | None = None,
+    queries: Array | Callable[[Array, Array], tuple[Array, Array]] | None = None,
     key_bias: Array | None = None,
     gain: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array], AttentionHalfCache | None]:
     """out = residual + gain · proj(attention(qkv(norm(x)))), and the q and k that were used.
 
     x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None); query_offsets cuts
-    *them* into segments. residual and gain belong to the m rows that come out.
+    *them* into segments. residual and gain belong to the m rows that come out. Who asks may depend on the keys: then
+    ``queries`` is a function of norm(x) and k that returns the rows and the residual.
     """
     ops, D = scope.ops, x.shape[1]
     columns = ops.arrays.columns
@@ -93,10 +94,12 @@ def attention_half_forward(
         qkv, qkv_cache = ops.linear.forward(normed, weight, bias, keep=scope.keep)  # [n, 3D]
         q, k, v = (columns(qkv, i * D, (i + 1) * D) for i in range(3))
     else:
-        asking, gather_cache = ops.gather.forward(normed, queries, keep=scope.keep)  # [m, D]
-        q, q_cache = ops.linear.forward(asking, weight[:D], bias[:D], keep=scope.keep)  # [m, D]
         kv, kv_cache = ops.linear.forward(normed, weight[D:], bias[D:], keep=scope.keep)  # [n, 2D]
         k, v = columns(kv, 0, D), columns(kv, D, 2 * D)
+        if callable(queries):
+            queries, residual = queries(normed, k)
+        asking, gather_cache = ops.gather.forward(normed, queries, keep=scope.keep)  # [m, D]
+        q, q_cache = ops.linear.forward(asking, weight[:D], bias[:D], keep=scope.keep)  # [m, D]
         qkv_cache = (q_cache, kv_cache)
     for name, tensor in zip("qkv", (q, k, v), strict=True):
         scope.see(f"{attn_name}.{name}", tensor)

@@ -3,6 +3,9 @@
 Tokens are stored CLS first, then patch-major: row 1 + s·T + t of a clip is patch s of frame t. The T tokens of one
 patch lie next to each other, which is the order temporal attention wants; spatial attention wants them frame by frame,
 each frame with its own copy of CLS in front. ``_orders`` holds the index arrays that lead from one to the other.
+
+The scores that decide who goes on need the keys and the query of CLS, no more. So in compact execution only CLS and the
+patches that are kept ask: the others would be dropped with their answers (unless *fuse* keeps a sum of them).
 """
 
 from __future__ import annotations
@@ -125,6 +128,7 @@ def glimpser_forward(
     i: int,
     x: Array,
     candidates: Array,
+    compact: bool,
     gains: GlimpserGains | None = None,
     forced: Array | None = None,
 ) -> tuple[Array, Array, GlimpserCache | None]:
@@ -139,6 +143,7 @@ def glimpser_forward(
     order = _orders(B, S, T)
     selects = config.keep_rates[i] < 1
     fuses = selects and config.fuse_dropped
+    few_ask = compact and selects and not fuses
 
     def rows_of(gain: Array, repeats: int) -> Array:
         return np.repeat(gain.ravel(), repeats).astype(dtype)
@@ -157,30 +162,61 @@ def glimpser_forward(
 
     # 2. spatial attention in every frame, a copy of CLS with its patches
     frames, frames_cache = ops.gather.forward(x, order.frame_rows, keep=keep)  # [B·T·(1+S), D]
-    residual, residual_cache = frames, None
-    if selects and not config.cls_skip:  # the released model loses the residual of CLS here
-        residual, residual_cache = ops.gather.forward(x, order.frame_rows_no_cls, keep=keep)
-    gain = None if gains is None else rows_of(gains.spatial, 1 + S)
-    frames, (q, k), spatial_cache = attention_half_forward(
-        scope, f"{block}.norm1", f"{block}.attn", frames, residual, A, order.frame_offsets, gain=gain
-    )
-
-    # 3. selection: the patches CLS attends to most go on, in order of score; the rest may be fused into one token
-    scores_cache = patches_cache = fused_cache = None
+    # the released model loses the residual of CLS where it selects
+    residual_rows = order.frame_rows_no_cls if selects and not config.cls_skip else order.frame_rows
+    wanted = config.kept_patches(i, S)  # S itself where the block does not select
     places = np.broadcast_to(np.arange(S), (B, T, S))
-    if selects:
+    scores = scores_cache = residual_cache = patches_cache = fused_cache = None
+
+    def select(q: Array, k: Array) -> None:
+        """3. selection: the patches CLS attends to most go on, in order of score."""
+        nonlocal places, scores, scores_cache
         scores, scores_cache = ops.cls_scores.forward(q, k, order.frame_offsets, A, keep=keep and fuses)
         scope.see(f"{block}.scores", scores)
-        wanted = config.kept_patches(i, S)
         if forced is None:
             places = ops.arrays.to_numpy(ops.top_k(scores, wanted)).reshape(B, T, wanted)
         else:
             if fuses and (forced[:, :, -1] != -1).any():
                 raise ValueError(f"decisions.kept[{i}]: the last entry of a frame is its fused token and must be −1")
             places = _places_of(forced[:, :, :wanted], candidates, i)
-    elif forced is not None and (forced != candidates).any():
+
+    def cls_and_kept(normed: Array, k: Array) -> tuple[Array, Array]:
+        """3. selection before anybody but CLS has asked: the rows of CLS and the kept patches, their residual."""
+        nonlocal residual_cache
+        cls = order.frame_offsets[:-1]
+        asking, _ = ops.gather.forward(normed, cls, keep=False)
+        weight, bias = scope.pair(f"{block}.attn.qkv")
+        q, _ = ops.linear.forward(asking, weight[: config.width], bias[: config.width], keep=False)  # [B·T, D]
+        of_cls = np.full(len(normed), -1)
+        of_cls[cls] = np.arange(B * T)
+        select(ops.gather.forward(q, of_cls, keep=False)[0], k)
+        rows = np.concatenate([cls[:, None], cls[:, None] + 1 + places.reshape(B * T, -1)], axis=1).ravel()
+        residual, residual_cache = ops.gather.forward(x, residual_rows[rows], keep=keep)
+        return rows, residual
+
+    standing, residual = (wanted, None) if few_ask else (S, frames)
+    if not few_ask and residual_rows is not order.frame_rows:
+        residual, residual_cache = ops.gather.forward(x, residual_rows, keep=keep)
+    gain = None if gains is None else rows_of(gains.spatial, 1 + standing)
+    frames, (q, k), spatial_cache = attention_half_forward(
+        scope,
+        f"{block}.norm1",
+        f"{block}.attn",
+        frames,
+        residual,
+        A,
+        order.frame_offsets,
+        np.arange(B * T + 1) * (1 + standing),
+        cls_and_kept if few_ask else None,
+        gain=gain,
+    )
+    if selects and not few_ask:
+        select(q, k)
+    elif not selects and forced is not None and (forced != candidates).any():
         raise ValueError(f"decisions.kept[{i}]: this block keeps every patch in its place (its keep rate is 1)")
     originals = np.take_along_axis(candidates, places, axis=2)
+    if few_ask:
+        places = np.broadcast_to(np.arange(wanted), (B, T, wanted))  # the rows that came out are in order already
     if fuses:
         patch_only = (np.arange(B * T)[:, None] * (1 + S) + 1 + np.arange(S)).ravel()
         patches, patches_cache = ops.gather.forward(frames, patch_only, keep=keep)  # [B·T·S, D]
@@ -189,7 +225,7 @@ def glimpser_forward(
         frames = ops.arrays.join_rows([frames, fused])
         places = np.concatenate([places, np.full((B, T, 1), S)], axis=2)
         originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
-    index, offsets = _leaving_rows(places, B, T, S)
+    index, offsets = _leaving_rows(places, B, T, standing)
     x, leaving_cache = ops.gather.forward(frames, index, keep=keep)
     x, mean_cache = ops.segment_mean.forward(x, offsets, keep=keep)  # [B·(1+S'·T), D]
     scope.see(f"{block}.selected", x)
@@ -239,7 +275,7 @@ def glimpser_backward(scope: Scope, i: int, dx: Array, cache: GlimpserCache) -> 
         extra = ops.cls_scores.backward(dscores, cache.scores)
     # 2. spatial attention; its residual went in with or without CLS
     dentered, dresidual = attention_half_backward(scope, dframes, cache.spatial, extra)
-    if cache.residual is None:
+    if cache.residual is None:  # the frames themselves were the residual
         dx = ops.gather.backward(arrays.add(dentered, dresidual), cache.frames)
     else:
         dx = arrays.add(ops.gather.backward(dentered, cache.frames), ops.gather.backward(dresidual, cache.residual))

@@ -90,6 +90,7 @@ def network_forward(
             g,
             x,
             originals,
+            compact,
             None if gains is None else gains.glimpser[g],
             None if kept is None else kept[g],
         )

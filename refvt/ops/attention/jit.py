@@ -1,7 +1,7 @@
 """Segmented attention in tiles: one head, some query rows, all keys of their segment at a time.
 
-No N×N array exists for all heads at once: a thread holds one tile of logits and uses it again for the next. Many short
-segments of one length (a patch's path through time) are taken together, as one batch of small products.
+No N×N array exists for all heads at once: a thread holds one tile of logits and uses it again for the next. Short
+segments (a patch's path through time) are taken several at a time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import exp, kernel
-from refvt.backends.pool import run, tiles, workspace
+from refvt.backends.blas import gemm
+from refvt.backends.jit import exp, exp_within, kernel
+from refvt.backends.pool import num_threads
+from refvt.backends.team import run, take
 from refvt.ops import Array
 
-TILE_LOGITS = 350_000  # logits of a tile: they stay near the core, and the products are large enough
-SHORT = 256  # segments up to this length are taken in batches, all heads in one product
-BATCH = 512  # rows of such a batch
+ROWS = 400  # query rows of a tile, at most: BLAS wants many, the cache few
+FEW = 24  # tiles per thread beyond which several are taken at a time
+LONG = 32  # keys from which looking for the largest logit costs more than bounding it
 SMALL = 40.0  # e^±40, and a sum of thousands of them, are far from the limits of float32
 
 
@@ -29,6 +31,7 @@ class AttentionCache(NamedTuple):
     key_offsets: Array
     num_heads: int
     key_bias: Array | None
+    y: Array
 
 
 @kernel
@@ -44,111 +47,123 @@ def _largest_norm(rows: Array) -> Any:
 
 
 @kernel
-def _lay_out(k: Array, v: Array, across: Array, values: Array) -> Any:
-    """across ← kᵀ, values ← v, 16 rows at a time; returns the largest length of a key."""
-    n, d = k.shape
-    largest = k.dtype.type(0)
-    for start in range(0, n, 16):
-        stop = min(start + 16, n)
-        for j in range(d):
-            for i in range(start, stop):
-                across[j, i] = k[i, j]
-        for i in range(start, stop):
-            square = k.dtype.type(0)
-            for j in range(d):
-                values[i, j] = v[i, j]
-                square += k[i, j] * k[i, j]
-            largest = max(largest, square)
-    return np.sqrt(largest)
-
-
-@kernel
-def _softmax(logits: Array, scale: Any, bias: Array | None, small: bool, normalise: bool, total: Array) -> None:
-    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``; divided by it if asked.
+def _softmax(logits: Array, scale: Any, bias: Array | None, small: bool, total: Array) -> None:
+    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``.
 
     ``small``: no logit can be beyond ±40, so nothing overflows or vanishes without the maximum: it is left out.
     """
     n, m = logits.shape
-    zero = logits.dtype.type(0)
     for i in range(n):
         row = logits[i]
-        # 1. logits
-        factor = scale
-        if bias is not None:
+        summed = logits.dtype.type(0)
+        if small:
             for j in range(m):
-                row[j] = row[j] * scale + bias[j]
-            factor = logits.dtype.type(1)
-        highest = zero
-        if not small:
+                logit = row[j] * scale
+                if bias is not None:
+                    logit += bias[j]
+                weight = exp_within(logit)
+                row[j] = weight
+                summed += weight
+        else:
+            # 1. logits
             highest = logits.dtype.type(-np.inf)
             for j in range(m):
-                highest = row[j] if row[j] > highest else highest
+                logit = row[j] * scale
+                if bias is not None:
+                    logit += bias[j]
+                row[j] = logit
+                highest = logit if logit > highest else highest
             if highest == -np.inf:  # no key at all
-                highest = zero
-        # 2. softmax
-        summed = zero
-        for j in range(m):
-            weight = exp((row[j] - highest) * factor)
-            row[j] = weight
-            summed += weight
-        total[i] = summed
-        if normalise and summed > zero:
-            inverse = logits.dtype.type(1) / summed
+                highest = logits.dtype.type(0)
+            # 2. softmax
             for j in range(m):
-                row[j] *= inverse
+                weight = exp(row[j] - highest)
+                row[j] = weight
+                summed += weight
+        total[i] = summed
 
 
 @kernel
-def _divide(mixed: Array, total: Array, y: Array) -> None:
-    for i in range(mixed.shape[0]):
-        inverse = mixed.dtype.type(0)
+def _divide(rows: Array, total: Array) -> None:
+    """Each row by its sum; a row of no weight at all stays zero."""
+    for i in range(rows.shape[0]):
+        inverse = rows.dtype.type(0)
         if total[i] > 0:
-            inverse = mixed.dtype.type(1) / total[i]
-        for j in range(mixed.shape[1]):
-            y[i, j] = mixed[i, j] * inverse
+            inverse = rows.dtype.type(1) / total[i]
+        for j in range(rows.shape[1]):
+            rows[i, j] *= inverse
 
 
 @kernel
-def _softmax_backward(weights: Array, dweights: Array, scale: Any) -> None:
-    """dweights ← scale · weights · (dweights − Σ_keys weights · dweights), row by row."""
-    n, m = weights.shape
-    for i in range(n):
-        mean = weights.dtype.type(0)
-        for j in range(m):
-            mean += weights[i, j] * dweights[i, j]
-        for j in range(m):
-            dweights[i, j] = scale * weights[i, j] * (dweights[i, j] - mean)
+def _weights(q: Array, k: Array, scale: Any, bias: Array | None, raised: Any, weights: Array, total: Array) -> None:
+    """One head of one tile: e^(logits − max), not yet divided by their sums; no bias is larger than ``raised``."""
+    # 1. logits
+    gemm(q, k.T, weights, 0)
+    # passes 1–2
+    small = len(k) >= LONG and scale * _largest_norm(q) * _largest_norm(k) + raised < SMALL
+    _softmax(weights, scale, bias, small, total)
 
 
-class _Plan(NamedTuple):
-    """How the segments are cut into work."""
-
-    short: list[slice]  # ranges of short segments of one length, taken together; empty if the segments are long
-    length: tuple[int, int]  # rows of queries and of keys of a short segment
-    long: list[tuple[slice, slice]]  # the rows of queries and of keys of each other segment
+@kernel
+def _edges(parts: Array, part: int) -> tuple[int, int, int, int]:
+    return parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
 
 
-def _plan(query_offsets: Array, key_offsets: Array, key_bias: Array | None) -> _Plan:
-    queries, keys = np.diff(query_offsets), np.diff(key_offsets)
-    n, m = (int(queries[0]), int(keys[0])) if len(queries) else (0, 0)
-    alike = bool((queries == n).all() and (keys == m).all())
-    if alike and 0 < n <= SHORT and 0 < m <= SHORT and key_bias is None and len(queries) > 1:
-        return _Plan(tiles(len(queries), max(1, BATCH // n)), (n, m), [])
-    pairs = zip(query_offsets[:-1], query_offsets[1:], key_offsets[:-1], key_offsets[1:], strict=True)
-    return _Plan([], (0, 0), [(slice(a, b), slice(c, d)) for a, b, c, d in pairs])
+@kernel
+def _attend(
+    share: Any,
+    space: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    parts: Array,
+    group: int,
+    num_heads: int,
+    scale: Any,
+    key_bias: Array | None,
+    raised: Any,
+    y: Array,
+) -> None:
+    d = q.shape[1] // num_heads
+    i = take(share)
+    while i >= 0:
+        for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
+            top, bottom, first, last = _edges(parts, job // num_heads)
+            left, right = job % num_heads * d, (job % num_heads + 1) * d
+            n, m = bottom - top, last - first
+            weights, total = space[: n * m].reshape(n, m), space[n * m : n * m + n]
+            bias = None if key_bias is None else key_bias[first:last]
+            # passes 1–2
+            _weights(q[top:bottom, left:right], k[first:last, left:right], scale, bias, raised, weights, total)
+            # 3. the weighted mean of the values; the division waits until the row is short
+            gemm(weights, v[first:last, left:right], y[top:bottom, left:right], 0)
+            _divide(y[top:bottom, left:right], total)
+        i = take(share)
 
 
-def _raised(key_bias: Array | None) -> float:
-    """The largest size of a finite key bias."""
-    if key_bias is None:
-        return 0.0
-    return float(np.abs(key_bias, out=np.zeros_like(key_bias), where=np.isfinite(key_bias)).max(initial=0))
+def _parts(query_offsets: Array, key_offsets: Array) -> tuple[Array, Array]:
+    """The tiles of at most ROWS query rows, and where those of each segment that asks start and end among them.
+
+    parts [parts, 4] int64: query rows from, to, key rows from, to; starts [asking segments + 1] int64.
+    """
+    lengths = np.diff(query_offsets)
+    pieces = -(-lengths // ROWS)  # of each segment, 0 for one that asks nothing
+    segment = np.repeat(np.arange(len(lengths)), pieces)
+    nth = np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    start, length, count = query_offsets[:-1][segment], lengths[segment], pieces[segment]
+    top, bottom = start + length * nth // count, start + length * (nth + 1) // count
+    parts = np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1)
+    return parts.astype(np.int64), np.concatenate([[0], np.cumsum(pieces[pieces > 0])]).astype(np.int64)
 
 
-def _batch(rows: Array, segments: slice, length: int, num_heads: int) -> Array:
-    """The rows of short segments as [segments, A, length, d], a view."""
-    part = rows[segments.start * length : segments.stop * length]
-    return part.reshape(-1, length, num_heads, rows.shape[1] // num_heads).transpose(0, 2, 1, 3)
+def _raised(key_bias: Array | None, dtype: Any) -> Any:
+    """The largest size of a key bias, infinite if there is a −∞."""
+    return dtype.type(0 if key_bias is None else np.abs(key_bias).max(initial=0))
+
+
+def _largest(parts: Array, copies: int, beside: int) -> int:
+    """Room for the logits of the largest tile, so many times, and beside each row for so many numbers."""
+    return int(np.max((parts[:, 1] - parts[:, 0]) * (copies * (parts[:, 3] - parts[:, 2]) + beside), initial=1))
 
 
 def attention_forward(
@@ -166,128 +181,105 @@ def attention_forward(
     q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
-    D, dtype = q.shape[1], q.dtype
-    d = D // num_heads
-    scale = dtype.type(1 / math.sqrt(d))
-    y = np.empty(q.shape, dtype)  # [tokens, D]
-    plan = _plan(query_offsets, key_offsets, key_bias)
-    n, m = plan.length
+    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
+    y = np.empty(q.shape, q.dtype)  # [tokens, D]
+    parts, _ = _parts(query_offsets, key_offsets)
+    jobs = len(parts) * num_heads
+    group = max(1, -(-jobs // (FEW * num_threads())))
+    # passes 1–3
+    work = (q, k, v, parts, group, num_heads, scale, key_bias, _raised(key_bias, q.dtype), y)
+    run(_attend, -(-jobs // group), *work, space=(_largest(parts, 1, 1), q.dtype))
+    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y) if keep else None
 
-    def short(i: int) -> None:
-        segments = plan.short[i]
-        count = segments.stop - segments.start
-        weights = workspace("attention.weights", (count, num_heads, n, m), dtype)
-        total = workspace("attention.total", (count * num_heads * n,), dtype)
-        # 1, 2. logits and softmax
-        keys = _batch(k, segments, m, num_heads).transpose(0, 1, 3, 2)
-        np.matmul(_batch(q, segments, n, num_heads), keys, out=weights)
-        _softmax(weights.reshape(-1, m), scale, None, False, True, total)
-        # 3. the weighted mean of the values
-        _batch(y, segments, n, num_heads)[...] = weights @ _batch(v, segments, m, num_heads)
 
-    run(short, len(plan.short))
-    if not plan.long:
-        return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias) if keep else None
+@kernel
+def _share_out(dy: Array, y: Array, total: Array, shared: Array, mean: Array) -> None:
+    """shared ← dy / total, so that the weights need no division; mean ← Σ_keys w · dw = y · dy, row by row."""
+    for i in range(dy.shape[0]):
+        inverse, product = dy.dtype.type(0), dy.dtype.type(0)
+        if total[i] > 0:
+            inverse = dy.dtype.type(1) / total[i]
+        for j in range(dy.shape[1]):
+            shared[i, j] = inverse * dy[i, j]
+            product += y[i, j] * shared[i, j]
+        mean[i] = product
 
-    # keys transposed and values gathered once per head: products with them run faster
-    across, values = np.empty((D, len(k)), dtype), np.empty((num_heads, len(v), d), dtype)
-    longest = np.zeros(num_heads)  # key of each head
-    raised = _raised(key_bias)
 
-    def lay_out(h: int) -> None:
-        head = slice(h * d, (h + 1) * d)
-        longest[h] = _lay_out(k[:, head], v[:, head], across[head], values[h])
+@kernel
+def _softmax_backward(weights: Array, dweights: Array, mean: Array, scale: Any) -> None:
+    """dweights ← scale · weights · (dweights − mean), row by row."""
+    for i in range(weights.shape[0]):
+        row, drow, average = weights[i], dweights[i], mean[i]
+        for j in range(len(row)):
+            drow[j] = scale * row[j] * (drow[j] - average)
 
-    run(lay_out, num_heads)
-    work = []
-    for rows, keys in plan.long:
-        for part in tiles(rows.stop - rows.start, max(64, TILE_LOGITS // max(keys.stop - keys.start, 1))):
-            here = slice(rows.start + part.start, rows.start + part.stop)
-            work += [(here, keys, h) for h in range(num_heads)]
 
-    def tile(i: int) -> None:
-        rows, keys, h = work[i]
-        head = slice(h * d, (h + 1) * d)
-        size = rows.stop - rows.start
-        weights = workspace("attention.weights", (size, keys.stop - keys.start), dtype)
-        total = workspace("attention.total", (size,), dtype)
-        # 1, 2. logits and softmax; the division by the sum waits until the row is short
-        np.matmul(q[rows, head], across[head, keys], out=weights)
-        small = scale * _largest_norm(q[rows, head]) * longest[h] + raised < SMALL
-        _softmax(weights, scale, None if key_bias is None else key_bias[keys], small, False, total)
-        # 3. the weighted mean of the values
-        mixed = workspace("attention.mixed", (size, d), dtype)
-        np.matmul(weights, values[h, keys], out=mixed)
-        _divide(mixed, total, y[rows, head])
-
-    run(tile, len(work))
-    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias) if keep else None
+@kernel
+def _attend_backward(
+    share: Any,
+    space: Array,
+    dy: Array,
+    y: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    parts: Array,
+    starts: Array,
+    group: int,
+    num_heads: int,
+    scale: Any,
+    key_bias: Array | None,
+    raised: Any,
+    dq: Array,
+    dk: Array,
+    dv: Array,
+) -> None:
+    """A job is one head of a segment: its tiles one after the other, for all of them add to its keys and values."""
+    d = q.shape[1] // num_heads
+    segments = len(starts) - 1
+    i = take(share)
+    while i >= 0:
+        for job in range(i * group, min((i + 1) * group, segments * num_heads)):
+            left, right = job % num_heads * d, (job % num_heads + 1) * d
+            for part in range(starts[job // num_heads], starts[job // num_heads + 1]):
+                top, bottom, first, last = _edges(parts, part)
+                more = 0.0 if part == starts[job // num_heads] else 1.0
+                n, m = bottom - top, last - first
+                weights, dweights = space[: n * m].reshape(n, m), space[n * m : 2 * n * m].reshape(n, m)
+                rest = space[2 * n * m : 2 * n * m + n * (d + 2)]
+                total, mean, shared = rest[:n], rest[n : 2 * n], rest[2 * n :].reshape(n, d)
+                bias = None if key_bias is None else key_bias[first:last]
+                q_part, k_part, v_part = q[top:bottom, left:right], k[first:last, left:right], v[first:last, left:right]
+                # passes 1–2, once more
+                _weights(q_part, k_part, scale, bias, raised, weights, total)
+                _share_out(dy[top:bottom, left:right], y[top:bottom, left:right], total, shared, mean)
+                # 3. the weighted mean
+                gemm(weights.T, shared, dv[first:last, left:right], more)
+                gemm(shared, v_part.T, dweights, 0)
+                # 2. softmax: only differences from the mean gradient pass
+                _softmax_backward(weights, dweights, mean, scale)
+                # 1. logits
+                gemm(dweights, k_part, dq[top:bottom, left:right], 0)
+                gemm(dweights.T, q_part, dk[first:last, left:right], more)
+        i = take(share)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
-    q, k, v, query_offsets, key_offsets, num_heads, key_bias = cache
+    q, k, v, query_offsets, key_offsets, num_heads, key_bias, y = cache
     D, dtype = q.shape[1], q.dtype
-    d = D // num_heads
-    scale = dtype.type(1 / math.sqrt(d))
+    scale = dtype.type(1 / math.sqrt(D // num_heads))
+    parts, starts = _parts(query_offsets, key_offsets)
+    everyone_asks = len(starts) == len(query_offsets)
+    make = np.empty if everyone_asks else np.zeros  # keys nobody asks get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv
-        together = np.empty((len(q), 3 * D), dtype)
+        together = make((len(q), 3 * D), dtype)
         dq, dk, dv = (together[:, i * D : (i + 1) * D] for i in range(3))
     else:
-        dq, together = np.empty(q.shape, dtype), np.empty((len(k), 2 * D), dtype)
+        dq, together = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = together[:, :D], together[:, D:]
-    plan = _plan(query_offsets, key_offsets, key_bias)
-    n, m = plan.length
-
-    def short(i: int) -> None:
-        segments = plan.short[i]
-        count = segments.stop - segments.start
-        q_i, dmixed = (_batch(a, segments, n, num_heads) for a in (q, dy))
-        k_i, v_i = (_batch(a, segments, m, num_heads) for a in (k, v))
-        weights = workspace("attention.weights", (count, num_heads, n, m), dtype)
-        dweights = workspace("attention.dweights", (count, num_heads, n, m), dtype)
-        total = workspace("attention.total", (count * num_heads * n,), dtype)
-        np.matmul(q_i, k_i.transpose(0, 1, 3, 2), out=weights)
-        _softmax(weights.reshape(-1, m), scale, None, False, True, total)
-        # 3. the weighted mean
-        _batch(dv, segments, m, num_heads)[...] = weights.transpose(0, 1, 3, 2) @ dmixed
-        np.matmul(dmixed, v_i.transpose(0, 1, 3, 2), out=dweights)
-        # 2. softmax
-        _softmax_backward(weights.reshape(-1, m), dweights.reshape(-1, m), scale)
-        # 1. logits
-        _batch(dq, segments, n, num_heads)[...] = dweights @ k_i
-        _batch(dk, segments, m, num_heads)[...] = dweights.transpose(0, 1, 3, 2) @ q_i
-
-    run(short, len(plan.short))
-    work = [(rows, keys, slice(h * d, (h + 1) * d)) for rows, keys in plan.long for h in range(num_heads)]
-    raised = _raised(key_bias)
-
-    def head_of_segment(i: int) -> None:
-        rows, keys, head = work[i]
-        m = keys.stop - keys.start
-        dk[keys, head] = dv[keys, head] = 0
-        bias = None if key_bias is None else key_bias[keys]
-        across, v_across = (workspace(f"attention.{name}", (d, m), dtype) for name in ("across", "v across"))
-        across[...], v_across[...] = k[keys, head].T, v[keys, head].T
-        k_here = np.ascontiguousarray(k[keys, head])
-        longest = _largest_norm(k_here)
-        for part in tiles(rows.stop - rows.start, max(64, TILE_LOGITS // max(m, 1))):
-            here = slice(rows.start + part.start, rows.start + part.stop)
-            size = here.stop - here.start
-            weights, dweights = (workspace(f"attention.{a}", (size, m), dtype) for a in ("weights", "dweights"))
-            total = workspace("attention.total", (size,), dtype)
-            q_here, dmixed = q[here, head], dy[here, head]
-            np.matmul(q_here, across, out=weights)
-            small = scale * _largest_norm(q_here) * longest + raised < SMALL
-            _softmax(weights, scale, bias, small, True, total)
-            # 3. the weighted mean
-            dv[keys, head] += weights.T @ dmixed
-            np.matmul(dmixed, v_across, out=dweights)
-            # 2. softmax: only differences from the mean gradient pass
-            _softmax_backward(weights, dweights, scale)
-            # 1. logits
-            np.matmul(dweights, k_here, out=dq[here, head])
-            dk[keys, head] += dweights.T @ q_here
-
-    run(head_of_segment, len(work))
+    jobs = (len(starts) - 1) * num_heads
+    group = max(1, -(-jobs // (FEW * num_threads())))
+    work = (dy, y, q, k, v, parts, starts, group, num_heads, scale, key_bias, _raised(key_bias, dtype))
+    run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=(_largest(parts, 2, D // num_heads + 2), dtype))
     return dq, dk, dv

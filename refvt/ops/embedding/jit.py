@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import TILE, column_sums, kernel
-from refvt.backends.pool import run, tiles
+from refvt.backends.blas import gemm
+from refvt.backends.jit import column_sums, kernel
+from refvt.backends.pool import grid, workspace
+from refvt.backends.team import edges, run, take
 from refvt.ops import Array
 
 
@@ -20,29 +22,48 @@ class EmbedCache(NamedTuple):
 
 
 @kernel
-def _cut(clips: Array, P: int, first: int, patches: Array) -> None:
-    """Patches first, first + 1, … in the order (clip, patch, frame), flattened (channel, row, column)."""
-    _, C, T, H, W = clips.shape
+def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
+    """Patches first, first + 1, … of a clip [C, T, H, W], ordered (patch, frame), flattened (channel, row, column)."""
+    C, T, _, W = clip.shape
     columns = W // P
-    S = (H // P) * columns
     for r in range(len(patches)):
-        b, rest = divmod(first + r, S * T)
-        s, t = divmod(rest, T)
+        s, t = divmod(first + r, T)
         top, left = (s // columns) * P, (s % columns) * P
         for c in range(C):
             for i in range(P):
                 for j in range(P):
-                    patches[r, (c * P + i) * P + j] = clips[b, c, t, top + i, left + j]
+                    patches[r, (c * P + i) * P + j] = clip[c, t, top + i, left + j]
 
 
 @kernel
-def _place(projected: Array, bias: Array, pos: Array, time: Array, first: int, y: Array) -> None:
-    """Rows of projected patches, with bias, position and time added, to their places in y [B, 1+S·T, D]."""
-    S, T = len(pos), len(time)
-    for r in range(len(projected)):
-        b, rest = divmod(first + r, S * T)
-        for c in range(projected.shape[1]):
-            y[b, 1 + rest, c] = projected[r, c] + bias[c] + pos[rest // T, c] + time[rest % T, c]
+def _forward(
+    share: Any,
+    clips: Array,
+    weight: Array,
+    bias: Array,
+    pos: Array,
+    time: Array,
+    P: int,
+    parts: int,
+    patches: Array,
+    y: Array,
+) -> None:
+    S, T, D = len(pos), len(time), len(weight)
+    i = take(share)
+    while i >= 0:
+        b, part = divmod(i, parts)  # some patches of one clip
+        first, last = S * T * part // parts, S * T * (part + 1) // parts
+        here, place = patches[b * S * T + first : b * S * T + last], y[b, 1 + first : 1 + last]
+        # 1. cut
+        _cut(clips[b], P, first, here)
+        # 2. project
+        gemm(here, weight.T, place, 0)
+        # 3. add the embeddings
+        for r in range(last - first):
+            s, t = divmod(first + r, T)
+            for c in range(D):
+                place[r, c] += bias[c] + pos[s, c] + time[t, c]
+        i = take(share)
 
 
 def embed_forward(
@@ -66,23 +87,28 @@ def embed_forward(
         raise ValueError(f"clips: height and width must be multiples of {P}, got {H}×{W}")
     S = (H // P) * (W // P)
     flat = weight.reshape(D, -1)
-    patches = np.empty((B * S * T, flat.shape[1]), clips.dtype)  # [B*S*T, C*P*P]
-    projected = np.empty((B * S * T, D), clips.dtype)
+    size = (B * S * T, flat.shape[1])  # [B*S*T, C*P*P]
+    patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
     y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
-    parts = tiles(len(patches), TILE)
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        # 1. cut
-        _cut(clips, P, rows.start, patches[rows])
-        # 2. project
-        np.matmul(patches[rows], flat.T, out=projected[rows])
-        # 3. add the embeddings
-        _place(projected[rows], bias, pos_embed[0, 1:], time_embed[0], rows.start, y)
-
-    run(tile, len(parts))
+    parts = grid(S * T, 1)[0]
+    # passes 1–3
+    run(_forward, B * parts, clips, flat, bias, pos_embed[0, 1:], time_embed[0], P, parts, patches, y)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
+
+
+@kernel
+def _backward(
+    share: Any, dprojected: Array, patches: Array, cut: tuple[int, int], dweight: Array, dbias: Array
+) -> None:
+    i = take(share)
+    while i >= 0:
+        # 2. the projection
+        a, b, c, d = edges(i, cut, *dweight.shape)
+        gemm(dprojected[:, a:b].T, patches[:, c:d], dweight[a:b, c:d], 0)
+        if c == 0:
+            column_sums(dprojected[:, a:b], dbias[a:b])
+        i = take(share)
 
 
 def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, Array, Array]:
@@ -95,16 +121,10 @@ def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, A
     # 3. each embedding was added to many tokens: it gets the sum of their gradients
     dtime_embed = dprojected.sum(axis=(0, 1))  # [T, D]
     dpos_embed = np.concatenate([dcls[None], dprojected.sum(axis=(0, 2))])  # [1+S, D]
-    # 2. the projection, in tiles of the weight's rows
+    # 2. the projection
     flat = np.ascontiguousarray(dprojected.reshape(-1, D))  # [B*S*T, D]
     dweight, dbias = np.empty((D, patches.shape[1]), dy.dtype), np.empty(D, dy.dtype)
-    parts = tiles(D, TILE)
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        np.matmul(flat[:, rows].T, patches, out=dweight[rows])
-        column_sums(flat[:, rows], dbias[rows])
-
-    run(tile, len(parts))
+    cut = grid(*dweight.shape)
+    run(_backward, cut[0] * cut[1], flat, patches, cut, dweight, dbias)
     # 1. clips have no gradient
     return dweight.reshape(weight.shape), dbias, dcls.reshape(1, 1, D).copy(), dpos_embed[None], dtime_embed[None]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import exp, kernel
-from refvt.backends.pool import run
+from refvt.backends.team import run, take
 from refvt.ops import Array
 from refvt.ops.glimpser import check_k, equal_lengths
 
@@ -16,13 +16,12 @@ from refvt.ops.glimpser import check_k, equal_lengths
 class ClsScoresCache(NamedTuple):
     q: Array
     k: Array
-    n: int  # rows of a segment, 1 + S
     num_heads: int
     weights: Array  # [segments, A, 1+S]
 
 
 @kernel
-def _scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
+def _segment_scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
     """One segment: q [D] of CLS, k [1+S, D] → weights [A, 1+S], scores [S]."""
     n, D = k.shape
     d = D // num_heads
@@ -52,6 +51,16 @@ def _scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scor
         scores[j] /= k.dtype.type(num_heads)
 
 
+@kernel
+def _scores(share: Any, q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
+    n = weights.shape[2]
+    i = take(share)
+    while i >= 0:
+        # passes 1–3
+        _segment_scores(q[i * n], k[i * n : (i + 1) * n], num_heads, scale, weights[i], scores[i])
+        i = take(share)
+
+
 def cls_scores_forward(
     q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True
 ) -> tuple[Array, ClsScoresCache | None]:
@@ -65,17 +74,15 @@ def cls_scores_forward(
     scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
     weights = np.empty((segments, num_heads, n), k.dtype)
     scores = np.empty((segments, n - 1), k.dtype)
-
-    def segment(i: int) -> None:
-        # passes 1–3
-        _scores(q[i * n], k[i * n : (i + 1) * n], num_heads, scale, weights[i], scores[i])
-
-    run(segment, segments)
-    return scores, ClsScoresCache(q, k, n, num_heads, weights) if keep else None
+    # passes 1–3
+    run(_scores, segments, q, k, num_heads, scale, weights, scores)
+    return scores, ClsScoresCache(q, k, num_heads, weights) if keep else None
 
 
 @kernel
-def _scores_backward(dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array) -> None:
+def _segment_scores_backward(
+    dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
+) -> None:
     """One segment: dq [1+S, D] and dk [1+S, D] are zero when they come in."""
     n, D = k.shape
     A = weights.shape[0]
@@ -97,33 +104,44 @@ def _scores_backward(dscores: Array, q: Array, k: Array, weights: Array, scale: 
                 dk[j, c] = dlogit * q[c]
 
 
+@kernel
+def _scores_backward(
+    share: Any, dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
+) -> None:
+    n = weights.shape[2]
+    i = take(share)
+    while i >= 0:
+        a, b = i * n, (i + 1) * n
+        # passes 3–1
+        _segment_scores_backward(dscores[i], q[a], k[a:b], weights[i], scale, dq[a:b], dk[a:b])
+        i = take(share)
+
+
 def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, Array]:
     """Returns dq (zero but for the CLS rows) and dk."""
-    q, k, n, num_heads, weights = cache
+    q, k, num_heads, weights = cache
     scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
     dq, dk = np.zeros(q.shape, q.dtype), np.zeros(k.shape, k.dtype)
-
-    def segment(i: int) -> None:
-        rows = slice(i * n, (i + 1) * n)
-        # passes 3–1
-        _scores_backward(dscores[i], q[i * n], k[rows], weights[i], scale, dq[rows], dk[rows])
-
-    run(segment, len(weights))
+    # passes 3–1
+    run(_scores_backward, len(weights), dscores, q, k, weights, scale, dq, dk)
     return dq, dk
 
 
 @kernel
-def _top_k(scores: Array, kept: Array) -> None:
-    S, k = len(scores), len(kept)
-    taken = np.zeros(S, np.bool_)
-    for rank in range(k):
-        # 1. the highest score not yet taken; > and not ≥, so that the lower index wins a tie
-        best = -1
-        for s in range(S):
-            if not taken[s] and (best < 0 or scores[s] > scores[best]):
-                best = s
-        taken[best] = True
-        kept[rank] = best
+def _top_k(share: Any, scores: Array, kept: Array) -> None:
+    S, k = scores.shape[1], kept.shape[1]
+    i = take(share)
+    while i >= 0:
+        taken = np.zeros(S, np.bool_)
+        for rank in range(k):
+            # 1. the highest score not yet taken; > and not ≥, so that the lower index wins a tie
+            best = -1
+            for s in range(S):
+                if not taken[s] and (best < 0 or scores[i, s] > scores[i, best]):
+                    best = s
+            taken[best] = True
+            kept[i, rank] = best
+        i = take(share)
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -133,7 +151,8 @@ def top_k(scores: Array, k: int) -> Array:
     """
     check_k(scores, k)
     kept = np.empty((len(scores), k), np.int64)
-    run(lambda i: _top_k(scores[i], kept[i]), len(scores))
+    # pass 1
+    run(_top_k, len(scores), scores, kept)
     return kept
 
 
@@ -144,17 +163,21 @@ class FuseDroppedCache(NamedTuple):
 
 
 @kernel
-def _fuse(x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
-    # 1. who was dropped
-    dropped[:] = True
-    for s in kept:
-        dropped[s] = False
-    # 2. the weighted sum
-    fused[:] = 0
-    for s in range(len(scores)):
-        if dropped[s]:
-            for c in range(x.shape[1]):
-                fused[c] += scores[s] * x[s, c]
+def _fuse(share: Any, x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
+    S = scores.shape[1]
+    i = take(share)
+    while i >= 0:
+        # 1. who was dropped
+        dropped[i] = True
+        for rank in range(kept.shape[1]):
+            dropped[i, kept[i, rank]] = False
+        # 2. the weighted sum
+        fused[i] = 0
+        for s in range(S):
+            if dropped[i, s]:
+                for c in range(x.shape[1]):
+                    fused[i, c] += scores[i, s] * x[i * S + s, c]
+        i = take(share)
 
 
 def fuse_dropped_forward(
@@ -168,36 +191,32 @@ def fuse_dropped_forward(
     segments, S = scores.shape
     dropped = np.empty((segments, S), np.bool_)
     fused = np.empty((segments, x.shape[1]), x.dtype)
-
-    def segment(i: int) -> None:
-        # passes 1–2
-        _fuse(x[i * S : (i + 1) * S], scores[i], kept[i], dropped[i], fused[i])
-
-    run(segment, segments)
+    # passes 1–2
+    run(_fuse, segments, x, scores, kept, dropped, fused)
     return fused, FuseDroppedCache(x, scores, dropped) if keep else None
 
 
 @kernel
-def _fuse_backward(dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array) -> None:
-    for s in range(len(scores)):
-        # 2. the weighted sum; 1. the choice itself carries no gradient
-        dscores[s] = 0
-        for c in range(x.shape[1]):
-            dx[s, c] = scores[s] * dfused[c] if dropped[s] else 0
-            if dropped[s]:
-                dscores[s] += dfused[c] * x[s, c]
+def _fuse_backward(
+    share: Any, dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array
+) -> None:
+    S = scores.shape[1]
+    i = take(share)
+    while i >= 0:
+        for s in range(S):
+            # 2. the weighted sum; 1. the choice itself carries no gradient
+            dscores[i, s] = 0
+            for c in range(x.shape[1]):
+                dx[i * S + s, c] = scores[i, s] * dfused[i, c] if dropped[i, s] else 0
+                if dropped[i, s]:
+                    dscores[i, s] += dfused[i, c] * x[i * S + s, c]
+        i = take(share)
 
 
 def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array, Array]:
     """Returns dx and dscores."""
     x, scores, dropped = cache
-    segments, S = scores.shape
     dx, dscores = np.empty_like(x), np.empty_like(scores)
-
-    def segment(i: int) -> None:
-        rows = slice(i * S, (i + 1) * S)
-        # passes 2–1
-        _fuse_backward(dfused[i], x[rows], scores[i], dropped[i], dx[rows], dscores[i])
-
-    run(segment, segments)
+    # passes 2–1
+    run(_fuse_backward, len(scores), dfused, x, scores, dropped, dx, dscores)
     return dx, dscores

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import kernel
-from refvt.backends.pool import run, tiles
+from refvt.backends.team import run, span, take
 from refvt.ops import Array
 
 EPS = 1e-6
-ROWS = 512  # rows of a tile: a pass over memory, not worth a thread where there are few
+ROWS = 128  # rows of a tile: enough to be worth taking
 
 
 class LayerNormCache(NamedTuple):
@@ -22,10 +22,12 @@ class LayerNormCache(NamedTuple):
 
 
 @kernel
-def _normalise(x: Array, weight: Array, bias: Array, eps: Any, y: Array, mean: Array, inverse_std: Array) -> None:
-    n, D = x.shape
+def _normalise(
+    x: Array, weight: Array, bias: Array, eps: Any, top: int, bottom: int, y: Array, mean: Array, inverse_std: Array
+) -> None:
+    D = x.shape[1]
     one = x.dtype.type(1)
-    for i in range(n):
+    for i in range(top, bottom):
         # 1. centre
         total = x.dtype.type(0)
         for j in range(D):
@@ -42,27 +44,42 @@ def _normalise(x: Array, weight: Array, bias: Array, eps: Any, y: Array, mean: A
         mean[i], inverse_std[i] = mu, s
 
 
+@kernel
+def _forward(
+    share: Any, x: Array, weight: Array, bias: Array, eps: Any, parts: int, y: Array, mean: Array, inverse_std: Array
+) -> None:
+    i = take(share)
+    while i >= 0:
+        top, bottom = span(i, parts, len(x))
+        # passes 1–3
+        _normalise(x, weight, bias, eps, top, bottom, y, mean, inverse_std)
+        i = take(share)
+
+
 def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
     """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
     y, mean, inverse_std = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
-    eps = x.dtype.type(EPS)
-    parts = tiles(len(x), ROWS)
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        # passes 1–3
-        _normalise(x[rows], weight, bias, eps, y[rows], mean[rows], inverse_std[rows])
-
-    run(tile, len(parts))
+    parts = -(-len(x) // ROWS)
+    # passes 1–3
+    run(_forward, parts, x, weight, bias, x.dtype.type(EPS), parts, y, mean, inverse_std)
     return y, LayerNormCache(x, mean, inverse_std, weight) if keep else None
 
 
 @kernel
 def _denormalise(
-    dy: Array, x: Array, mean: Array, inverse_std: Array, weight: Array, dx: Array, dweight: Array, dbias: Array
+    dy: Array,
+    x: Array,
+    mean: Array,
+    inverse_std: Array,
+    weight: Array,
+    top: int,
+    bottom: int,
+    dx: Array,
+    dweight: Array,
+    dbias: Array,
 ) -> None:
-    n, D = x.shape
-    for i in range(n):
+    D = x.shape[1]
+    for i in range(top, bottom):
         mu, s = mean[i], inverse_std[i]
         along_one, along_normed = x.dtype.type(0), x.dtype.type(0)
         # 3. gain and shift
@@ -81,17 +98,33 @@ def _denormalise(
             dx[i, j] = s * (dy[i, j] * weight[j] - along_one - normed * along_normed)
 
 
+@kernel
+def _backward(
+    share: Any,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    inverse_std: Array,
+    weight: Array,
+    parts: int,
+    dx: Array,
+    dweight: Array,
+    dbias: Array,
+) -> None:
+    i = take(share)
+    while i >= 0:
+        top, bottom = span(i, parts, len(x))
+        # passes 3–1
+        _denormalise(dy, x, mean, inverse_std, weight, top, bottom, dx, dweight[i], dbias[i])
+        i = take(share)
+
+
 def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Returns dx, dweight, dbias."""
     x, mean, inverse_std, weight = cache
-    parts = tiles(len(x), ROWS)
+    parts = -(-len(x) // ROWS)
     dx = np.empty_like(x)
-    dweight, dbias = (np.zeros((len(parts), x.shape[1]), x.dtype) for _ in range(2))  # one row per tile
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        # passes 3–1
-        _denormalise(dy[rows], x[rows], mean[rows], inverse_std[rows], weight, dx[rows], dweight[i], dbias[i])
-
-    run(tile, len(parts))
+    dweight, dbias = (np.zeros((parts, x.shape[1]), x.dtype) for _ in range(2))  # one row per tile
+    # passes 3–1
+    run(_backward, parts, dy, x, mean, inverse_std, weight, parts, dx, dweight, dbias)
     return dx, dweight.sum(axis=0), dbias.sum(axis=0)

@@ -1,13 +1,15 @@
-"""The linear layer in tiles of rows: multiply, and finish the tile while it is still in cache."""
+"""The linear layer in tiles of rows and columns: multiply, and finish the tile while it is still in cache."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import TILE, column_sums, finish, scaled
-from refvt.backends.pool import row_tiles, run, tiles
+from refvt.backends.blas import gemm
+from refvt.backends.jit import column_sums, finish, kernel, scaled
+from refvt.backends.pool import grid
+from refvt.backends.team import edges, run, take
 from refvt.ops import Array
 
 
@@ -16,6 +18,28 @@ class LinearCache(NamedTuple):
     weight: Array
     gain: Array | None
     has_residual: bool
+
+
+@kernel
+def _forward(
+    share: Any,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None,
+    gain: Array | None,
+    cut: tuple[int, int],
+    y: Array,
+) -> None:
+    n, D = y.shape
+    i = take(share)
+    while i >= 0:
+        a, b, c, d = edges(i, cut, n, D)
+        # 1. multiply
+        gemm(x[a:b], weight[c:d].T, y[a:b, c:d], 0)
+        # passes 1–3: bias, gain, skip connection
+        finish(y, bias, residual, gain, a, b, c, d)
+        i = take(share)
 
 
 def linear_forward(
@@ -28,17 +52,39 @@ def linear_forward(
 ) -> tuple[Array, LinearCache | None]:
     """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
     y = np.empty((len(x), len(bias)), x.dtype)  # [tokens, D]
-    parts = row_tiles(len(x))
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        # 1. multiply
-        np.matmul(x[rows], weight.T, out=y[rows])
-        # passes 1–3: bias, gain, skip connection
-        finish(y[rows], bias, None if residual is None else residual[rows], None if gain is None else gain[rows])
-
-    run(tile, len(parts))
+    cut = grid(*y.shape)
+    # passes 1–3
+    run(_forward, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y)
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None
+
+
+@kernel
+def _backward(
+    share: Any,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    cut: tuple[int, int],
+    weight_cut: tuple[int, int],
+    dx: Array,
+    dweight: Array,
+    dbias: Array,
+) -> None:
+    n, D = dy.shape
+    E = x.shape[1]
+    i = take(share)
+    while i >= 0:
+        if i < cut[0] * cut[1]:
+            a, b, c, d = edges(i, cut, n, E)
+            # 1. the multiply: the rows of dx
+            gemm(dy[a:b], weight[:, c:d], dx[a:b, c:d], 0)
+        else:
+            a, b, c, d = edges(i - cut[0] * cut[1], weight_cut, D, E)
+            # 1. the multiply: dweight and dbias sum over all rows
+            gemm(dy[:, a:b].T, x[:, c:d], dweight[a:b, c:d], 0)
+            if c == 0:
+                column_sums(dy[:, a:b], dbias[a:b])
+        i = take(share)
 
 
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array, Array | None]:
@@ -51,18 +97,9 @@ def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array,
     if gain is not None:
         dproduct = np.empty_like(dy)
         scaled(dy, gain, dproduct)
-    # 1. the multiply: tiles of rows for dx, tiles of columns of dy for dweight and dbias
+    # 1. the multiply
     dx, dweight, dbias = np.empty_like(x), np.empty_like(weight), np.empty(len(weight), x.dtype)
-    row_parts, column_parts = row_tiles(len(x)), tiles(len(weight), TILE)
-
-    def tile(i: int) -> None:
-        if i < len(row_parts):
-            rows = row_parts[i]
-            np.matmul(dproduct[rows], weight, out=dx[rows])
-        else:
-            columns = column_parts[i - len(row_parts)]
-            np.matmul(dproduct[:, columns].T, x, out=dweight[columns])
-            column_sums(dproduct[:, columns], dbias[columns])
-
-    run(tile, len(row_parts) + len(column_parts))
+    cut, weight_cut = grid(*x.shape), grid(*weight.shape)
+    count = cut[0] * cut[1] + weight_cut[0] * weight_cut[1]
+    run(_backward, count, dproduct, x, weight, cut, weight_cut, dx, dweight, dbias)
     return dx, dweight, dbias, dresidual

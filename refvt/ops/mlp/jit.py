@@ -1,14 +1,16 @@
-"""GELU and the MLP in tiles of rows: the hidden layer of a tile never leaves the cache in inference."""
+"""GELU and the MLP in tiles: each is activated while it is still in cache, and nothing of it is stored twice."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import TILE, column_sums, erfc, exp, finish, kernel, scaled
-from refvt.backends.pool import row_tiles, run, tiles, workspace
+from refvt.backends.blas import gemm
+from refvt.backends.jit import column_sums, erfc, exp, finish, kernel, scaled
+from refvt.backends.pool import grid, workspace
+from refvt.backends.team import edges, run, take
 from refvt.ops import Array
 
 
@@ -59,19 +61,56 @@ class MlpCache(NamedTuple):
 
 
 @kernel
-def _bias_gelu(hidden: Array, bias: Array, before: Array | None) -> None:
-    """hidden ← gelu(hidden + bias); what stood before GELU goes to ``before``, if it is wanted.
-
-    Two arrays that may be one and the same would not vectorise: hence the option.
-    """
+def _bias_gelu(hidden: Array, bias: Array, before: Array | None, top: int, bottom: int, left: int, right: int) -> None:
+    """hidden ← gelu(hidden + bias) in one tile; what stood before GELU goes to ``before``, if it is wanted."""
     half, root = hidden.dtype.type(0.5), hidden.dtype.type(-math.sqrt(0.5))
-    n, F = hidden.shape
-    for i in range(n):
-        for j in range(F):
-            a = hidden[i, j] + bias[j]
+    shift = bias[left:right]
+    for i in range(top, bottom):
+        row = hidden[i, left:right]
+        if before is not None:
+            stored = before[i, left:right]
+        for j in range(len(row)):
+            a = row[j] + shift[j]
             if before is not None:
-                before[i, j] = a
-            hidden[i, j] = a * half * erfc(a * root)
+                stored[j] = a
+            row[j] = a * half * erfc(a * root)
+
+
+@kernel
+def _widen(
+    share: Any, x: Array, weight: Array, bias: Array, cut: tuple[int, int], hidden: Array, before: Array | None
+) -> None:
+    n, F = hidden.shape
+    i = take(share)
+    while i >= 0:
+        a, b, c, d = edges(i, cut, n, F)
+        # 1. widen
+        gemm(x[a:b], weight[c:d].T, hidden[a:b, c:d], 0)
+        # passes 1–2: bias, activate
+        _bias_gelu(hidden, bias, before, a, b, c, d)
+        i = take(share)
+
+
+@kernel
+def _narrow(
+    share: Any,
+    hidden: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None,
+    gain: Array | None,
+    cut: tuple[int, int],
+    y: Array,
+) -> None:
+    n, D = y.shape
+    i = take(share)
+    while i >= 0:
+        a, b, c, d = edges(i, cut, n, D)
+        # 3. narrow
+        gemm(hidden[a:b], weight[c:d].T, y[a:b, c:d], 0)
+        # passes 3–4: bias, DropPath's gain and the skip connection
+        finish(y, bias, residual, gain, a, b, c, d)
+        i = take(share)
 
 
 def mlp_forward(
@@ -88,41 +127,86 @@ def mlp_forward(
 
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
-    F = len(fc1_bias)
-    y = np.empty((len(x), len(fc2_bias)), x.dtype)  # [tokens, D]
-    before = np.empty((len(x), F), x.dtype) if keep else None
-    parts = row_tiles(len(x))
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        hidden = workspace("mlp.hidden", (rows.stop - rows.start, F), x.dtype)
-        # 1. widen
-        np.matmul(x[rows], fc1_weight.T, out=hidden)
-        # passes 1–2: bias, activate
-        _bias_gelu(hidden, fc1_bias, None if before is None else before[rows])
-        # 3. narrow
-        np.matmul(hidden, fc2_weight.T, out=y[rows])
-        # passes 3–4: bias, DropPath's gain and the skip connection
-        finish(y[rows], fc2_bias, None if residual is None else residual[rows], None if gain is None else gain[rows])
-
-    run(tile, len(parts))
+    n, F = len(x), len(fc1_bias)
+    y = np.empty((n, len(fc2_bias)), x.dtype)  # [tokens, D]
+    before = np.empty((n, F), x.dtype) if keep else None
+    hidden = workspace("mlp.hidden", (n, F), x.dtype)
+    cut = grid(n, F)
+    # passes 1–2
+    run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before)
+    cut = grid(*y.shape)
+    # passes 3–4
+    run(_narrow, cut[0] * cut[1], hidden, fc2_weight, fc2_bias, residual, gain, cut, y)
     if before is None:
         return y, None
     return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None)
 
 
 @kernel
-def _gelu_again(before: Array, dbefore: Array, hidden: Array) -> None:
-    """hidden ← gelu(before), and dbefore (dhidden until now) ← dhidden · gelu'(before)."""
+def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: int, left: int, right: int) -> None:
+    """hidden ← gelu(before), and dbefore (dhidden until now) ← dhidden · gelu'(before), in one tile."""
     half, root = before.dtype.type(0.5), before.dtype.type(-math.sqrt(0.5))
     norm = before.dtype.type(1 / math.sqrt(2 * math.pi))
-    n, F = before.shape
-    for i in range(n):
-        for j in range(F):
-            a = before[i, j]
+    for i in range(top, bottom):
+        stored, gradient, row = before[i, left:right], dbefore[i, left:right], hidden[i, left:right]
+        for j in range(len(row)):
+            a = stored[j]
             cdf = half * erfc(a * root)
-            hidden[i, j] = a * cdf
-            dbefore[i, j] *= cdf + a * norm * exp(-half * a * a)
+            row[j] = a * cdf
+            gradient[j] *= cdf + a * norm * exp(-half * a * a)
+
+
+@kernel
+def _narrow_backward(
+    share: Any, dy: Array, weight: Array, before: Array, cut: tuple[int, int], dbefore: Array, hidden: Array
+) -> None:
+    n, F = before.shape
+    i = take(share)
+    while i >= 0:
+        a, b, c, d = edges(i, cut, n, F)
+        # 3. narrow
+        gemm(dy[a:b], weight[:, c:d], dbefore[a:b, c:d], 0)
+        # 2. activate: hidden once more, and its derivative
+        _gelu_again(before, dbefore, hidden, a, b, c, d)
+        i = take(share)
+
+
+@kernel
+def _widen_backward(
+    share: Any,
+    dy: Array,
+    hidden: Array,
+    dbefore: Array,
+    x: Array,
+    fc1_weight: Array,
+    cuts: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    dx: Array,
+    dfc1_weight: Array,
+    dfc1_bias: Array,
+    dfc2_weight: Array,
+    dfc2_bias: Array,
+) -> None:
+    (n, D), F = x.shape, hidden.shape[1]
+    first, second = cuts[0][0] * cuts[0][1], cuts[1][0] * cuts[1][1]
+    i = take(share)
+    while i >= 0:
+        if i < first:
+            # 1. widen
+            a, b, c, d = edges(i, cuts[0], n, D)
+            gemm(dbefore[a:b], fc1_weight[:, c:d], dx[a:b, c:d], 0)
+        elif i < first + second:
+            # 1. its parameters: sums over all rows
+            a, b, c, d = edges(i - first, cuts[1], F, D)
+            gemm(dbefore[:, a:b].T, x[:, c:d], dfc1_weight[a:b, c:d], 0)
+            if c == 0:
+                column_sums(dbefore[:, a:b], dfc1_bias[a:b])
+        else:
+            # 3. the parameters of the narrowing
+            a, b, c, d = edges(i - first - second, cuts[2], D, F)
+            gemm(dy[:, a:b].T, hidden[:, c:d], dfc2_weight[a:b, c:d], 0)
+            if c == 0:
+                column_sums(dy[:, a:b], dfc2_bias[a:b])
+        i = take(share)
 
 
 def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array, Array, Array | None]:
@@ -135,35 +219,16 @@ def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array
     if gain is not None:
         dproduct = np.empty_like(dy)
         scaled(dy, gain, dproduct)
-    hidden = workspace("mlp.hidden again", (n, F), x.dtype)
-    dbefore = workspace("mlp.dbefore", (n, F), x.dtype)
+    hidden, dbefore = (workspace(f"mlp.{name}", (n, F), x.dtype) for name in ("hidden", "dbefore"))
+    cut = grid(n, F)
+    # passes 3–2
+    run(_narrow_backward, cut[0] * cut[1], dproduct, fc2_weight, before, cut, dbefore, hidden)
+    # pass 1, and the parameters of pass 3
     dx = np.empty_like(x)
-    parts = row_tiles(n)
-
-    def rows_tile(i: int) -> None:
-        rows = parts[i]
-        # 3. narrow
-        np.matmul(dproduct[rows], fc2_weight, out=dbefore[rows])
-        # 2. activate: hidden once more, and its derivative
-        _gelu_again(before[rows], dbefore[rows], hidden[rows])
-        # 1. widen
-        np.matmul(dbefore[rows], fc1_weight, out=dx[rows])
-
-    run(rows_tile, len(parts))
-    # 3, 1. the weights' gradients sum over all rows: tiles of their own rows
     dfc1_weight, dfc1_bias = np.empty_like(fc1_weight), np.empty(F, x.dtype)
     dfc2_weight, dfc2_bias = np.empty_like(fc2_weight), np.empty(len(fc2_weight), x.dtype)
-    wide, narrow = tiles(F, TILE), tiles(len(fc2_weight), TILE)
-
-    def weights_tile(i: int) -> None:
-        if i < len(wide):
-            part = wide[i]
-            np.matmul(dbefore[:, part].T, x, out=dfc1_weight[part])
-            column_sums(dbefore[:, part], dfc1_bias[part])
-        else:
-            part = narrow[i - len(wide)]
-            np.matmul(dproduct[:, part].T, hidden, out=dfc2_weight[part])
-            column_sums(dproduct[:, part], dfc2_bias[part])
-
-    run(weights_tile, len(wide) + len(narrow))
-    return dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual
+    cuts = grid(*x.shape), grid(*fc1_weight.shape), grid(*fc2_weight.shape)
+    count = sum(down * across for down, across in cuts)
+    gradients = (dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias)
+    run(_widen_backward, count, dproduct, hidden, dbefore, x, fc1_weight, cuts, *gradients)
+    return (*gradients, dresidual)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refvt.backends.jit import kernel
-from refvt.backends.pool import run, tiles
+from refvt.backends.team import run, span, take
 from refvt.ops import Array
 from refvt.ops.tokens import segment_lengths
 
-ROWS = 512  # rows of a tile: nothing here but copying
-COLUMNS = 128  # columns of a tile where rows must be summed in order
+ROWS = 256  # rows of a tile: nothing here but copying
+COLUMNS = 96  # columns of a tile where rows must be summed in order
 
 
 class GatherCache(NamedTuple):
@@ -21,61 +22,61 @@ class GatherCache(NamedTuple):
 
 
 @kernel
-def _gather(x: Array, index: Array, y: Array) -> None:
-    for i in range(len(index)):
-        j = index[i]
-        if j >= 0:
-            for c in range(x.shape[1]):
-                y[i, c] = x[j, c]
-        else:
-            for c in range(x.shape[1]):
-                y[i, c] = 0
+def _gather(share: Any, x: Array, index: Array, parts: int, y: Array) -> None:
+    part = take(share)
+    while part >= 0:
+        top, bottom = span(part, parts, len(index))
+        # 1. copy rows
+        for i in range(top, bottom):
+            j = index[i]
+            if j >= 0:
+                for c in range(x.shape[1]):
+                    y[i, c] = x[j, c]
+            else:
+                for c in range(x.shape[1]):
+                    y[i, c] = 0
+        part = take(share)
 
 
 def _flat(x: Array) -> Array:
     """[n, …] → [n, columns], a view where the layout allows one."""
-    return x.reshape(len(x), int(np.prod(x.shape[1:])))
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
     """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
     y = np.empty((len(index), *x.shape[1:]), dtype=x.dtype)
-    source, target, parts = _flat(x), _flat(y), tiles(len(index), ROWS)
-
-    def tile(i: int) -> None:
-        rows = parts[i]
-        # 1. copy rows
-        _gather(source, index[rows], target[rows])
-
-    run(tile, len(parts))
+    parts = -(-len(index) // ROWS)
+    # pass 1
+    run(_gather, parts, _flat(x), index, parts, _flat(y))
     return y, GatherCache(index, x.shape) if keep else None
 
 
 @kernel
-def _scatter(dy: Array, index: Array, start: int, stop: int, dx: Array) -> None:
-    for j in range(dx.shape[0]):
-        for c in range(start, stop):
-            dx[j, c] = 0
-    for i in range(len(index)):
-        j = index[i]
-        if j >= 0:
-            for c in range(start, stop):
-                dx[j, c] += dy[i, c]
+def _scatter(share: Any, dy: Array, index: Array, parts: int, dx: Array) -> None:
+    part = take(share)
+    while part >= 0:
+        # 1. every thread walks all rows in order, in its own columns: the same sum on every run
+        start, stop = span(part, parts, dx.shape[1])
+        for j in range(len(dx)):
+            dx[j, start:stop] = 0
+        for i in range(len(index)):
+            j = index[i]
+            if j >= 0:
+                row, more = dx[j, start:stop], dy[i, start:stop]
+                for c in range(len(row)):
+                    row[c] += more[c]
+        part = take(share)
 
 
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
     index, shape = cache.source, cache.shape
     dx = np.empty(shape, dtype=dy.dtype)
-    source, target = _flat(dy), _flat(dx)
-    parts = tiles(target.shape[1], COLUMNS)
-
-    def tile(i: int) -> None:
-        columns = parts[i]
-        # 1. every thread walks all rows in order, in its own columns: the same sum on every run
-        _scatter(source, index, columns.start, columns.stop, target)
-
-    run(tile, len(parts))
+    target = _flat(dx)
+    parts = -(-target.shape[1] // COLUMNS)
+    # pass 1
+    run(_scatter, parts, _flat(dy), index, parts, target)
     return dx
 
 
@@ -85,19 +86,23 @@ class SegmentMeanCache(NamedTuple):
 
 
 @kernel
-def _means(x: Array, offsets: Array, y: Array) -> None:
-    for i in range(len(offsets) - 1):
-        # 1. sum each segment
-        for c in range(x.shape[1]):
-            y[i, c] = x[offsets[i], c]
-        for j in range(offsets[i] + 1, offsets[i + 1]):
+def _means(share: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
+    part = take(share)
+    while part >= 0:
+        top, bottom = span(part, parts, len(y))
+        for i in range(top, bottom):
+            # 1. sum each segment
             for c in range(x.shape[1]):
-                y[i, c] += x[j, c]
-        # 2. divide by its length
-        if offsets[i + 1] - offsets[i] > 1:
-            length = x.dtype.type(offsets[i + 1] - offsets[i])
-            for c in range(x.shape[1]):
-                y[i, c] /= length
+                y[i, c] = x[offsets[i], c]
+            for j in range(offsets[i] + 1, offsets[i + 1]):
+                for c in range(x.shape[1]):
+                    y[i, c] += x[j, c]
+            # 2. divide by its length
+            if offsets[i + 1] - offsets[i] > 1:
+                length = x.dtype.type(offsets[i + 1] - offsets[i])
+                for c in range(x.shape[1]):
+                    y[i, c] /= length
+        part = take(share)
 
 
 def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[Array, SegmentMeanCache | None]:
@@ -107,35 +112,30 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
     """
     lengths = segment_lengths(offsets)
     y = np.empty((len(lengths), x.shape[1]), dtype=x.dtype)
-    parts = tiles(len(lengths), ROWS)
-
-    def tile(i: int) -> None:
-        part = parts[i]
-        # passes 1–2
-        _means(x, offsets[part.start : part.stop + 1], y[part])
-
-    run(tile, len(parts))
+    parts = -(-len(lengths) // ROWS)
+    # passes 1–2
+    run(_means, parts, x, offsets, parts, y)
     return y, SegmentMeanCache(offsets, len(x)) if keep else None
 
 
 @kernel
-def _spread(dy: Array, offsets: Array, dx: Array) -> None:
-    for i in range(len(offsets) - 1):
-        length = dy.dtype.type(offsets[i + 1] - offsets[i])
-        for j in range(offsets[i], offsets[i + 1]):
-            for c in range(dy.shape[1]):
-                dx[j, c] = dy[i, c] / length
+def _spread(share: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> None:
+    part = take(share)
+    while part >= 0:
+        top, bottom = span(part, parts, len(dy))
+        # 2, 1. every row had an equal share in the mean
+        for i in range(top, bottom):
+            length = dy.dtype.type(offsets[i + 1] - offsets[i])
+            for j in range(offsets[i], offsets[i + 1]):
+                for c in range(dy.shape[1]):
+                    dx[j, c] = dy[i, c] / length
+        part = take(share)
 
 
 def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:
     """Returns dx: every row of segment i gets dy[i] / length."""
     dx = np.empty((cache.rows, dy.shape[1]), dtype=dy.dtype)
-    parts = tiles(len(dy), ROWS)
-
-    def tile(i: int) -> None:
-        part = parts[i]
-        # passes 2–1
-        _spread(dy[part], cache.offsets[part.start : part.stop + 1], dx)
-
-    run(tile, len(parts))
+    parts = -(-len(dy) // ROWS)
+    # passes 2–1
+    run(_spread, parts, dy, cache.offsets, parts, dx)
     return dx
