@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from refvt.ops import Array
 __all__ = ["Alone", "Mpi", "Ranks", "ranks"]
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # how MPICH's and Open MPI's mpiexec tell a process that it has company
+FORWARDING = 0.5  # seconds for mpiexec to pass a last message on: it drops what it has not read when it ends the others
 
 
 class Ranks(Protocol):
@@ -84,8 +86,11 @@ class Mpi:
         return next((found for found in self._communicator.allgather(problem) if found is not None), None)
 
     def abort(self, message: str) -> None:
-        print(f"refvt: rank {self.rank} of {self.size}: {message}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"refvt: rank {self.rank} of {self.size}: {message}\n")
+        sys.stderr.flush()
+        time.sleep(FORWARDING)
         self._communicator.Abort(2)
+        os._exit(2)  # MPICH's Abort may return before mpiexec has ended this process
 
 
 @contextmanager

@@ -130,8 +130,8 @@ class Recipe:
         return cls(**{**values, "config": _config(values["config"])})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with some fields changed: ``rate``, or ``config.width`` and ``data_settings.noise`` for single fields of
-        the model and the data."""
+        """A copy with some fields changed: ``rate``, or ``config.width`` and ``data_settings.noise`` for one setting of
+        the model or the data."""
         changes: dict[str, Any] = {}
         inner: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
