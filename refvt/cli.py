@@ -287,7 +287,7 @@ def _verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: b
 def _print_verification(results: list[Any], dtype: str) -> int:
     """A short table; returns how many cases failed."""
     print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
-    for kind, label in (("op", "operations"), ("model", "models")):
+    for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
         group = [r for r in results if r.case.kind == kind]
         worst = max((r for r in group if r.worst), key=lambda r: r.worst.share, default=None)
         share = f"{worst.worst.share:6.1%}  {worst.case.name}: {worst.worst.name}" if worst else "–"
