@@ -122,7 +122,8 @@ class RefvtStep:
         self, config: HaltingVTConfig, start: dict[str, Array], batch: tuple[Array, ...], backend: str
     ) -> None:
         dtype = str(batch[0].dtype)
-        self._model, self._batch = refvt.HaltingVT(config, start, backend=backend, dtype=dtype), batch
+        self._model = refvt.HaltingVT(config, start, backend=backend, dtype=dtype)
+        self._clips, self._labels, self._moving = batch
         shapes = {name: value.shape for name, value in start.items()}
         parameters, self._gradients = Vector(shapes, dtype).set(self._model.parameters), Vector(shapes, dtype)
         self._model.parameters = parameters.arrays
@@ -130,7 +131,7 @@ class RefvtStep:
         self.losses: list[float] = []
 
     def __call__(self) -> None:
-        loss, gradients = self._model.loss_and_gradients(*self._batch)
+        loss, gradients = self._model.loss_and_gradients(self._clips, self._labels, self._moving)
         self._optimiser.step(self._gradients.set(gradients), RATE)
         self.losses.append(loss.total)
 
@@ -141,7 +142,8 @@ class TorchStep:
     def __init__(self, config: HaltingVTConfig, start: dict[str, Array], batch: tuple[Array, ...], sdpa: bool) -> None:
         import torch
 
-        self._model = bench_torch.TorchModel(config, start, *batch, str(batch[0].dtype), sdpa=sdpa)
+        clips, labels, moving = batch
+        self._model = bench_torch.TorchModel(config, start, clips, labels, moving, str(clips.dtype), sdpa=sdpa)
         named = list(self._model.named_parameters())
         spared = without_decay([name for name, _ in named], norms_and_biases=False)
         groups = [
