@@ -1,4 +1,4 @@
-"""The command line: ``refvt demo``, ``halt``, ``golden``, ``flops``, ``warmup``, ``bench`` and ``info``.
+"""The command line: ``refvt demo``, ``halt``, ``evaluate``, ``golden``, ``flops``, ``warmup``, ``bench`` and ``info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -22,6 +22,7 @@ import refvt
 from refvt import backends, flops
 from refvt.experiments import bench
 from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.training import evaluation
 
 __all__ = ["main"]
 
@@ -75,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     halt.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
     halt.add_argument("--json", action="store_true", help="print the numbers as JSON")
     model_options(halt)
+
+    evaluation.add_arguments(
+        command("evaluate", evaluation.run, "Measure accuracy, GFLOPs and tokens per layer on labelled videos.")
+    )
 
     golden = command("golden", None, "Work with the golden files of the PyTorch run.")
     actions = golden.add_subparsers(required=True, metavar="ACTION")
