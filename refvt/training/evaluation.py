@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,25 +30,9 @@ from refvt.data.sampling import whole
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.ops import Array
+from refvt.training.journal import Journal, Record
 
 __all__ = ["Evaluation", "Record", "add_arguments", "average_precision", "evaluate", "records", "run", "summarise"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of one clip.
-
-    labels: its classes, one unless multi-label. notes: warnings met while reading. problem: why it could not be read,
-    or None; then there are logits [K], gflops, 10⁹ multiply-adds, and tokens_per_layer [L].
-    """
-
-    index: int
-    labels: list[int]
-    notes: list[str]
-    problem: str | None
-    logits: list[float] | None = None
-    gflops: float | None = None
-    tokens_per_layer: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +70,13 @@ def evaluate(
 
     out: a file for the records, one JSON line per clip, written batch by batch after a line that says what is
     evaluated; `resume` continues such a file (and starts it, if it is not there). progress: show a bar.
-    Raises FileExistsError if `out` is there without `resume`, ValueError if what it holds is no evaluation of this
-    model on these data with this batch, and for data of another number of classes than the model's.
+    Raises FileExistsError if `out` is there without `resume`; ValueError if it holds no evaluation of this model on
+    these data with this batch, and for data of another number of classes than the model's.
     """
     batch = whole("batch", batch)
     if dataset.num_classes != model.config.num_classes:
         raise ValueError(f"the data have {dataset.num_classes} classes, the model has {model.config.num_classes}")
-    journal = _Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None
+    journal = Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None
     done = dict(journal.done) if journal else {}
     with _Bar(len(dataset), dataset.multi_label, progress) as bar:
         for record in done.values():
@@ -129,8 +113,12 @@ def records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[
     if not clips:
         return found
     output = model(np.stack(clips))
-    results = zip(output.logits.tolist(), output.gflops.tolist(), output.tokens_per_layer.tolist(), strict=True)
-    return [each if each.problem is not None else Record(*vars(each).values(), *next(results)) for each in found]
+    rows = iter(zip(output.logits.tolist(), output.gflops.tolist(), output.tokens_per_layer.tolist(), strict=True))
+    for i, record in enumerate(found):
+        if record.problem is None:
+            logits, gflops, tokens = next(rows)
+            found[i] = replace(record, logits=logits, gflops=gflops, tokens_per_layer=tokens)
+    return found
 
 
 # ---- figures
@@ -144,10 +132,10 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
     notes = [note for record in ordered for note in record.notes]
     if not read:
         return Evaluation(0, None, None, None, None, None, None, None, skipped, notes)
-    logits = np.array([record.logits for record in read])  # [clips, K], float64
+    logits = np.array([record.logits for record in read], np.float64)  # [clips, K], float64
     targets = np.zeros((len(read), num_classes))
     for row, record in zip(targets, read, strict=True):
-        row[list(record.labels)] = 1
+        row[record.labels] = 1
     log_softmax = logits - logits.max(axis=1, keepdims=True)
     log_softmax -= np.log(np.exp(log_softmax).sum(axis=1, keepdims=True))
     top1 = top5 = precision = without = None
@@ -168,8 +156,8 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
         mean_average_precision=precision,
         classes_without_clips=without,
         loss=float(-(targets * log_softmax).sum(axis=1).mean()),
-        gflops=float(np.mean([record.gflops for record in read])),
-        tokens_per_layer=np.mean([record.tokens_per_layer for record in read], axis=0).tolist(),
+        gflops=float(np.array([record.gflops for record in read]).mean()),
+        tokens_per_layer=np.array([record.tokens_per_layer for record in read]).mean(axis=0).tolist(),
         skipped=skipped,
         notes=notes,
     )
@@ -191,7 +179,7 @@ def average_precision(scores: Array, relevant: Array) -> float | None:
     return float((np.diff(recall, prepend=0) * hits[last] / (last + 1)).sum())
 
 
-# ---- the file of records
+# ---- while it runs
 
 
 def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
@@ -200,7 +188,7 @@ def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(model.parameters[name]).tobytes())
     return {
-        "config": model.config.as_dict(),
+        **{f"config.{name}": value for name, value in model.config.as_dict().items()},
         "parameters": digest.hexdigest(),
         "backend": model.backend,
         "dtype": model.dtype,
@@ -208,55 +196,6 @@ def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
         "clips": len(dataset),
         "batch": batch,
     }
-
-
-class _Journal:
-    """A file of a header and records, one JSON line each, that may break off anywhere."""
-
-    def __init__(self, path: Path, header: Mapping[str, Any], resume: bool) -> None:
-        self.path = path
-        self.done: dict[int, Record] = {}
-        first = json.dumps(header).encode("ascii") + b"\n"
-        header = json.loads(first)  # as it reads back: lists for tuples
-        content = b""
-        if path.exists():
-            if not resume:
-                raise FileExistsError(f"{path}: there already; continue it with resume, or name another file")
-            found = path.read_bytes()
-            content = found[: found.rfind(b"\n") + 1]  # a line that was cut off is computed again
-            if not content and not first.startswith(found):
-                raise ValueError(f"{path}:1: not a line of an evaluation")
-            self._take_up(content, header)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if path.exists() else "xb") as file:
-            file.truncate(len(content))
-        if not content:
-            self._append(first)
-
-    def _take_up(self, content: bytes, header: Mapping[str, Any]) -> None:
-        lines = content.splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                fields = json.loads(line)
-                if number > 1:
-                    record = Record(**fields)
-                    self.done[record.index] = record
-                elif not isinstance(fields, dict):
-                    raise ValueError("no header")
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.path}:{number}: not a line of an evaluation ({error})") from None
-            if number == 1:
-                for name, value in header.items():
-                    if fields.get(name) != value:
-                        was = fields.get(name, "nothing")
-                        raise ValueError(f"{self.path}: was begun with {name} {was}, asked for now is {value}")
-
-    def write(self, new: Sequence[Record]) -> None:
-        self._append("".join(json.dumps(vars(record)) + "\n" for record in new).encode("ascii"))
-
-    def _append(self, lines: bytes) -> None:
-        with self.path.open("ab") as file:
-            file.write(lines)
 
 
 class _Bar:
