@@ -94,14 +94,15 @@ def test_figures_by_hand() -> None:
         record(0, [1], [3, 1, 2, 0, -1, -2], 1.0),  # third
         record(3, [5], [3, 1, 2, 0, -1, -2], 1.0),  # last of six: not among five
         record(1, [2], [1, 0, 1, 0, 0, 0], 2.0),  # equal to class 0, which has the lower number
-        Record(4, [1], ["a note"], "broken", None),
+        Record(5, [1], ["the second note"], "broken too"),
+        Record(4, [1], ["a note"], "broken"),
     ]
     done = summarise(found, 6, False)
     assert (done.clips, done.top1, done.top5) == (4, 0.25, 0.75)
     assert done.gflops == 2.0
     assert done.tokens_per_layer == [10, 4]
-    assert done.skipped == ["broken"]
-    assert done.notes == ["a note"]
+    assert done.skipped == ["broken", "broken too"]
+    assert done.notes == ["a note", "the second note"]
     assert done.mean_average_precision is None
     assert done.classes_without_clips is None
     exp = [math.exp(x) for x in (3, 1, 2, 0, -1, -2)]
