@@ -78,7 +78,7 @@ def evaluate(
         raise ValueError(f"the data have {dataset.num_classes} classes, the model has {model.config.num_classes}")
     journal = Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None
     done = dict(journal.done) if journal else {}
-    with _Bar(len(dataset), dataset.multi_label, progress) as bar:
+    with _Bar(len(dataset), progress) as bar:
         for record in done.values():
             bar.add(record)
         for first in range(0, len(dataset), batch):
@@ -109,7 +109,10 @@ def records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[
                 problem = None
             except UnreadableClipError as error:
                 problem = str(error)
-        found.append(Record(index, labels, [str(each.message) for each in caught], problem))
+        about_data = [
+            w for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)
+        ]  # not of libraries' API
+        found.append(Record(index, labels, [str(w.message) for w in about_data], problem))
     if not clips:
         return found
     output = model(np.stack(clips))
@@ -146,8 +149,8 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
     else:
         labels = targets.argmax(axis=1)
         own = logits[np.arange(len(read)), labels][:, None]
-        before = (logits > own) | ((logits == own) & (np.arange(num_classes) < labels[:, None]))
-        rank = before.sum(axis=1)  # how many classes come before the right one; of equals the lower number first
+        # How many classes come before the right one; of equals the lower number first, and NaN is never right.
+        rank = (~(logits < own) & ((logits != own) | (np.arange(num_classes) < labels[:, None]))).sum(axis=1)
         top1, top5 = float((rank < 1).mean()), float((rank < 5).mean())
     return Evaluation(
         clips=len(read),
@@ -201,8 +204,8 @@ def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
 class _Bar:
     """A progress bar with running figures, or nothing."""
 
-    def __init__(self, total: int, multi_label: bool, show: bool) -> None:
-        self._bar, self._multi_label = None, multi_label
+    def __init__(self, total: int, show: bool) -> None:
+        self._bar = None
         self._read, self._right, self._gflops, self._skipped = 0, 0, 0.0, 0
         if show:
             try:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ class Patchy:
         if index in self.broken:
             raise UnreadableClipError(f"clip {index} is broken")
         if index in self.doubtful:
-            import warnings
-
             warnings.warn(f"clip {index} is short", stacklevel=2)
+            warnings.warn("of no interest here", DeprecationWarning, stacklevel=2)
         return DIGITS.clip(index, rng)
 
     def target(self, index: int) -> int:
@@ -109,6 +109,13 @@ def test_figures_by_hand() -> None:
     right = [exp[i] / sum(exp) for i in (0, 1, 5)] + [math.e / (2 * math.e + 4)]
     assert done.loss == pytest.approx(-sum(math.log(p) for p in right) / 4, abs=1e-14)
     assert summarise(reversed(found), 6, False) == done
+
+
+def test_a_model_that_says_nan_is_never_right() -> None:
+    found = [record(0, [0], [math.nan] * 6), record(1, [5], [math.nan, 0, 0, 0, 0, 1])]
+    done = summarise(found, 6, False)
+    assert (done.top1, done.top5) == (0, 0.5)
+    assert math.isnan(done.loss or 0)
 
 
 def test_map_is_scikit_learns_over_the_softmax() -> None:
