@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score
 import refvt
 from refvt.cli import main
 from refvt.data import MovingDigits, UnreadableClipError, find_sample_video, read_clip, read_frames
-from refvt.training import Evaluation, evaluate
+from refvt.training import Evaluation, evaluate, evaluation
 from refvt.training.evaluation import Record, average_precision, records, summarise
 
 TINY = refvt.HaltingVTConfig(
@@ -167,7 +167,7 @@ def test_broken_clips_are_skipped_and_listed() -> None:
     clips, classes = DIGITS.arrays()
     assert done.top1 == np.mean(net(clips[read]).logits.argmax(axis=1) == classes[read])
     nothing = evaluate(net, Patchy(set(range(11))))
-    assert nothing == Evaluation(0, *[None] * 7, nothing.skipped, [])
+    assert nothing == Evaluation(*NOTHING[:8], nothing.skipped, [])
     assert len(nothing.skipped) == 11
 
 
@@ -279,6 +279,8 @@ def test_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 # ---- the command
 
+NOTHING = (0, *[None] * 7, [], [])
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -362,6 +364,17 @@ def test_the_command_when_nothing_can_be_read(videos: Path, capsys: pytest.Captu
     (videos / "list.txt").write_text("cut.mp4 1")
     assert main(command(videos, "--json")) == 1
     assert json.loads(capsys.readouterr().out)["clips"] == 0
+
+
+@pytest.mark.parametrize(("preset", "stride"), [("minik-g07-b20", 32), ("anet-g05-b10", 64)])
+def test_the_stride_is_the_papers(videos: Path, preset: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (videos / "list.txt").write_text("bikes 20 3")
+    seen = []
+    monkeypatch.setattr(refvt, "load", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING))
+    assert main(["evaluate", "--preset", preset, "--weights", "x", "--annotations", str(videos / "list.txt")]) == 1
+    assert seen[0].stride == stride
+    assert seen[0].root == videos
 
 
 def test_short_videos_are_noted(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
