@@ -1,4 +1,5 @@
-"""The command line: ``refvt demo``, ``halt``, ``train``, ``golden``, ``flops``, ``warmup``, ``bench`` and ``info``.
+"""The command line: ``refvt demo``, ``halt``, ``train``, ``evaluate``, ``golden``, ``flops``, ``warmup``, ``bench`` and
+``info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -23,6 +24,7 @@ from refvt import backends, flops
 from refvt.experiments import bench
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.training import command as training
+from refvt.training import evaluation
 
 __all__ = ["main"]
 
@@ -79,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
     training.add_arguments(
         command("train", training.run, "Train a HaltingVT by a recipe; under mpiexec, with several processes.")
+    )
+    evaluation.add_arguments(
+        command("evaluate", evaluation.run, "Measure accuracy, GFLOPs and tokens per layer on labelled videos.")
     )
 
     golden = command("golden", None, "Work with the golden files of the PyTorch run.")

@@ -1,10 +1,12 @@
-"""Training: recipes, optimisers, the loop, checkpoints that continue to the bit, several processes over MPI.
+"""Training and evaluation: recipes, optimisers, the loop, checkpoints that continue to the bit, several processes.
 
-``train`` runs a ``Recipe`` on two data sets; ``refvt train`` is its command. See docs/training.md.
+``train`` runs a ``Recipe`` on two data sets, ``evaluate`` a model on one: ``refvt train`` and ``refvt evaluate``. See
+docs/training.md and docs/data.md.
 """
 
 from refvt.training.batches import TrainingError
-from refvt.training.loop import evaluate, train
+from refvt.training.evaluation import Evaluation, evaluate
+from refvt.training.loop import train
 from refvt.training.recipe import RECIPES, Recipe, paper_recipe
 
-__all__ = ["RECIPES", "Recipe", "TrainingError", "evaluate", "paper_recipe", "train"]
+__all__ = ["RECIPES", "Evaluation", "Recipe", "TrainingError", "evaluate", "paper_recipe", "train"]

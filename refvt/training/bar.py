@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["Bar"]
+from refvt.training.evaluation import Evaluation
+
+__all__ = ["Bar", "headline"]
 
 
 class Bar:
@@ -33,7 +35,14 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, line: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+    def say(self, problem: str) -> None:
+        """A line on stderr beside the bar."""
+        if self._bar is None:
+            sys.stderr.write(f"refvt: {problem}\n")
+        else:
+            self._bar.write(f"refvt: {problem}", file=sys.stderr)
+
+    def show(self, line: Mapping[str, Any], evaluation: Evaluation | None) -> None:
         """One step further. The line of its log, and the last evaluation if there was one."""
         if self._bar is None:
             return
@@ -42,7 +51,13 @@ class Bar:
             f"loss {line['loss']:.3f} = {line['recognition']:.3f} rec, {line['ponder']:.2f} ponder, "
             f"{line['motion']:.3f} motion | acc {line['accuracy']:.0%} | tokens {tokens} | {line['gflops']:.3g} GFLOPs"
         )
-        if evaluation:
-            shown += f" | test {evaluation['accuracy']:.1%}"
+        if evaluation is not None and evaluation.clips:
+            shown += f" | test {headline(evaluation)}"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
+
+
+def headline(found: Evaluation) -> str:
+    """The figure an evaluation is known by."""
+    name, figure = ("top-1", found.top1) if found.top1 is not None else ("mAP", found.mean_average_precision)
+    return f"{name} –" if figure is None else f"{name} {figure:.1%}"

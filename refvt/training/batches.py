@@ -8,14 +8,14 @@ number of processes (but for the rounding of a sum) nor on whether the run was i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from refvt.data import static_twins
-from refvt.data.dataset import Dataset
+from refvt.data.dataset import Dataset, UnreadableClipError
 from refvt.ops import Array
 from refvt.training.recipe import Recipe
 
@@ -50,10 +50,11 @@ class MicroBatch:
 
     step: int
     number: int
-    size: int  # clips, twins not counted
+    size: int  # clips that could be read, twins not counted
     clips: Array
     labels: Array  # class numbers, or soft [·, K]
     motion_labels: Array | None
+    unreadable: list[str]  # what is wrong with the others
 
 
 def batch_of(recipe: Recipe, clips: int, step: int) -> Array:
@@ -78,27 +79,27 @@ def make_micro_batch(recipe: Recipe, data: Dataset, step: int, number: int) -> M
     """Micro-batch ``number`` of a step, the same whoever makes it."""
     chosen = batch_of(recipe, len(data), step)[number * recipe.micro_batch : (number + 1) * recipe.micro_batch]
     epoch = step // steps_per_epoch(recipe, len(data))
-    rows = []
-    for index in chosen:
+    clips, read, unreadable = [], [], []
+    for index in (int(i) for i in chosen):
         try:
-            rows.append(data.clip(int(index), generator(recipe, "clip", epoch, int(index))))
-        except (ValueError, OSError) as error:
-            raise TrainingError(f"clip {index} of the training set: {error}") from error
-    clips = np.stack(rows)
-    labels = targets(data, chosen)
-    motion_labels = None
-    if recipe.static_twins:
-        clips, motion_labels = static_twins(clips, generator(recipe, "twin", step, number))
+            clips.append(data.clip(index, generator(recipe, "clip", epoch, index)))
+            read.append(index)
+        except UnreadableClipError as error:
+            unreadable.append(str(error))
+    both: Array = np.stack(clips) if clips else np.empty(0)
+    labels, motion_labels = targets(data, read), None
+    if clips and recipe.static_twins:
+        both, motion_labels = static_twins(both, generator(recipe, "twin", step, number))
         labels = np.concatenate([labels, labels])
-    return MicroBatch(step, number, len(chosen), clips, labels, motion_labels)
+    return MicroBatch(step, number, len(read), both, labels, motion_labels, unreadable)
 
 
-def targets(data: Dataset, chosen: Array) -> Array:
+def targets(data: Dataset, chosen: Sequence[int]) -> Array:
     """Class numbers [n]; or, where a clip may have several classes, float32 [n, K], each one's share of a clip."""
-    found = [data.target(int(index)) for index in chosen]
+    found = [data.target(index) for index in chosen]
     if not data.multi_label:
         return np.asarray(found, np.int64)
-    several = np.asarray(found, np.float32)
+    several = np.asarray(found, np.float32).reshape(-1, data.num_classes)
     return np.asarray(several / np.maximum(several.sum(axis=1, keepdims=True), 1))
 
 

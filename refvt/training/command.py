@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import refvt
 from refvt import backends
+from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
+from refvt.data.moving_digits import MovingDigits
 from refvt.ops import Array
+from refvt.training.bar import headline
 from refvt.training.batches import TrainingError
+from refvt.training.evaluation import Evaluation
 from refvt.training.loop import train
 from refvt.training.parallel import Ranks, ranks
 from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe
@@ -80,7 +86,7 @@ def _prepare(options: argparse.Namespace, group: Ranks) -> tuple[Recipe, Dataset
         recipe = find_recipe(options.recipe).changed(_settings(options.settings))
         if options.data is not None:
             recipe = recipe.changed({"data": options.data})
-        train_set, test_set = _data_sets(recipe, options)
+        train_set, test_set = _data_sets(recipe, options, group)
         parameters = None
         if options.weights is not None:
             parameters = refvt.load(options.weights, recipe.config, seed=recipe.seed).parameters
@@ -107,17 +113,16 @@ def _settings(texts: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _data_sets(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+def _data_sets(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tuple[Dataset, Dataset]:
     """What to learn from and what to test with."""
     try:
-        return _digits(recipe, options) if recipe.data == "digits" else _videos(recipe, options)
+        return _digits(recipe, options) if recipe.data == "digits" else _videos(recipe, options, group)
     except TypeError as error:  # a setting that the data set does not know
         raise TypeError(f"data_settings: {error}") from error
 
 
 def _digits(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     c, settings = recipe.config, dict(recipe.data_settings)
-    data: Any = refvt.data
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')}: the recipe's data are moving digits; --data videos")
@@ -125,28 +130,28 @@ def _digits(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Datas
         raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
     numbers = {"train": settings.pop("train_clips", 4096), "test": settings.pop("test_clips", 1024)}
     shape = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
-    train_set, test_set = (
-        data.MovingDigits(split, clips=number, **shape, **settings) for split, number in numbers.items()
-    )
+    train_set, test_set = (MovingDigits(split, clips=number, **shape, **settings) for split, number in numbers.items())
     return train_set, test_set
 
 
-def _videos(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+def _videos(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tuple[Dataset, Dataset]:
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is None:
             raise ValueError(f"--{option.replace('_', '-')}: needed where the recipe's data are videos")
-    data: Any = refvt.data
     train_set, test_set = (
-        data.AnnotatedVideos(listed, options.root, recipe.config, **recipe.data_settings)
+        AnnotatedVideos(listed, options.root, recipe.config, **recipe.data_settings)
         for listed in (options.annotations, options.test_annotations)
     )
+    for problem in (*train_set.problems, *test_set.problems) if group.rank == 0 else ():
+        sys.stderr.write(f"refvt: left out: {problem}\n")
     return train_set, test_set
 
 
-def _print(found: dict[str, Any], options: argparse.Namespace) -> None:
+def _print(found: Evaluation, options: argparse.Namespace) -> None:
+    model = options.out / "model.safetensors"
     if options.json:
-        print(json.dumps({**found, "model": str(options.out / "model.safetensors")}, indent=1))
+        print(json.dumps({**asdict(found), "model": str(model)}, indent=1))
         return
-    tokens = " ".join(f"{n:.1f}" for n in found["tokens_per_layer"])
-    print(f"{found['accuracy']:.1%} of {found['clips']} held-out clips right, {found['gflops']:.4g} GFLOPs a clip")
-    print(f"tokens entering the joint blocks: {tokens}\nmodel: {options.out / 'model.safetensors'}")
+    print(f"{headline(found)} of {found.clips} held-out clips, {found.gflops or 0:.4g} GFLOPs a clip")
+    print(f"tokens entering the joint blocks: {' '.join(f'{n:.1f}' for n in found.tokens_per_layer or [])}")
+    print(f"model: {model}")

@@ -13,14 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from refvt import backends
-from refvt.data.dataset import Dataset
+from refvt.data.dataset import Dataset, UnreadableClipError
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import initial_parameters, parameter_shapes
 from refvt.ops import Array
@@ -33,16 +33,16 @@ from refvt.training.batches import (
     make_micro_batch,
     micro_batches,
     steps_per_epoch,
-    targets,
 )
 from refvt.training.checkpoints import Progress, read_progress, read_state, write_state, write_whole
+from refvt.training.evaluation import Evaluation, records, summarise
 from refvt.training.optimisers import Adam, clip_scale, global_norm, without_decay
 from refvt.training.parallel import Alone, Ranks
 from refvt.training.recipe import Recipe
 from refvt.training.schedule import rate_at
 from refvt.training.vectors import Vector
 
-__all__ = ["evaluate", "start_of", "train"]
+__all__ = ["start_of", "train"]
 
 CHECKPOINT, LOG, RECIPE, MODEL = "checkpoint.safetensors", "log.jsonl", "recipe.json", "model.safetensors"
 T = TypeVar("T")
@@ -61,8 +61,8 @@ def train(
     checkpoint_every: int = 100,
     log_every: int = 10,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Run a recipe and return its last evaluation (see ``evaluate``).
+) -> Evaluation:
+    """Run a recipe and return its last evaluation.
 
     The folder ``out`` gets recipe.json, log.jsonl (a line for every ``log_every``-th step and one per evaluation, after
     every epoch), checkpoint.safetensors (every ``checkpoint_every`` steps and after every evaluation) and, at the end,
@@ -70,8 +70,8 @@ def train(
     ends with the same parameters, to the bit, as one that was never interrupted. parameters: what to start from instead
     of a fresh initialisation. progress: a bar on stderr.
     ``train_set.clip`` is called from a thread beside the caller's.
-    TrainingError for data that do not fit the recipe, a folder that holds a run already, a clip that cannot be had,
-    or a loss that is not finite; CheckpointError for a checkpoint of another recipe.
+    Clips that cannot be read are left out, and named on stderr. TrainingError for data that do not fit the recipe, a
+    folder that holds a run already, or a loss that is not finite; CheckpointError for a checkpoint of another recipe.
     """
     group = ranks or Alone()
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
@@ -102,30 +102,6 @@ def _together(ranks: Ranks, begin: Callable[[], T]) -> T:
     if problem is not None:
         raise TrainingError(problem)
     return result
-
-
-def evaluate(model: HaltingVT, data: Dataset, micro_batch: int, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Clips in their evaluation form: how many, the share whose highest logit is (one of) their class(es), the
-    recognition loss, the mean GFLOPs of a clip and its mean number of tokens entering every joint block."""
-    group = ranks or Alone()
-    sums = np.zeros(4 + model.config.joint_depth)  # clips; then sums over clips: loss, right, GFLOPs, tokens
-    cross_entropy = backends.get("reference").cross_entropy.forward
-    starts = range(0, len(data), micro_batch)
-    for start in starts[group.rank :: group.size]:
-        chosen = np.arange(start, min(start + micro_batch, len(data)))
-        labels = targets(data, chosen)
-        out = model(np.stack([data.clip(int(i)) for i in chosen]))
-        loss, _ = cross_entropy(out.logits.astype(np.float64), labels, 0.0, keep=False)
-        sums += [len(chosen), float(loss) * len(chosen), *_sums(out.logits, labels, out.gflops, out.tokens_per_layer)]
-    group.add_up(sums)
-    loss, right, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
-    return {
-        "clips": int(sums[0]),
-        "accuracy": right,
-        "recognition": loss,
-        "gflops": gflops,
-        "tokens_per_layer": tokens,
-    }
 
 
 def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) -> list[float]:
@@ -212,9 +188,9 @@ class _Run:
         if self._file is not None:
             self._file.close()
 
-    def to_the_end(self, bar: Bar, checkpoint_every: int, log_every: int) -> dict[str, Any]:
+    def to_the_end(self, bar: Bar, checkpoint_every: int, log_every: int) -> Evaluation:
         """All steps that are left, an evaluation after every epoch; returns the last one."""
-        found: dict[str, Any] = {}
+        found: Evaluation | None = None
         wanted = ((step, number) for step in range(self.done, self.steps) for number in self._numbers(step))
 
         def make(step: int, number: int) -> MicroBatch:
@@ -222,20 +198,20 @@ class _Run:
 
         with closing(made_ready(make, wanted)) as ready:
             for step in range(self.done, self.steps):
-                line = self._step(step, (next(ready) for _ in self._numbers(step)))
+                line = self._step(step, (next(ready) for _ in self._numbers(step)), bar)
                 self.done = step + 1
                 epoch, inside = divmod(self.done, self.per_epoch)
                 if self.done % log_every == 0:
                     self._write({"event": "step", **line})
                 if inside == 0:
-                    found = evaluate(self.model, self.test_set, self.recipe.micro_batch, self.ranks)
-                    self._write({"event": "evaluation", "epoch": epoch, "step": self.done, **found})
+                    found = self._evaluate()
+                    self._write({"event": "evaluation", "epoch": epoch, "step": self.done, **_figures(found)})
                 bar.show(line, found)
                 if inside == 0 or self.done % checkpoint_every == 0:
                     self._save()
         if self.ranks.rank == 0:
             self.model.save(self.out / MODEL)
-        return found or evaluate(self.model, self.test_set, self.recipe.micro_batch, self.ranks)
+        return found or self._evaluate()
 
     def what_is_left(self) -> str:
         """For the message of a run that fails."""
@@ -247,13 +223,25 @@ class _Run:
         """Which micro-batches of a step this rank computes."""
         return range(self.ranks.rank, micro_batches(self.recipe, len(self.train_set), step), self.ranks.size)
 
-    def _step(self, step: int, share: Iterable[MicroBatch]) -> dict[str, Any]:
+    def _evaluate(self) -> Evaluation:
+        """The test set, cut in micro-batches and shared out like a step."""
+        size, clips = self.recipe.micro_batch, len(self.test_set)
+        starts = range(0, clips, size)[self.ranks.rank :: self.ranks.size]
+        cuts = [range(start, min(start + size, clips)) for start in starts]
+        own = [record for cut in cuts for record in records(self.model, self.test_set, cut)]
+        return summarise(self.ranks.everybodys(own), self.test_set.num_classes, self.test_set.multi_label)
+
+    def _step(self, step: int, share: Iterable[MicroBatch], bar: Bar) -> dict[str, Any]:
         """One step on this rank's micro-batches and everybody's gradients; returns the line of the log."""
         recipe, gradients = self.recipe, self.gradients
         gradients.vector[:] = 0
         # clips; then sums over clips: loss, recognition, ponder, motion, right answers, GFLOPs, tokens of every layer
         sums = np.zeros(7 + recipe.config.joint_depth)
         for batch in share:
+            for problem in batch.unreadable:
+                bar.say(problem)
+            if batch.size == 0:
+                continue
             loss, found = self.model.loss_and_gradients(
                 batch.clips,
                 batch.labels,
@@ -275,6 +263,8 @@ class _Run:
             sums += [n, *losses, *own]
         self.ranks.add_up(gradients.vector)
         self.ranks.add_up(sums)
+        if sums[0] == 0:
+            raise TrainingError(f"none of the clips of step {step + 1} can be read")
         gradients.vector /= sums[0]
         norm = global_norm(gradients)
         if not np.isfinite(norm):
@@ -293,6 +283,7 @@ class _Run:
         return {
             "step": step + 1,
             "epoch": step // self.per_epoch + 1,
+            "clips": int(sums[0]),
             "rate": rate,
             "loss": total,
             "recognition": recognition,
@@ -332,7 +323,7 @@ def _check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes
             raise TrainingError(
                 f"{name}: expected the {c.num_classes} classes of config.num_classes, got {data.num_classes}"
             )
-        shape = list(data.clip(0).shape)
+        shape = _shape(data, name)
         if shape != expected:
             raise TrainingError(f"{name}: expected clips {expected} (C, T, height, width) by config, got {shape}")
     shares = recipe.batch // recipe.micro_batch
@@ -341,3 +332,20 @@ def _check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes
             f"a batch of {recipe.batch} in micro-batches of {recipe.micro_batch} makes {shares} shares, too few for "
             f"{processes} processes: take smaller micro-batches"
         )
+
+
+def _shape(data: Dataset, name: str) -> list[int]:
+    """The shape of a set's first clip that can be read."""
+    for index in range(len(data)):
+        try:
+            return list(data.clip(index).shape)
+        except UnreadableClipError:
+            continue
+    raise TrainingError(f"{name}: none of its {len(data)} clips can be read")
+
+
+def _figures(found: Evaluation) -> dict[str, Any]:
+    """What the log keeps of an evaluation: its figures, and how many clips were skipped."""
+    figures = {**asdict(found), "skipped": len(found.skipped)}
+    del figures["notes"]
+    return figures

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from refvt.backends import pool
 from refvt.ops import Array
@@ -21,6 +21,8 @@ __all__ = ["Alone", "Mpi", "Ranks", "ranks"]
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # how MPICH's and Open MPI's mpiexec tell a process that it has company
 FORWARDING = 0.5  # seconds for mpiexec to pass a last message on: it drops what it has not read when it ends the others
+
+T = TypeVar("T")
 
 
 class Ranks(Protocol):
@@ -35,6 +37,10 @@ class Ranks(Protocol):
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value on every rank."""
+        ...
+
+    def everybodys(self, items: list[T]) -> list[T]:
+        """The items of all ranks in one list, on every rank."""
         ...
 
     def agree(self, problem: str | None) -> str | None:
@@ -59,6 +65,9 @@ class Alone:
     def from_first(self, value: Any) -> Any:
         return value
 
+    def everybodys(self, items: list[T]) -> list[T]:
+        return items
+
     def agree(self, problem: str | None) -> str | None:
         return problem
 
@@ -81,6 +90,9 @@ class Mpi:
 
     def from_first(self, value: Any) -> Any:
         return self._communicator.bcast(value)
+
+    def everybodys(self, items: list[T]) -> list[T]:
+        return [item for part in self._communicator.allgather(items) for item in part]
 
     def agree(self, problem: str | None) -> str | None:
         return next((found for found in self._communicator.allgather(problem) if found is not None), None)

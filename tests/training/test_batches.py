@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refvt.training import TrainingError
+from refvt.data.dataset import UnreadableClipError
 from refvt.training.batches import (
     AHEAD,
     batch_of,
@@ -83,13 +83,32 @@ def test_clips_are_made_ready_in_order_and_only_a_little_ahead():
     assert list(made_ready(make, ((step, 0) for step in range(7)))) == list(range(7))
 
 
-def test_a_clip_that_cannot_be_had_is_named():
+def test_unreadable_clips_are_left_out_and_other_errors_are_not():
     class Broken(SlidingBars):
+        error = UnreadableClipError("film.mp4: no frames")
+
         def clip(self, index, rng=None):
             if index == 17:
-                raise ValueError("film.mp4: no frames")
+                raise self.error
             return super().clip(index, rng)
 
     step = next(s for s in range(4) if 17 in batch_of(RECIPE, 30, s))
-    with pytest.raises(TrainingError, match=r"clip 17 of the training set: film\.mp4: no frames"):
+    whole, cut = ([make_micro_batch(RECIPE, data, step, n) for n in range(2)] for data in (SlidingBars(), Broken()))
+    assert sum(b.size for b in whole) == sum(b.size for b in cut) + 1
+    assert [problem for b in cut for problem in b.unreadable] == ["film.mp4: no frames"]
+    for a, b in zip(whole, cut, strict=True):
+        moving = [clip for clip in a.clips[: a.size] if any(np.array_equal(clip, other) for other in b.clips)]
+        assert len(moving) == b.size
+        assert len(b.clips) == len(b.labels) == len(b.motion_labels) == 2 * b.size
+    Broken.error = MemoryError("no room")
+    with pytest.raises(MemoryError, match="no room"):
         list(made_ready(lambda s, n: make_micro_batch(RECIPE, Broken(), s, n), ((step, n) for n in range(2))))
+
+
+def test_nothing_readable_makes_an_empty_micro_batch():
+    class Gone(SlidingBars):
+        def clip(self, index, rng=None):
+            raise UnreadableClipError(f"film {index}")
+
+    batch = make_micro_batch(RECIPE, Gone(), 0, 0)
+    assert (batch.size, len(batch.clips), len(batch.labels), len(batch.unreadable)) == (0, 0, 0, 4)

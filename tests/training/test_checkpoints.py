@@ -67,7 +67,7 @@ def unbroken(tmp_path_factory):
     [
         ("refvt.training.optimisers", "Adam.step", 1, "after"),  # before there is any checkpoint
         ("refvt.training.optimisers", "Adam.step", 7, "after"),  # between two checkpoints
-        ("refvt.training.loop", "evaluate", 2, "after"),  # an epoch is over, its evaluation not yet written
+        ("refvt.training.loop", "_Run._evaluate", 2, "after"),  # an epoch is over, its evaluation not yet written
         ("refvt.training.loop", "_Run._write", 5, "after"),  # an evaluation is written that no checkpoint knows
         ("refvt.training.checkpoints", "os.replace", 4, "before"),  # the new checkpoint has no name yet (1: the recipe)
         ("refvt.training.checkpoints", "os.replace", 4, "after"),

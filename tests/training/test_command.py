@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 
-import refvt.data
 from refvt.cli import main
+from refvt.training import command
 from refvt.training.command import _settings
 from tests.training.sliding_bars import SlidingBars, small_recipe
 
@@ -23,7 +25,7 @@ def digits(monkeypatch):
             raise TypeError("MovingDigits.__init__() got an unexpected keyword argument 'fog'")
         return SlidingBars(settings["clips"])
 
-    monkeypatch.setattr(refvt.data, "MovingDigits", make, raising=False)
+    monkeypatch.setattr(command, "MovingDigits", make)
     return asked
 
 
@@ -37,10 +39,10 @@ def recipe(tmp_path):
 
 def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
     out = tmp_path / "new" / "folder"
-    command = ["train", "--recipe", recipe, "--out", str(out), "--backend", "reference", "--set", "optimiser=adam"]
-    assert main(command) == 0
+    line = ["train", "--recipe", recipe, "--out", str(out), "--backend", "reference", "--set", "optimiser=adam"]
+    assert main(line) == 0
     printed = capsys.readouterr()
-    assert "of 7 held-out clips right" in printed.out
+    assert "% of 7 held-out clips" in printed.out
     assert str(out / "model.safetensors") in printed.out
     assert "3/3" in printed.err
     assert digits == [
@@ -48,13 +50,13 @@ def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
         ("test", {"clips": 7, "frames": 4, "size": 8, "channels": 1, "noise": 2}),
     ]
     assert json.loads((out / "recipe.json").read_text(encoding="utf-8"))["optimiser"] == "adam"
-    assert main(command) == 2
+    assert main(line) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert main([*command, "--resume", "--json"]) == 0
+    assert main([*line, "--resume", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["clips"] == 7
     assert printed.err == ""
-    assert main([*command, "--resume", "--set", "rate=0.5"]) == 2
+    assert main([*line, "--resume", "--set", "rate=0.5"]) == 2
     assert "rate: the checkpoint has 0.003, now 0.5" in capsys.readouterr().err
 
 
@@ -91,6 +93,35 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, capsys, digits, arg
     assert errors.startswith("refvt: ")
     assert message in errors
     assert not out.exists()
+
+
+def test_moving_digits(tmp_path, capsys):
+    settings = ["epochs=1", "warmup_epochs=0", "batch=4", "micro_batch=2", "config.width=12", "config.depth=3"]
+    settings += ["data_settings.train_clips=8", "data_settings.test_clips=8", "data_settings.noise=5"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    assert main(["train", "--recipe", "digits", "--out", str(tmp_path), "--backend", "reference", *arguments]) == 0
+    assert "of 8 held-out clips" in capsys.readouterr().out
+
+
+def test_videos_and_what_is_wrong_with_their_list(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for t in range(5):
+            iio.imwrite(tmp_path / name / f"{t:03d}.png", rng.integers(0, 256, (20, 24, 3), np.uint8))
+    (tmp_path / "b" / "002.png").write_bytes(b"no picture")
+    (tmp_path / "list.txt").write_text("a 5 0\nb 5 1\nc 5 2\ngone 5 1\na 5 7\n", encoding="utf-8")
+    recipe = small_recipe(data="videos", epochs=1, data_settings={"stride": 1}).changed({"config.channels": 3})
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_dict()), encoding="utf-8")
+    lists = ["--annotations", str(tmp_path / "list.txt"), "--test-annotations", str(tmp_path / "list.txt")]
+    line = ["train", "--recipe", str(tmp_path / "recipe.json"), *lists, "--root", str(tmp_path), "--json"]
+    assert main([*line, "--backend", "reference", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["clips"] == 2
+    assert printed.err.count("refvt: left out: ") == 4  # two lines of each list
+    assert "list.txt:4" in printed.err
+    assert "list.txt:5" in printed.err
+    assert "002.png" in printed.err or "list.txt:2" in printed.err  # what could not be read when it was wanted
 
 
 def test_values_are_json_or_words():
