@@ -39,7 +39,7 @@ from refvt.training.evaluation import Evaluation, records, summarise
 from refvt.training.optimisers import Adam, clip_scale, global_norm, without_decay
 from refvt.training.parallel import Alone, Ranks
 from refvt.training.recipe import Recipe
-from refvt.training.schedule import rate_at
+from refvt.training.schedule import ponder_weight_at, rate_at
 from refvt.training.vectors import Vector
 
 __all__ = ["start_of", "train"]
@@ -235,6 +235,7 @@ class _Run:
         """One step on this rank's micro-batches and everybody's gradients; returns the line of the log."""
         recipe, gradients = self.recipe, self.gradients
         gradients.vector[:] = 0
+        ponder_weight = ponder_weight_at(step, self.per_epoch, recipe.ponder_weight, recipe.ponder_warmup_epochs)
         # clips; then sums over clips: loss, recognition, ponder, motion, right answers, GFLOPs, tokens of every layer
         sums = np.zeros(7 + recipe.config.joint_depth)
         for batch in share:
@@ -246,7 +247,7 @@ class _Run:
                 batch.clips,
                 batch.labels,
                 batch.motion_labels,
-                recipe.ponder_weight,
+                ponder_weight,
                 recipe.motion_weight,
                 recipe.label_smoothing,
                 drop_path=recipe.drop_path,

@@ -28,6 +28,7 @@ NUMBERS = {  # field: (smallest, largest) value
     "warmup_epochs": (0.0, math.inf),
     "warmup_start": (0.0, 1.0),
     "ponder_weight": (0.0, math.inf),
+    "ponder_warmup_epochs": (0.0, math.inf),
     "motion_weight": (0.0, math.inf),
     "label_smoothing": (0.0, 1.0),
     "drop_path": (0.0, 1.0),
@@ -49,11 +50,11 @@ class Recipe:
     largest global norm of the gradients, None for any.
     rate: the base rate, with a linear warm-up from warmup_start times it over warmup_epochs and a cosine to zero, set
     anew for every "epoch" or "step" (rate_by).
-    ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``. static_twins: does every
-    clip bring its static twin; without them there is no motion loss. halting_start: added to channel 0 of pos_embed
-    at the start, so that every token enters the first block with this much of its halting logit (a start from scratch
-    with γ = β = 10 lies where σ is flat; 0 leaves the initialisation as it is). seed: of the initialisation and of
-    everything drawn.
+    ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
+    to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
+    no motion loss. halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
+    block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
+    of everything drawn.
     TypeError or ValueError that names the field for anything else.
     """
 
@@ -74,6 +75,7 @@ class Recipe:
     warmup_start: float = 0.1
     rate_by: str = "step"
     ponder_weight: float = 5e-4
+    ponder_warmup_epochs: float = 0.0
     motion_weight: float = 1.0
     label_smoothing: float = 0.0
     drop_path: float = 0.0
@@ -213,10 +215,12 @@ def paper_recipe(preset: str) -> Recipe:
 
 
 def digits_recipe() -> Recipe:
-    """Moving digits from scratch, on a laptop: a small model in which a token can halt from the first step on.
+    """Moving digits from scratch, on a laptop.
 
-    γ = β = 10 with fresh weights has scores of 5·10⁻⁵ and no slope to learn from. With γ = 4, β = 3 and channel 0
-    starting at 0.3 a token scores σ(−1.8) ≈ 0.14 in every layer.
+    From scratch a recipe must keep tokens from halting before there is anything to know: one that halts in the first
+    layer has no score with a gradient to come back by. With a large γ everything halts within dozens of steps, even
+    without a ponder loss (see docs/training.md). So γ = 1, β = 3, with which a fresh token scores 0.05 in every layer,
+    and the ponder loss comes in slowly.
     """
     return Recipe(
         config=HaltingVTConfig(
@@ -230,7 +234,7 @@ def digits_recipe() -> Recipe:
             depth=6,
             keep_rates=(1.0, 0.5),
             cls_skip=True,
-            halting_scale=4.0,
+            halting_scale=1.0,
             halting_center=3.0,
             num_classes=8,
         ),
@@ -243,10 +247,9 @@ def digits_recipe() -> Recipe:
         rate=1e-3,
         warmup_epochs=2,
         label_smoothing=0.1,
-        drop_path=0.0,
-        ponder_weight=5e-3,
+        ponder_weight=5e-4,
+        ponder_warmup_epochs=10,
         motion_weight=0.1,
-        halting_start=0.3,
     )
 
 

@@ -1,10 +1,10 @@
-"""The learning rate of every step: linear warm-up, then half a cosine to zero."""
+"""What changes from step to step: the learning rate (linear warm-up, half a cosine to zero) and the ponder weight."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["rate_at"]
+__all__ = ["ponder_weight_at", "rate_at"]
 
 
 def rate_at(
@@ -31,3 +31,9 @@ def rate_at(
     if e < warmup_epochs:
         cosine *= warmup_start + (1 - warmup_start) * e / warmup_epochs
     return cosine
+
+
+def ponder_weight_at(step: int, steps_per_epoch: int, weight: float, warmup_epochs: float) -> float:
+    """weight · min(1, e / warmup_epochs), e the time in epochs; the whole weight from the start where that is 0."""
+    e = step / steps_per_epoch
+    return weight if e >= warmup_epochs else weight * e / warmup_epochs

@@ -92,6 +92,13 @@ def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
     assert start["pos_embed"][0, :, 0].mean() == pytest.approx(0.3, abs=0.05)
 
 
+def test_the_loss_is_weighed_by_the_recipe(tmp_path):
+    run(small_recipe(ponder_weight=0.5, ponder_warmup_epochs=2, motion_weight=0.25), tmp_path)
+    for i, line in enumerate(lines(tmp_path, "step")):  # two epochs of four steps
+        parts = line["recognition"] + 0.5 * i / 8 * line["ponder"] + 0.25 * line["motion"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-6)
+
+
 def test_labels_of_several_classes_train_and_count_alike(tmp_path):
     """One-hot targets are the class numbers in another form."""
     for name, several in (("one", False), ("several", True)):

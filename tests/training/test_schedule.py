@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from refvt.training.schedule import rate_at
+from refvt.training.schedule import ponder_weight_at, rate_at
 
 
 def test_warm_up_multiplies_the_cosine():
@@ -24,3 +24,8 @@ def test_the_papers_rate_stands_still_within_an_epoch():
     assert rates[0] == pytest.approx(1e-6)
     assert rates[5 * 4] == pytest.approx(0.5e-5 * (1 + math.cos(math.pi / 4)))
     assert rates[-1] == pytest.approx(0.5e-5 * (1 + math.cos(math.pi * 19 / 20)))
+
+
+def test_the_ponder_weight_grows_to_its_value():
+    assert [ponder_weight_at(step, 4, 0.8, 2) for step in (0, 2, 4, 8, 30)] == pytest.approx([0, 0.2, 0.4, 0.8, 0.8])
+    assert ponder_weight_at(0, 4, 0.8, 0) == 0.8
