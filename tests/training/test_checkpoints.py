@@ -102,6 +102,26 @@ def test_killed_again_and_again_from_outside(tmp_path, unbroken):
     assert same(parameters(tmp_path), parameters(unbroken))
 
 
+def test_the_log_is_on_the_disk_before_the_checkpoint_that_speaks_of_it(tmp_path, monkeypatch):
+    synced, named = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        if Path(target).name == CHECKPOINT:
+            named.append({(tmp_path / LOG).stat().st_ino, Path(source).stat().st_ino} <= set(synced))
+            synced.clear()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    run(small_recipe(epochs=2), tmp_path, checkpoint_every=2)
+    assert named == [True] * 4
+
+
 @pytest.fixture
 def begun(tmp_path):
     """The folder of a run of one epoch, with a checkpoint."""

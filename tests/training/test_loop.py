@@ -92,6 +92,18 @@ def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
     assert start["pos_embed"][0, :, 0].mean() == pytest.approx(0.3, abs=0.05)
 
 
+def test_drop_path_is_drawn_anew_for_every_micro_batch(tmp_path, monkeypatch):
+    right, draws = refvt.HaltingVT.loss_and_gradients, []
+
+    def recorded(self, *arguments, rng, **named):
+        draws.append(rng.bit_generator.state["state"]["state"])
+        return right(self, *arguments, rng=rng, **named)
+
+    monkeypatch.setattr(refvt.HaltingVT, "loss_and_gradients", recorded)
+    run(small_recipe(), tmp_path)
+    assert len(set(draws)) == len(draws) == 16
+
+
 def test_the_loss_is_weighed_by_the_recipe(tmp_path):
     run(small_recipe(ponder_weight=0.5, ponder_warmup_epochs=2, motion_weight=0.25), tmp_path)
     for i, line in enumerate(lines(tmp_path, "step")):  # two epochs of four steps
