@@ -25,7 +25,14 @@ Keys of a model case, `model-<name>.npz`:
     output/               logits, motion_logits, features, ponder, tokens_per_layer, alive
     loss/                 total, recognition, ponder, motion
 
-Some cases leave the named tensors out to save space. Files of `tiny-` cases are for slow machines: width 8, two
+Keys of a training case, `training-<optimiser>.npz`, 20 steps on one batch:
+
+    clips, labels, motion_labels, start/<name>
+    losses                total loss before each step
+    final/<name>          parameters after the last step
+    decisions/            kept.<g>, halting_layer, of every step
+
+Some model cases leave the named tensors out to save space. Files of `tiny-` cases are for slow machines: width 8, two
 heads, ten tokens at most.
 
 Conventions of the named tensors:

@@ -107,12 +107,12 @@ def is_well_conditioned(case: ModelCase, model: HaltingVT, arrays: Arrays, decid
 
 
 def known_seeds() -> dict[str, int]:
-    """The seeds of the model cases in the files of this checkout, by case."""
+    """The seeds of the model and training cases in the files of this checkout, by case."""
     try:
         cases = json.loads((DATA / MANIFEST).read_text(encoding="utf-8"))["cases"]
     except OSError:
         return {}
-    return {stem: entry["settings"]["seed"] for stem, entry in cases.items() if entry["kind"] == "model"}
+    return {stem: entry["settings"]["seed"] for stem, entry in cases.items() if entry["kind"] != "op"}
 
 
 def draw(case: ModelCase, known: int | None = None, attempts: int = 3000) -> tuple[int, HaltingVT, Arrays]:

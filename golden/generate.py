@@ -21,6 +21,8 @@ from golden.drawing import DATA, MANIFEST, known_seeds
 from golden.model_cases import MODEL_CASES, ModelCase
 from golden.op_cases import OP_CASES, OpCase
 from golden.runs import one_thread, run_model, run_op
+from golden.training_cases import TRAINING_CASES, TrainingCase
+from golden.training_runs import run_training
 
 FORMAT = 1
 GENERATOR = "golden 1.0"
@@ -32,9 +34,14 @@ def write(folder: Path, search: bool = False) -> None:
     cases: dict[str, Any] = {}
     seeds = {} if search else known_seeds()
     with one_thread():
-        every_case: list[OpCase | ModelCase] = [*OP_CASES, *MODEL_CASES]
+        every_case: list[OpCase | ModelCase | TrainingCase] = [*OP_CASES, *MODEL_CASES, *TRAINING_CASES]
         for case in every_case:
-            arrays, entry = run_op(case) if isinstance(case, OpCase) else run_model(case, seeds.get(case.stem))
+            if isinstance(case, OpCase):
+                arrays, entry = run_op(case)
+            elif isinstance(case, ModelCase):
+                arrays, entry = run_model(case, seeds.get(case.stem))
+            else:
+                arrays, entry = run_training(case, seeds.get(case.stem))
             path = folder / f"{case.stem}.npz"
             np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
             if case.stem in cases:
@@ -139,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         generate(options.out, options.search)
         good = True
         size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
-        print(f"{len(OP_CASES)} operation and {len(MODEL_CASES)} model cases, {size:.1f} MB in {options.out}")
+        numbers = f"{len(OP_CASES)} operation, {len(MODEL_CASES)} model and {len(TRAINING_CASES)} training cases"
+        print(f"{numbers}, {size:.1f} MB in {options.out}")
     print(f"{time.perf_counter() - start:.0f} s")
     return 0 if good else 1
 

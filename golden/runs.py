@@ -61,7 +61,7 @@ def run_op(case: OpCase) -> tuple[Arrays, dict[str, Any]]:
         "margins": margins,
         "tiny": case.tiny,
         "describes": case.describes,
-        "tensors": _describe(arrays, set(truth), runs, terms),
+        "tensors": describe(arrays, set(truth), runs, terms),
     }
     return arrays, entry
 
@@ -119,7 +119,7 @@ def _call_op(
 ) -> Arrays:
     """Forward and backward of one operation; the first call draws the cotangents."""
     operation = ops.OPERATIONS[case.operation]
-    arguments = {name: _tensor(value, dtype) for name, value in drawn.items()}
+    arguments = {name: as_tensor(value, dtype) for name, value in drawn.items()}
     inputs = {name: x for name, x in arguments.items() if name not in operation.fixed}
     for x in inputs.values():
         x.requires_grad_()
@@ -135,14 +135,14 @@ def _call_op(
     arrays = {f"result/{name}": x.detach().numpy() for name, x in results.items()}
     if smooth:
         reached = {name: x for name, x in smooth.items() if x.requires_grad}  # a single layer's ponder is constant
-        given = [_tensor(cotangents[name], dtype) for name in reached]
+        given = [as_tensor(cotangents[name], dtype) for name in reached]
         gradients = torch.autograd.grad(list(reached.values()), list(inputs.values()), given, allow_unused=True)
         for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
             arrays[f"gradient/{name}"] = (torch.zeros_like(x) if gradient is None else gradient).detach().numpy()
     return arrays
 
 
-def _tensor(value: np.ndarray, dtype: torch.dtype) -> Tensor:
+def as_tensor(value: np.ndarray, dtype: torch.dtype) -> Tensor:
     tensor = torch.tensor(value)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
@@ -194,7 +194,7 @@ def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, d
         "margins": NO_MARGINS | output.margins,
         "tiny": case.tiny,
         "describes": case.describes,
-        "tensors": _describe(arrays, set(truth), runs, {}),
+        "tensors": describe(arrays, set(truth), runs, {}),
     }
     return arrays, entry
 
@@ -205,7 +205,7 @@ def _step(
     """One forward and backward in the model's dtype; decisions of another run are forced if given."""
     dtype = next(model.parameters()).dtype
     record = Record(True, rounding_seed)
-    clips, labels = _tensor(inputs["clips"], dtype), _tensor(inputs["labels"], dtype)
+    clips, labels = as_tensor(inputs["clips"], dtype), as_tensor(inputs["labels"], dtype)
     forced = {} if decisions is None else {"kept": decisions.kept, "halting_layer": decisions.halting_layer}
     output = model(clips, **forced, **drop_path(case), record=record)
     losses = total_loss(output, labels, torch.from_numpy(inputs["motion_labels"]), **case.loss_weights)
@@ -237,7 +237,7 @@ def _flat(name: str, x: Tensor) -> Tensor:
     return x.flatten() if ".logit" in name or ".weight" in name else x.flatten(0, -2)
 
 
-def _describe(arrays: Arrays, computed: set[str], runs: list[Arrays], terms: Arrays) -> dict[str, Any]:
+def describe(arrays: Arrays, computed: set[str], runs: list[Arrays], terms: Arrays) -> dict[str, Any]:
     """Manifest entries of all tensors: shape, dtype; of computed ones float32 error and condition too."""
     scales: dict[str, float] = {}
     for name in computed:

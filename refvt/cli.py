@@ -1,4 +1,5 @@
-"""The command line: ``refvt demo``, ``halt``, ``golden``, ``flops``, ``warmup``, ``bench`` and ``info``.
+"""The command line: ``refvt demo``, ``halt``, ``train``, ``evaluate``, ``golden``, ``flops``, ``warmup``, ``bench`` and
+``info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -22,6 +23,8 @@ import refvt
 from refvt import backends, flops
 from refvt.experiments import bench
 from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.training import command as training
+from refvt.training import evaluation
 
 __all__ = ["main"]
 
@@ -75,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     halt.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
     halt.add_argument("--json", action="store_true", help="print the numbers as JSON")
     model_options(halt)
+
+    training.add_arguments(
+        command("train", training.run, "Train a HaltingVT by a recipe; under mpiexec, with several processes.")
+    )
+    evaluation.add_arguments(
+        command("evaluate", evaluation.run, "Measure accuracy, GFLOPs and tokens per layer on labelled videos.")
+    )
 
     golden = command("golden", None, "Work with the golden files of the PyTorch run.")
     actions = golden.add_subparsers(required=True, metavar="ACTION")
@@ -282,7 +292,7 @@ def _verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: b
 def _print_verification(results: list[Any], dtype: str) -> int:
     """A short table; returns how many cases failed."""
     print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
-    for kind, label in (("op", "operations"), ("model", "models")):
+    for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
         group = [r for r in results if r.case.kind == kind]
         worst = max((r for r in group if r.worst), key=lambda r: r.worst.share, default=None)
         share = f"{worst.worst.share:6.1%}  {worst.case.name}: {worst.worst.name}" if worst else "–"

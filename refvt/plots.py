@@ -2,7 +2,7 @@
 
 `halting_picture` writes a PNG with one row of frames per joint layer, `halting_gif` an animation with one
 step per layer. Both take NumPy arrays and need matplotlib. Navy, orange and white can be told apart by
-colour-blind eyes, and differ in lightness too.
+colour-blind eyes, and differ in lightness too. `contact_sheet` shows clips as a model gets them, one row each.
 
 Arrays, for one clip of T frames, each cut in patches of P × P pixels:
 - frames: uint8 [T, height, width, 3], RGB;
@@ -14,6 +14,7 @@ Arrays, for one clip of T frames, each cut in patches of P × P pixels:
 
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,47 @@ def halting_gif(
     images = _with_256_colours(np.stack(steps))
     durations = [step] * clip.num_layers + [3 * step]
     encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    _write_whole(Path(path), encoded)
+
+
+def contact_sheet(
+    clips: NDArray[np.floating[Any]], names: Sequence[str], title: str, path: str | Path, side: int = 64
+) -> None:
+    """Write a PNG of clips [n, C, T, height, width] from −1 to 1: a row for each, with its name before it.
+
+    After the frames stands their maximum over time, in which moving things leave a trail. Frames are drawn `side`
+    pixels wide. C is 1 or 3. The file appears whole or not at all. Raises ValueError for other shapes and another
+    number of names, ModuleNotFoundError without matplotlib, OSError when the file cannot be written.
+    """
+    clips = np.asarray(clips)
+    if clips.ndim != 5 or 0 in clips.shape or clips.shape[1] not in (1, 3):
+        raise ValueError(f"clips must be [n, 1 or 3, T, height, width], none of them zero, not {list(clips.shape)}")
+    n, _, T, height, width = clips.shape
+    if len(names) != n:
+        raise ValueError(f"names must be {n}, one for each clip, not {len(names)}")
+    pixels = np.clip(np.rint(clips * 127.5 + 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 4, 1)
+    images = np.broadcast_to(pixels, (n, T, height, width, 3))  # [n, T, height, width, 3]
+
+    gap, edge, label = 4, 14, 172
+    tall = round(side * height / width)
+    title_lines = _wrap(title, label + (T + 1) * (side + gap) + gap, 11)
+    top = edge + 22 * len(title_lines) + 26
+    trail = edge + label + T * (side + gap) + 3 * gap
+    page = _Page(trail + side + edge, top + n * (tall + gap) - gap + edge)
+    for i, line in enumerate(title_lines):
+        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
+    for t in range(T):
+        page.text(
+            edge + label + t * (side + gap), top - 14, f"frame {t + 1}" if t == 0 else str(t + 1), 9, color=_FAINT
+        )
+    page.text(trail, top - 14, "all", 9, color=_FAINT)
+    for row, (name, frames) in enumerate(zip(names, images, strict=True)):
+        y = top + row * (tall + gap)
+        page.text(edge, y + tall / 2, name, 11)
+        for t, frame in enumerate(frames):
+            page.image(edge + label + t * (side + gap), y, _scaled(frame, side, tall))
+        page.image(trail, y, _scaled(frames.max(axis=0), side, tall))
+    encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
     _write_whole(Path(path), encoded)
 
 

@@ -131,7 +131,8 @@ def test_info_as_text_and_json(capsys):
 
 
 def test_importing_refvt_loads_no_optional_package():
-    code = "import sys, refvt; print(sorted(set(sys.modules) & {'torch', 'av', 'matplotlib', 'hypothesis', 'skvideo'}))"
+    optional = {"torch", "av", "matplotlib", "hypothesis", "skvideo", "sklearn", "tqdm"}
+    code = f"import sys, refvt, refvt.cli; print(sorted(set(sys.modules) & {optional}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

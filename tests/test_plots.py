@@ -237,3 +237,37 @@ def test_refused(
 )
 def test_numbers(value: float, text: str) -> None:
     assert plots._number(value) == text
+
+
+# ---- the contact sheet
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contact_sheet_shows_every_frame_and_the_trail(tmp_path: Path, channels: int) -> None:
+    clips = np.full((2, channels, 3, 8, 8), -1, np.float32)
+    for t in range(3):
+        clips[1, :, t, 2, 2 * t] = 1  # a dot that goes to the right
+    plots.contact_sheet(clips, ["nothing", "a dot"], "A title", tmp_path / "a.png", side=32)
+    page = np.asarray(iio.imread(tmp_path / "a.png"))[:, :, :3].astype(int)
+    black = (page == 0).all(axis=2)
+    # Rows of tiles are where black is wide; each tile is 32 pixels, and there are three and the trail.
+    rows = np.flatnonzero(black.sum(axis=1) > 3 * 32)
+    assert len(rows) == 2 * 32
+    tiles = black[rows[:32]].all(axis=0)
+    starts = np.flatnonzero(np.diff(tiles.astype(int)) == 1) + 1
+    assert len(starts) == 4
+    second = page[rows[32:]]
+    for t, start in enumerate(starts):
+        tile = second[:, start : start + 32].reshape(8, 4, 8, 4, 3).mean(axis=(1, 3, 4))
+        expected = np.zeros((8, 8))
+        expected[2, [2 * t] if t < 3 else [0, 2, 4]] = 255
+        np.testing.assert_array_equal(tile, expected)
+
+
+def test_contact_sheet_refuses(tmp_path: Path) -> None:
+    clips = np.zeros((2, 1, 3, 8, 8))
+    with pytest.raises(ValueError, match="names must be 2, one for each clip, not 1"):
+        plots.contact_sheet(clips, ["one"], "", tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"clips must be \[n, 1 or 3, T, height, width\].*not \[2, 2, 3, 8, 8\]"):
+        plots.contact_sheet(clips.repeat(2, axis=1), ["one", "two"], "", tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ class GoldenError(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """One entry of the manifest. ``kind`` is "op" or "model"; ``tensors`` says how far float32 is off each."""
+    """One entry of the manifest. ``kind`` is "op", "model" or "training"; ``tensors`` says how far off float32 is."""
 
     name: str
     directory: Path

@@ -3,7 +3,8 @@
 An operation is given the golden arguments and cotangents. A model is run twice: freely, to see whether it decides as
 the truth decided (which patches, which layers), and then under the truth's decisions, to compare every named tensor,
 output, loss and gradient. A free decision that differs is an error, unless its margin is so small that rounding alone
-could have flipped it: then it is reported as ambiguous, and neither passes nor fails by luck.
+could have flipped it: then it is reported as ambiguous, and neither passes nor fails by luck. A training case is run
+freely for all its steps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
 from refvt.ops import Array
+from refvt.training.optimisers import Adam, without_decay
+from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
 
@@ -74,6 +77,8 @@ def verify_case(case: Case, backend: str = "reference", dtype: str = "float64") 
 
     if case.kind == "op":
         _verify_operation(case, arrays, backend, dtype, hold)
+    elif case.kind == "training":
+        _verify_training(case, arrays, backend, dtype, hold)
     else:
         _verify_model(case, arrays, backend, dtype, hold, result)
     return result
@@ -161,6 +166,50 @@ def _verify_model(
             hold(f"{execution}: loss.{name}", np.asarray(getattr(loss, name)), f"loss/{name}")
         for name, gradient in gradients.items():
             hold(f"{execution}: d({name})", gradient, f"gradients/{name}")
+
+
+def _verify_training(
+    case: Case, arrays: dict[str, Array], backend: str, dtype: str, hold: Callable[[str, Any, str], None]
+) -> None:
+    """Every step from the stored start, each run deciding for itself: losses, decisions, the parameters at the end.
+
+    The decisions' margins are at least a thousandth in every step, beyond what rounding can reach in them.
+    """
+    assert case.config is not None
+    model = HaltingVT(HaltingVTConfig(**case.config), _under(arrays, "start/"), backend=backend, dtype=dtype)
+    moves = backends.get(backend).arrays
+    start = {name: np.asarray(moves.to_numpy(value)) for name, value in model.parameters.items()}
+    shapes = {name: value.shape for name, value in start.items()}
+    parameters, gradients = Vector(shapes, dtype).set(start), Vector(shapes, dtype)
+    rate, settings = case.settings["rate"], {"weight_decay": case.settings["weight_decay"]}
+    settings["epsilon"] = case.settings["adam_epsilon"]
+    adamw = Adam(parameters, without_decay(shapes, norms_and_biases=False), **settings)
+    targets = (arrays["clips"].astype(dtype), arrays["labels"], arrays["motion_labels"])
+    weights = {name: case.settings[name] for name in ("ponder_weight", "motion_weight", "label_smoothing")}
+    losses: list[float] = []
+    decided: dict[str, list[Array]] = {name: [] for name in _under(arrays, "decisions/")}
+    for _ in arrays["losses"]:
+        model.parameters = {name: moves.from_numpy(value, dtype) for name, value in parameters.arrays.items()}
+        loss, found = model.loss_and_gradients(*targets, **weights)
+        gradients.set({name: moves.to_numpy(value) for name, value in found.items()})
+        if case.settings["optimiser"] == "adamw":
+            adamw.step(gradients, rate)
+        else:
+            parameters.vector -= rate * gradients.vector
+        losses.append(loss.total)
+        own = loss.output.decisions
+        assert own.kept is not None
+        assert own.halting_layer is not None
+        for name, choice in {
+            "halting_layer": own.halting_layer,
+            **{f"kept.{g}": k for g, k in enumerate(own.kept)},
+        }.items():
+            decided[name].append(choice)
+    for name, choices in decided.items():
+        hold(f"decisions.{name}", np.stack(choices), f"decisions/{name}")
+    hold("losses", np.array(losses), "losses")
+    for name, value in parameters.arrays.items():
+        hold(f"final {name}", value, f"final/{name}")
 
 
 def _differing(free: Decisions, forced: Decisions) -> list[tuple[str, int]]:

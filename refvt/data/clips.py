@@ -13,14 +13,18 @@ from refvt.data.video import Frames, read_frames
 
 
 def resize_and_crop(
-    images: NDArray[np.uint8], crop: Sequence[int] = (224, 224), short_side: int | None = None
+    images: NDArray[np.uint8],
+    crop: Sequence[int] = (224, 224),
+    short_side: int | None = None,
+    place: Sequence[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Scale the short side to `short_side` pixels, then cut `crop` (height, width) from the centre.
+    """Scale the short side to `short_side` pixels, then cut `crop` (height, width) from the centre, or from `place`.
 
     images: uint8 [T, height, width, 3] → uint8 [T, *crop, 3]. The aspect is kept. `short_side` None means
     256/224 of the crop's longer side, the paper's ratio in testing. Bilinear; when scaling down, Pillow
     widens the filter so that nothing aliases. Where the margin is odd, the extra pixel falls to the bottom or
-    the right.
+    the right. `place`, two numbers in [0, 1) drawn uniformly, puts the crop at any height and any place across with
+    equal chance.
     Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled
     frame.
     """
@@ -46,6 +50,10 @@ def resize_and_crop(
             f"{short_side} the frame is {new_height}×{new_width}"
         )
     top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
+    if place is not None:
+        if len(place) != 2 or not all(0 <= p < 1 for p in place):
+            raise ValueError(f"place must be two numbers in [0, 1), not {tuple(place)}")
+        top, left = int(place[0] * (new_height - crop_height + 1)), int(place[1] * (new_width - crop_width + 1))
     out = np.empty((len(images), crop_height, crop_width, 3), np.uint8)
     for t, image in enumerate(images):
         scaled = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)

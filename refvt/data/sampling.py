@@ -1,4 +1,4 @@
-"""Which frames of a video make up a clip: the paper's sampling in testing, one clip from the centre."""
+"""Which frames of a video make up a clip: in testing one clip from the centre, in training one from anywhere."""
 
 import operator
 
@@ -6,25 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def sample_indices(num_available: int, num_frames: int, stride: int) -> NDArray[np.int64]:
-    """The frame numbers of the centre clip: `num_frames` frames, `stride` apart.
+def sample_indices(
+    num_available: int, num_frames: int, stride: int, place: float | None = None, loop: bool = False
+) -> NDArray[np.int64]:
+    """The frame numbers of a clip: `num_frames` frames, `stride` apart.
 
-    A clip owns a window of num_frames · stride frames; the window is centred in the video and the clip takes
-    the first frame of each stride. A video shorter than the window, but long enough for the clip, is read
-    from frame 0.
+    A clip owns a window of num_frames · stride frames and takes the first frame of each stride. With place None the
+    window is centred in the video; a number in [0, 1), drawn uniformly, puts it at any place with equal chance. A video
+    shorter than the window, but long enough for the clip, is read from frame 0.
+    One too short for the clip is refused, or, with `loop`, read from frame 0 again and again, frame i standing for
+    frame i modulo num_available, as MMAction does, which the paper's configurations use.
 
-    Returns int64 [num_frames], increasing, all below `num_available`. Raises ValueError when the video is too
-    short, and says which stride would fit.
+    Returns int64 [num_frames], all below `num_available`, increasing unless looped. Raises ValueError when the video is
+    too short, and says which stride would fit.
     """
     num_available = whole("num_available", num_available, least=0)
     num_frames = whole("num_frames", num_frames)
     stride = whole("stride", stride)
+    if place is not None and not 0 <= place < 1:
+        raise ValueError(f"place must be a number in [0, 1), not {place}")
     needed = (num_frames - 1) * stride + 1
-    if num_available < needed:
+    if num_available < needed and not (loop and num_available):
         raise ValueError(_too_short(num_available, num_frames, stride))
-    window = num_frames * stride
-    start = max(0, (num_available - window + 1) // 2)
-    return start + stride * np.arange(num_frames, dtype=np.int64)
+    starts = max(1, num_available - num_frames * stride + 1)  # how many places there are for the window
+    start = starts // 2 if place is None else int(place * starts)
+    return (start + stride * np.arange(num_frames, dtype=np.int64)) % num_available
 
 
 def largest_stride(num_available: int, num_frames: int, at_most: int = 32) -> int:

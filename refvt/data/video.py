@@ -36,12 +36,14 @@ class Frames:
     stride: int
 
 
-def read_frames(path: str | Path, num_frames: int, stride: int | None = None) -> Frames:
-    """Read the centre clip (see `sample_indices`) of a video file, a GIF, or a folder of images.
+def read_frames(
+    path: str | Path, num_frames: int, stride: int | None = None, place: float | None = None, loop: bool = False
+) -> Frames:
+    """Read one clip of a video file, a GIF, or a folder of images; the centre clip unless `place` is given.
 
-    `stride` None takes the largest that fits, at most 32. Frames keep their size, and are turned upright
-    where the file says that the camera was held on its side. The images of a folder are taken in the order of
-    their names, numbers by value: 2.png before 10.png.
+    `place` and `loop` are those of `sample_indices`. `stride` None takes the largest that fits, at most 32.
+    Frames keep their size, and are turned upright where the file says that the camera was held on its side. The
+    images of a folder are taken in the order of their names, numbers by value: 2.png before 10.png.
 
     Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV
     (a folder does not need it); ValueError, with the path, for a file that is empty, no video, without a
@@ -52,8 +54,9 @@ def read_frames(path: str | Path, num_frames: int, stride: int | None = None) ->
     num_frames = whole("num_frames", num_frames)
     if stride is not None:
         stride = whole("stride", stride)
+    wish = _Wish(num_frames, stride, place, loop)
     if path.is_dir():
-        return _read_folder(path, num_frames, stride)
+        return _read_folder(path, wish)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")
     if path.stat().st_size == 0:
@@ -64,36 +67,48 @@ def read_frames(path: str | Path, num_frames: int, stride: int | None = None) ->
 
     # The number of packets is quick to count and nearly always the number of frames: good enough to guess
     # which frames will be wanted. Decoding to the end then tells the true number.
-    guess = _guess(_count_packets(path), num_frames, stride)
+    guess = _guess(_count_packets(path), wish)
     found = _decode(path, guess)
-    stride, indices = _choose(path, found.num_available, num_frames, stride)
+    stride, indices = _choose(path, found.num_available, wish)
     if not np.array_equal(indices, guess):
         found = _decode(path, indices)
-    return Frames(np.stack(found.images), indices, found.num_available, found.rate, stride)
+    order = np.unique(indices, return_inverse=True)[1]  # a looped clip comes back to frames, or takes one twice
+    images = np.stack([found.images[i] for i in order])
+    return Frames(images, indices, found.num_available, found.rate, stride)
 
 
-def _choose(path: Path, count: int, num_frames: int, stride: int | None) -> tuple[int, NDArray[np.int64]]:
+class _Wish(NamedTuple):
+    num_frames: int
+    stride: int | None
+    place: float | None
+    loop: bool
+
+    def choose(self, count: int) -> tuple[int, NDArray[np.int64]]:
+        """The stride and the frames to take of a video of `count` frames."""
+        stride = largest_stride(count, self.num_frames) if self.stride is None else self.stride
+        return stride, sample_indices(count, self.num_frames, stride, self.place, self.loop)
+
+
+def _choose(path: Path, count: int, wish: _Wish) -> tuple[int, NDArray[np.int64]]:
     try:
-        if stride is None:
-            stride = largest_stride(count, num_frames)
-        return stride, sample_indices(count, num_frames, stride)
+        return wish.choose(count)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _guess(count: int, num_frames: int, stride: int | None) -> NDArray[np.int64]:
+def _guess(count: int, wish: _Wish) -> NDArray[np.int64]:
     """The indices if the video has `count` frames; none if it seems too short, as the count may be wrong."""
     try:
-        return sample_indices(count, num_frames, stride or largest_stride(count, num_frames))
+        return wish.choose(count)[1]
     except ValueError:
         return np.empty(0, np.int64)
 
 
-def _read_folder(path: Path, num_frames: int, stride: int | None) -> Frames:
+def _read_folder(path: Path, wish: _Wish) -> Frames:
     names = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
     if not names:
         raise IsADirectoryError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
-    stride, indices = _choose(path, len(names), num_frames, stride)
+    stride, indices = _choose(path, len(names), wish)
     images: list[NDArray[np.uint8]] = []
     for i in indices:
         try:
@@ -119,7 +134,7 @@ def _size(image: NDArray[np.uint8]) -> str:
 
 
 class _Decoded(NamedTuple):
-    images: list[NDArray[np.uint8]]  # the wanted frames, [height, width, 3] each
+    images: list[NDArray[np.uint8]]  # the wanted frames in the video's order, each once, [height, width, 3]
     num_available: int  # frames in the whole video
     rate: float | None
 

@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", default=None, metavar="FILE", help="write every sample; - prints nothing but that")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the tables; - prints nothing but them")
     parser.add_argument("--growth", default=None, metavar="FILE.png", help="plot time against multiply-adds too")
+    parser.add_argument("--training-step", action="store_true", help="with AdamW, at the sizes of training recipes")
     parser.add_argument("--quick", action="store_true", help="3 rounds of two forward passes, no memory: a first look")
 
 
@@ -106,6 +107,10 @@ def run(
     options: argparse.Namespace, *, _workloads: Mapping[str, Workload] = WORKLOADS, _sizes: Sizes | None = None
 ) -> int:
     """Measure, print, write; 0, or 1 if contestants disagree. ValueError for a request that cannot be met."""
+    if options.training_step:
+        from refvt.experiments import bench_training
+
+        return bench_training.run(options)
     sizes = _sizes or Sizes()
     names = options.workload or [name for name in _workloads if not options.quick or name in QUICK]
     chosen = list(dict.fromkeys(options.backend or [backends.default()]))

@@ -113,3 +113,7 @@ class TorchModel:
             name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.numpy()
             for name, p in self._model.named_parameters()
         }
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """PyTorch's own parameters, for an optimiser."""
+        return iter(self._model.named_parameters())

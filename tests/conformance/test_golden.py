@@ -10,6 +10,7 @@ from refvt import backends
 from refvt.conformance.budgets import compare
 from refvt.conformance.golden import GoldenError, golden_directory, load_arrays, load_manifest
 from refvt.conformance.verify import verify, verify_case
+from refvt.model.haltingvt import HaltingVT
 
 CASES = load_manifest()
 
@@ -43,6 +44,29 @@ def test_every_tensor_of_a_model_case_is_compared():
             assert f"d({name})" in compared
         if kind == "gradients":
             assert {f"dense: d({name})", f"compact: d({name})"} <= compared
+
+
+@pytest.mark.parametrize("name", ["training-sgd", "training-adamw"])
+def test_a_gradient_that_is_a_little_wrong_shows_after_twenty_steps(name, monkeypatch):
+    right = HaltingVT.loss_and_gradients
+
+    def wrong(self, *arguments, **named):
+        loss, gradients = right(self, *arguments, **named)
+        gradients["blocks.1.mlp.fc1.weight"] = gradients["blocks.1.mlp.fc1.weight"] * (1 + 1e-9)
+        return loss, gradients
+
+    monkeypatch.setattr(HaltingVT, "loss_and_gradients", wrong)
+    broken = {c.name for c in verify_case(CASES[name]).comparisons if not c.holds}
+    assert "final blocks.1.mlp.fc1.weight" in broken
+
+
+def test_training_cases_decide_otherwise_at_the_end_and_learn():
+    for name in ("training-sgd", "training-adamw"):
+        arrays = load_arrays(CASES[name])
+        assert len(arrays["losses"]) == 20
+        assert arrays["losses"][-1] < 0.8 * arrays["losses"][0]
+        layers = arrays["decisions/halting_layer"]
+        assert (layers[0] != layers[-1]).any()
 
 
 @pytest.fixture

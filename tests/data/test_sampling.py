@@ -38,6 +38,38 @@ def test_every_clip_lies_inside_and_in_the_middle() -> None:
                     assert 0 <= before - after <= 1
 
 
+@pytest.mark.parametrize(
+    ("available", "place", "start"),
+    [
+        (300, 0.0, 0),
+        (300, 0.5, 22),  # 45 places for a window of 256 frames
+        (300, 0.9999, 44),
+        (256, 0.9999, 0),
+        (250, 0.9999, 0),  # shorter than the window
+    ],
+)
+def test_a_place_in_training(available: int, place: float, start: int) -> None:
+    assert sample_indices(available, 8, 32, place).tolist() == list(range(start, start + 225, 32))
+
+
+def test_every_place_has_the_same_chance() -> None:
+    places = (np.arange(4500) + 0.5) / 4500
+    starts = [int(sample_indices(300, 8, 32, place)[0]) for place in places]
+    assert np.bincount(starts).tolist() == [100] * 45
+
+
+def test_looped() -> None:
+    # As MMAction: frame i stands for frame i modulo the length.
+    assert sample_indices(100, 8, 32, loop=True).tolist() == [0, 32, 64, 96, 28, 60, 92, 24]
+    assert sample_indices(100, 8, 32, 0.7, loop=True).tolist() == [0, 32, 64, 96, 28, 60, 92, 24]
+    assert sample_indices(1, 3, 5, loop=True).tolist() == [0, 0, 0]
+    assert sample_indices(225, 8, 32, loop=True).tolist() == sample_indices(225, 8, 32).tolist()
+    with pytest.raises(ValueError, match="the video has 0"):
+        sample_indices(0, 8, 32, loop=True)
+    with pytest.raises(ValueError, match=r"place must be a number in \[0, 1\), not 1"):
+        sample_indices(300, 8, 32, 1)
+
+
 def test_too_short_says_what_would_fit() -> None:
     with pytest.raises(ValueError, match=r"^8 frames 32 apart need 225 frames; the video has 120; use stride <= 17$"):
         sample_indices(120, 8, 32)

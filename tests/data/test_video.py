@@ -77,6 +77,22 @@ def test_stride_none_is_the_largest_up_to_32(encode: Encode) -> None:
     assert frames.indices.tolist() == [0, 32]
 
 
+def test_a_place_and_a_loop(encode: Encode, tmp_path: Path) -> None:
+    path = encode("a.mp4", 20)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(20):
+        iio.imwrite(folder / f"img_{number + 1:05}.png", numbered(number))
+    for source in (path, folder):
+        late = read_frames(source, 4, 3, 0.99)  # a window of 12 frames has 9 places
+        assert late.indices.tolist() == [number_of(image) for image in late.images] == [8, 11, 14, 17]
+        looped = read_frames(source, 4, 9, loop=True)
+        assert looped.indices.tolist() == [number_of(image) for image in looped.images] == [0, 9, 18, 7]
+        twice = read_frames(source, 3, 20, loop=True)
+        assert [number_of(image) for image in twice.images] == [0, 0, 0]
+        assert twice.num_available == 20
+
+
 def test_odd_sizes_and_gif(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     images = np.stack([numbered(i, 31, 45) for i in range(12)])

@@ -1,0 +1,225 @@
+"""Augmentation for training: random scale and crop, mirroring, and RandAugment.
+
+All functions take the frames of one clip, uint8 [T, height, width, 3], return such frames, and do to every frame what
+was drawn once for the clip: a clip that jumps between two treatments would show motion that is not there.
+
+RandAugment (Cubuk, Zoph, Shlens, Le, 2020, arXiv 1909.13719) applies `num_ops` operations, each drawn uniformly from
+the 14 of `OPERATIONS`, all at one magnitude m from 0 (nothing) to 10 (the most). With u = m/10:
+
+| operation | at magnitude m | sign drawn |
+| --- | --- | --- |
+| identity | nothing | |
+| auto_contrast | per frame and channel the darkest value becomes 0 and the brightest 255, at any m | |
+| equalize | per frame and channel an even histogram, at any m | |
+| rotate | by 30°·u about the centre | yes |
+| solarize | values from 256 − 256·u on are inverted | |
+| color, contrast, brightness, sharpness | blended with grey, mean grey, black, a blurred frame by 1 ± 0.9·u | yes |
+| posterize | keeps the upper 8 − 4·u bits | |
+| shear_x, shear_y | by 0.3·u pixels per pixel, about the centre | yes |
+| translate_x, translate_y | by 150/331·u of the width or height | yes |
+
+The ranges are those of the paper's own code, but that solarize and posterize grow with m. What comes from outside the
+frame is mid-grey. The point operations and blends give the same bits as Pillow's ImageOps and ImageEnhance, which that
+code calls; rotate, shear and translate take the nearest pixel as it does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refvt.data.clips import resize_and_crop
+from refvt.data.sampling import whole
+
+Images = NDArray[np.uint8]  # [T, height, width, 3]
+
+_OUTSIDE = 128
+_MOST = 10.0
+
+
+def random_scale_and_crop(images: Images, rng: np.random.Generator, crop: Sequence[int] = (224, 224)) -> Images:
+    """Scale the short side to a length drawn uniformly from 256 … 320, then cut 224×224 from a place drawn uniformly.
+
+    Other crops scale in proportion to their longer side. Source: the paper's training configurations. Errors:
+    `resize_and_crop`'s.
+    """
+    longest = max(crop)
+    short_side = int(rng.integers(round(longest * 256 / 224), round(longest * 320 / 224) + 1))
+    down, across = rng.random(2)
+    return resize_and_crop(images, crop, short_side, (down, across))
+
+
+def random_flip(images: Images, rng: np.random.Generator) -> Images:
+    """Mirrored left to right with probability 1/2. Not for classes that tell left from right."""
+    return images[:, :, ::-1] if rng.integers(2) else images
+
+
+def rand_augment(images: Images, rng: np.random.Generator, num_ops: int = 2, magnitude: float = 9.0) -> Images:
+    """`num_ops` operations drawn with replacement, at `magnitude` 0 to 10, the same for all frames.
+
+    The defaults are those that Cubuk et al. found for ResNet-50 on ImageNet. Raises TypeError or ValueError for other
+    frames, numbers and magnitudes.
+    """
+    num_ops = whole("num_ops", num_ops, least=0)
+    for choice, sign in zip(rng.integers(len(OPERATIONS), size=num_ops), rng.integers(2, size=num_ops), strict=True):
+        images = apply(images, list(OPERATIONS)[choice], magnitude, -1 if sign else 1)
+    return images
+
+
+def apply(images: Images, operation: str, magnitude: float, sign: int = 1) -> Images:
+    """One operation of `OPERATIONS` at a magnitude from 0 to 10; `sign` −1 or 1, where it has a direction."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise TypeError(f"images must be uint8, not {images.dtype}")
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be [T, height, width, 3], none of them zero, not {list(images.shape)}")
+    if operation not in OPERATIONS:
+        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, not {operation!r}")
+    if not 0 <= magnitude <= _MOST:
+        raise ValueError(f"magnitude must be a number from 0 to {_MOST:g}, not {magnitude}")
+    chosen = OPERATIONS[operation]
+    return chosen.run(images, chosen.strength(sign * magnitude / _MOST))
+
+
+# ---- operations on values
+
+
+def _auto_contrast(images: Images, _: float) -> Images:
+    low = images.min(axis=(1, 2))[..., None].astype(float)  # [T, 3, 1]
+    high = images.max(axis=(1, 2))[..., None].astype(float)
+    scale = 255.0 / np.maximum(high - low, 1)
+    table = np.clip(np.trunc(np.arange(256) * scale + -low * scale), 0, 255)
+    return _look_up(images, np.where(high > low, table, np.arange(256)))
+
+
+def _equalize(images: Images, _: float) -> Images:
+    T = len(images)
+    where = 256 * np.arange(T * 3).reshape(T, 1, 1, 3) + images
+    histogram = np.bincount(where.ravel(), minlength=T * 3 * 256).reshape(T, 3, 256)
+    brightest = np.take_along_axis(histogram, images.max(axis=(1, 2)).astype(np.int64)[..., None], axis=-1)
+    step = (histogram.sum(axis=-1, keepdims=True) - brightest) // 255  # pixels per grey level; 0 in flat frames
+    below = np.cumsum(histogram, axis=-1) - histogram
+    table = np.minimum((step // 2 + below) // np.maximum(step, 1), 255)
+    return _look_up(images, np.where(step > 0, table, np.arange(256)))
+
+
+def _look_up(images: Images, tables: NDArray[np.generic]) -> Images:
+    """The values that tables [T, 3, 256] give the images', by frame and channel."""
+    T = len(images)
+    flat = tables.astype(np.uint8).reshape(-1)
+    looked_up: Images = flat[256 * np.arange(T * 3).reshape(T, 1, 1, 3) + images]
+    return looked_up
+
+
+def _solarize(images: Images, threshold: float) -> Images:
+    return np.where(images < threshold, images, 255 - images)
+
+
+def _posterize(images: Images, bits: float) -> Images:
+    return images & np.uint8(256 - (1 << (8 - int(bits))))
+
+
+def _color(images: Images, factor: float) -> Images:
+    return _blend(_grey(images)[..., None], images, factor)
+
+
+def _contrast(images: Images, factor: float) -> Images:
+    mean = np.floor(_grey(images).mean(axis=(1, 2)) + 0.5)
+    return _blend(mean[:, None, None, None], images, factor)
+
+
+def _brightness(images: Images, factor: float) -> Images:
+    return _blend(np.zeros(1), images, factor)
+
+
+def _sharpness(images: Images, factor: float) -> Images:
+    """Against a blur of weights 1, centre 5, over 13; the frame's edge stays as it is."""
+    wide = images.astype(np.int32)
+    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
+    blurred = images.copy()
+    blurred[:, 1:-1, 1:-1] = (total + 6) // 13  # rounded to nearest; 13 is odd, there are no ties
+    return _blend(blurred, images, factor)
+
+
+def _grey(images: Images) -> NDArray[np.int32]:
+    """Luma of ITU-R BT.601 in 16 bits of fixed point, [T, height, width]."""
+    luma = images.astype(np.int32) @ np.array([19595, 38470, 7471], np.int32)
+    grey: NDArray[np.int32] = (luma + (1 << 15)) >> 16
+    return grey
+
+
+def _blend(base: NDArray[np.generic], images: Images, factor: float) -> Images:
+    """base + factor · (images − base) in float32, cut to 0 … 255 and towards zero, as Pillow has it."""
+    start = base.astype(np.float32)
+    mixed = start + np.float32(factor) * (images.astype(np.float32) - start)
+    return np.clip(mixed, 0, 255).astype(np.uint8)
+
+
+# ---- operations on places
+
+
+def _rotate(images: Images, degrees: float) -> Images:
+    """Anticlockwise by so many degrees."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _move(images, ((c, -s), (s, c)))
+
+
+def _shear_x(images: Images, amount: float) -> Images:
+    return _move(images, ((1, amount), (0, 1)))
+
+
+def _shear_y(images: Images, amount: float) -> Images:
+    return _move(images, ((1, 0), (amount, 1)))
+
+
+def _translate_x(images: Images, share: float) -> Images:
+    return _move(images, shift=(share * images.shape[2], 0))
+
+
+def _translate_y(images: Images, share: float) -> Images:
+    return _move(images, shift=(0, share * images.shape[1]))
+
+
+def _move(
+    images: Images,
+    matrix: tuple[tuple[float, float], tuple[float, float]] = ((1, 0), (0, 1)),
+    shift: tuple[float, float] = (0, 0),
+) -> Images:
+    """What stands at p, as (x, y) from the centre, becomes what stood at matrix · p − shift; the nearest pixel."""
+    height, width = images.shape[1:3]
+    x = np.arange(width) + 0.5 - width / 2
+    y = (np.arange(height) + 0.5 - height / 2)[:, None]
+    columns = np.floor(matrix[0][0] * x + matrix[0][1] * y - shift[0] + width / 2).astype(np.int64)
+    rows = np.floor(matrix[1][0] * x + matrix[1][1] * y - shift[1] + height / 2).astype(np.int64)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    moved = images[:, np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)]
+    moved[:, ~inside] = _OUTSIDE
+    return moved
+
+
+class _Operation(NamedTuple):
+    run: Callable[[Images, float], Images]
+    strength: Callable[[float], float] = float  # of the signed share −1 … 1 of the largest magnitude
+
+
+OPERATIONS: dict[str, _Operation] = {
+    "identity": _Operation(lambda images, _: images),
+    "auto_contrast": _Operation(_auto_contrast),
+    "equalize": _Operation(_equalize),
+    "rotate": _Operation(_rotate, lambda u: 30 * u),
+    "solarize": _Operation(_solarize, lambda u: 256 - 256 * abs(u)),
+    "color": _Operation(_color, lambda u: 1 + 0.9 * u),
+    "posterize": _Operation(_posterize, lambda u: 8 - round(4 * abs(u))),
+    "contrast": _Operation(_contrast, lambda u: 1 + 0.9 * u),
+    "brightness": _Operation(_brightness, lambda u: 1 + 0.9 * u),
+    "sharpness": _Operation(_sharpness, lambda u: 1 + 0.9 * u),
+    "shear_x": _Operation(_shear_x, lambda u: 0.3 * u),
+    "shear_y": _Operation(_shear_y, lambda u: 0.3 * u),
+    "translate_x": _Operation(_translate_x, lambda u: 150 / 331 * u),
+    "translate_y": _Operation(_translate_y, lambda u: 150 / 331 * u),
+}

@@ -1,0 +1,275 @@
+"""Everything a training run depends on, in one frozen record that can be written down.
+
+Two runs of one recipe on the same data give the same parameters; what does not change them (how often to log or to
+write a checkpoint, which folder) is no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.training.optimisers import OPTIMISERS
+
+__all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "paper_recipe"]
+
+DATA = ("digits", "videos")
+
+WHOLE = {"epochs": 1, "batch": 1, "micro_batch": 1, "seed": 0}  # field: smallest value
+NUMBERS = {  # field: (smallest, largest) value
+    "rate": (0.0, math.inf),
+    "adam_epsilon": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "warmup_epochs": (0.0, math.inf),
+    "warmup_start": (0.0, 1.0),
+    "ponder_weight": (0.0, math.inf),
+    "ponder_warmup_epochs": (0.0, math.inf),
+    "motion_weight": (0.0, math.inf),
+    "label_smoothing": (0.0, 1.0),
+    "drop_path": (0.0, 1.0),
+    "halting_start": (-math.inf, math.inf),
+}
+SWITCHES = ("decay_norms_and_biases", "static_twins")
+CHOICES = {"data": DATA, "optimiser": OPTIMISERS, "rate_by": ("epoch", "step")}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    config: the model. data: "digits" (moving digits) or "videos" (annotation lists); data_settings: further settings of
+    that data set. epochs; batch: clips of one step, their static twins not counted; micro_batch: clips computed at
+    once, the unit that is added up within a step and dealt out to processes.
+    optimiser: "adamw" (decoupled decay) or "adam" (L2, the paper's), with betas, adam_epsilon and weight_decay;
+    cls_token, pos_embed and time_embed never decay, LayerNorms and biases do if decay_norms_and_biases. clip_norm:
+    largest global norm of the gradients, None for any.
+    rate: the base rate, with a linear warm-up from warmup_start times it over warmup_epochs and a cosine to zero, set
+    anew for every "epoch" or "step" (rate_by).
+    ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
+    to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
+    no motion loss. halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
+    block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
+    of everything drawn.
+    TypeError or ValueError that names the field for anything else.
+    """
+
+    config: HaltingVTConfig
+    data: str
+    data_settings: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 20
+    batch: int = 16
+    micro_batch: int = 4
+    optimiser: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    decay_norms_and_biases: bool = False
+    clip_norm: float | None = None
+    rate: float = 1e-3
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.1
+    rate_by: str = "step"
+    ponder_weight: float = 5e-4
+    ponder_warmup_epochs: float = 0.0
+    motion_weight: float = 1.0
+    label_smoothing: float = 0.0
+    drop_path: float = 0.0
+    static_twins: bool = True
+    halting_start: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, expected: str, error: type[Exception] = ValueError) -> None:
+            if not ok:
+                raise error(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+        check(isinstance(self.config, HaltingVTConfig), "config", "a HaltingVTConfig", TypeError)
+        check(isinstance(self.data_settings, dict), "data_settings", "an object of settings by name", TypeError)
+        for name, choices in CHOICES.items():
+            check(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
+        for name, lowest in WHOLE.items():
+            value = getattr(self, name)
+            check(isinstance(value, int) and not isinstance(value, bool), name, "a whole number", TypeError)
+            check(value >= lowest, name, f"at least {lowest}")
+        for name, (low, high) in NUMBERS.items():
+            check(_is_number(getattr(self, name)), name, "a finite number", TypeError)
+            check(low <= getattr(self, name) <= high, name, f"a number from {low:g} to {high:g}")
+        for name in SWITCHES:
+            check(isinstance(getattr(self, name), bool), name, "true or false", TypeError)
+        betas = self.betas
+        check(isinstance(betas, tuple | list) and len(betas) == 2, "betas", "two numbers", TypeError)
+        check(all(_is_number(b) and 0 <= b < 1 for b in betas), "betas", "two numbers from 0 to below 1")
+        object.__setattr__(self, "betas", tuple(betas))
+        if self.clip_norm is not None:
+            check(_is_number(self.clip_norm), "clip_norm", "a finite number or null", TypeError)
+            check(self.clip_norm > 0, "clip_norm", "a number above 0")
+        check(self.drop_path < 1, "drop_path", "a number below 1")
+        check(self.warmup_epochs <= self.epochs, "warmup_epochs", f"at most the {self.epochs} epochs")
+        check(self.batch % self.micro_batch == 0, "micro_batch", f"a divisor of batch {self.batch}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        # JSON has no tuples: what is compared later is what will be read again
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A recipe of ``as_dict``'s form; fields that are left out keep their defaults (config and data must be there).
+
+        ValueError that lists unknown and missing fields; the errors of a wrong value.
+        """
+        known = {f.name for f in fields(cls)}
+        _refuse_unknown("", values, known)
+        missing = [name for name in ("config", "data") if name not in values]
+        if missing:
+            raise ValueError(f"recipe: missing: {', '.join(missing)}")
+        return cls(**{**values, "config": _config(values["config"])})
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """A copy with some fields changed: ``rate``, or ``config.width`` and ``data_settings.noise`` for one setting of
+        the model or the data."""
+        changes: dict[str, Any] = {}
+        inner: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            outer, dot, rest = name.partition(".")
+            if dot and outer in ("config", "data_settings"):
+                inner.setdefault(outer, {})[rest] = value
+            else:
+                changes[name] = value
+        _refuse_unknown("", changes, {f.name for f in fields(self)})
+        if "config" in changes:
+            changes["config"] = _config(changes["config"])
+        if "config" in inner:
+            changes["config"] = _config({**changes.get("config", self.config).as_dict(), **inner["config"]})
+        if "data_settings" in inner:
+            changes["data_settings"] = {**changes.get("data_settings", self.data_settings), **inner["data_settings"]}
+        return replace(self, **changes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        named = ", ".join(prefix + name for name in unknown)
+        raise ValueError(f"recipe: unknown: {named}; expected some of {', '.join(sorted(prefix + k for k in known))}")
+
+
+def _config(values: Any) -> HaltingVTConfig:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"config: expected an object of the model's fields, got {values!r}")
+    _refuse_unknown("config.", values, {f.name for f in fields(HaltingVTConfig)})
+    try:
+        return HaltingVTConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"config.{error}") from None
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of the fields in which two recipes, as dicts, differ."""
+    found: list[str] = []
+    for name in sorted(set(one) | set(other)):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += difference(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(prefix + name)
+    return found
+
+
+# ---- recipes with a name
+
+
+def paper_recipe(preset: str) -> Recipe:
+    """The recipe of the paper's configurations (see SPEC's "Training and evaluation protocol"), for DeiT-S weights.
+
+    Its batch of 16 is that of one device; how many there were is not said, and the rate is left as it stands.
+    """
+    config = HaltingVTConfig.preset(preset)
+    activitynet = preset.startswith("anet")
+    return Recipe(
+        config=config,
+        data="videos",
+        data_settings={"stride": 64 if activitynet else 32, "multi_label": activitynet},
+        epochs=50 if activitynet else 20,
+        batch=16,
+        micro_batch=4,
+        optimiser="adam",
+        weight_decay=1e-5,
+        decay_norms_and_biases=True,
+        clip_norm=40.0,
+        rate=1e-5,
+        warmup_epochs=5,
+        warmup_start=0.1,
+        rate_by="epoch",
+        drop_path=0.1,
+    )
+
+
+def digits_recipe() -> Recipe:
+    """Moving digits from scratch, on a laptop.
+
+    From scratch a recipe must keep tokens from halting before there is anything to know: one that halts in the first
+    layer has no score with a gradient to come back by. With a large γ everything halts within dozens of steps, even
+    without a ponder loss (see docs/training.md). So γ = 1, β = 3, with which a fresh token scores 0.05 in every layer,
+    and the ponder loss comes in slowly.
+    """
+    return Recipe(
+        config=HaltingVTConfig(
+            image_size=(32, 32),
+            patch_size=8,
+            channels=1,
+            num_frames=8,
+            width=96,
+            num_heads=3,
+            glimpser_depth=2,
+            depth=6,
+            keep_rates=(1.0, 0.5),
+            cls_skip=True,
+            halting_scale=1.0,
+            halting_center=3.0,
+            num_classes=8,
+        ),
+        data="digits",
+        epochs=30,
+        batch=32,
+        micro_batch=16,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        rate=1e-3,
+        warmup_epochs=2,
+        label_smoothing=0.1,
+        ponder_weight=5e-4,
+        ponder_warmup_epochs=10,
+        motion_weight=0.1,
+    )
+
+
+RECIPES: dict[str, Recipe] = {"digits": digits_recipe(), **{f"paper-{name}": paper_recipe(name) for name in PRESETS}}
+
+
+def find_recipe(name_or_file: str) -> Recipe:
+    """A recipe by its name in ``RECIPES``, or from a JSON file. ValueError that says what is wrong with it."""
+    if name_or_file in RECIPES:
+        return RECIPES[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".json":
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)} or a .json file, got {name_or_file!r}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object with the fields of a recipe, got {type(values).__name__}")
+    try:
+        return Recipe.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from None

@@ -1,0 +1,248 @@
+"""The loop: it learns, adds up, evaluates, writes its log, goes on where it stopped, and says what is wrong."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+import refvt
+from refvt.data.dataset import UnreadableClipError
+from refvt.training import TrainingError, evaluate, train
+from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE, start_of
+from tests.training.sliding_bars import CONFIG, SlidingBars, small_recipe
+
+QUIET = {"progress": False, "backend": "reference"}
+
+
+def run(recipe, out, clips=30, **options):
+    return train(recipe, SlidingBars(clips), SlidingBars(15), out, **{**QUIET, "log_every": 1, **options})
+
+
+def lines(out, event=None):
+    """The log without its clock."""
+    found = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("seconds") >= 0 for line in found)
+    return [line for line in found if event in (None, line["event"])]
+
+
+def parameters(out):
+    return refvt.load(out / MODEL, CONFIG).parameters
+
+
+def same(one, other):
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("backend", ["reference", "jit"])
+def test_training_lowers_the_loss(tmp_path, backend):
+    recipe = small_recipe(epochs=12, rate=0.01, drop_path=0.0)
+    found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, progress=False, log_every=1, backend=backend)
+    loss = [line["loss"] for line in lines(tmp_path, "step")]
+    assert len(loss) == 12 * 6
+    assert np.mean(loss[-6:]) < np.mean(loss[:6]) - 0.2
+    figures = {name: value for name, value in asdict(found).items() if name not in ("skipped", "notes")}
+    last = {"event": "evaluation", "epoch": 12, "step": 72, **figures, "skipped": 0}
+    assert lines(tmp_path, "evaluation")[-1] == last
+    assert {p.name for p in tmp_path.iterdir()} == {CHECKPOINT, LOG, MODEL, RECIPE}
+    model = refvt.load(tmp_path / MODEL, CONFIG, backend=backend)
+    assert evaluate(model, SlidingBars(15), 4) == found
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    """Without what is drawn by micro-batch, cutting a batch otherwise changes rounding alone; also in a last, smaller
+    batch, whose micro-batches are unequal."""
+    found = []
+    for size in (8, 4, 2):
+        recipe = small_recipe(micro_batch=size, static_twins=False, drop_path=0.0)
+        run(recipe, tmp_path / str(size), dtype="float64")
+        found.append([[x["loss"], x["gradient_norm"], x["gflops"]] for x in lines(tmp_path / str(size), "step")])
+    # eight steps from the same start: far below anything but rounding
+    assert np.allclose(found[0], found[1], rtol=1e-10, atol=0)
+    assert np.allclose(found[0], found[2], rtol=1e-10, atol=0)
+
+
+def test_two_runs_are_the_same_to_the_bit_and_the_seed_matters(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(small_recipe(seed=seed), tmp_path / name)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert same(parameters(tmp_path / "a"), parameters(tmp_path / "b"))
+    assert not same(parameters(tmp_path / "a"), parameters(tmp_path / "c"))
+
+
+def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
+    """One step put together by hand from the public parts."""
+    recipe = small_recipe(epochs=1, batch=4, micro_batch=4, drop_path=0.0, warmup_epochs=0, rate=0.01, clip_norm=None)
+    data = SlidingBars(4)
+    train(recipe, data, SlidingBars(3), tmp_path, **QUIET)
+    order = np.random.default_rng([0, 0, 0]).permutation(4)
+    clips = np.stack([data.clip(i, np.random.default_rng([0, 1, 0, i])) for i in order])
+    clips, moving = refvt.static_twins(clips, np.random.default_rng([0, 2, 0, 0]))
+    start = start_of(recipe)
+    model = refvt.HaltingVT(CONFIG, start, backend="reference")
+    labels = np.tile(order % 3, 2)
+    _, gradients = model.loss_and_gradients(clips, labels, moving, label_smoothing=0.1)
+    for name, after in parameters(tmp_path).items():
+        g, w = gradients[name].astype(np.float64), start[name].astype(np.float64)
+        spared = name in ("cls_token", "pos_embed", "time_embed") or name.endswith("bias") or "norm" in name
+        w = w * (1 - 0.01 * (0 if spared else recipe.weight_decay))
+        # at the first step both corrected moments are g and g²
+        big = np.abs(g) > 1e-4  # elsewhere ε and rounding show
+        assert np.allclose(after[big], (w - 0.01 * g / (np.abs(g) + 1e-8))[big], rtol=0, atol=1e-5)
+    assert start["pos_embed"][0, :, 0].mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_drop_path_is_drawn_anew_for_every_micro_batch(tmp_path, monkeypatch):
+    right, draws = refvt.HaltingVT.loss_and_gradients, []
+
+    def recorded(self, *arguments, rng, **named):
+        draws.append(rng.bit_generator.state["state"]["state"])
+        return right(self, *arguments, rng=rng, **named)
+
+    monkeypatch.setattr(refvt.HaltingVT, "loss_and_gradients", recorded)
+    run(small_recipe(), tmp_path)
+    assert len(set(draws)) == len(draws) == 16
+
+
+def test_the_loss_is_weighed_by_the_recipe(tmp_path):
+    run(small_recipe(ponder_weight=0.5, ponder_warmup_epochs=2, motion_weight=0.25), tmp_path)
+    for i, line in enumerate(lines(tmp_path, "step")):  # two epochs of four steps
+        parts = line["recognition"] + 0.5 * i / 8 * line["ponder"] + 0.25 * line["motion"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-6)
+
+
+def test_labels_of_several_classes_train_and_count_alike(tmp_path):
+    """One-hot targets are the class numbers in another form."""
+    for name, several in (("one", False), ("several", True)):
+        data = SlidingBars(24, several), SlidingBars(15, several)
+        train(small_recipe(), *data, tmp_path / name, **QUIET, log_every=1)
+    assert lines(tmp_path / "one", "step") == lines(tmp_path / "several", "step")
+    one, several = (lines(tmp_path / name, "evaluation")[-1] for name in ("one", "several"))
+    assert one["loss"] == several["loss"]
+    assert (one["mean_average_precision"], several["top1"]) == (None, None)
+    assert several["mean_average_precision"] > 0
+
+
+class Interrupted(SlidingBars):
+    """Stops at its n-th clip, as if somebody had pressed Ctrl-C."""
+
+    def __init__(self, after, error):
+        super().__init__()
+        self.left, self.error = after, error
+
+    def clip(self, index, rng=None):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().clip(index, rng)
+
+
+@pytest.mark.parametrize("after", [15, 43, 58])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("no room")])
+def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, after, error):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(small_recipe(), whole, checkpoint_every=3)
+    kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else TrainingError
+    with pytest.raises(kind):
+        train(small_recipe(), Interrupted(after, error), SlidingBars(15), broken, **QUIET, log_every=1)
+    run(small_recipe(), broken, resume=True, checkpoint_every=1)
+    assert lines(broken) == lines(whole)
+    assert same(parameters(broken), parameters(whole))
+    before = lines(broken)
+    assert run(small_recipe(), broken, resume=True).loss == before[-1]["loss"]  # a finished run only says so again
+    assert lines(broken) == before
+
+
+def test_a_failing_run_says_what_is_left(tmp_path):
+    with pytest.raises(TrainingError, match="no film; no checkpoint had been written yet"):
+        train(small_recipe(), Interrupted(1, OSError("no film")), SlidingBars(3), tmp_path / "a", **QUIET)
+    data = Interrupted(41, OSError("no film"))
+    with pytest.raises(TrainingError, match=r"no film; the run goes on from .*checkpoint\.safetensors with --resume"):
+        train(small_recipe(), data, SlidingBars(3), tmp_path / "b", **QUIET)
+
+
+class Damaged(SlidingBars):
+    """Some clips cannot be read."""
+
+    def __init__(self, damaged, clips=30):
+        super().__init__(clips)
+        self.damaged = damaged
+
+    def clip(self, index, rng=None):
+        if index in self.damaged:
+            raise UnreadableClipError(f"film {index} is cut")
+        return super().clip(index, rng)
+
+
+def test_unreadable_clips_are_left_out_and_named(tmp_path, capsys):
+    train(small_recipe(), Damaged({0, 4, 17}), Damaged({2, 3}, 15), tmp_path, **QUIET, log_every=1)
+    errors = capsys.readouterr().err.splitlines()
+    assert sorted(errors) == sorted(2 * [f"refvt: film {i} is cut" for i in (0, 4, 17)])  # once an epoch
+    assert [sum(line["clips"] for line in lines(tmp_path, "step")[e : e + 4]) for e in (0, 4)] == [27, 27]
+    last = lines(tmp_path, "evaluation")[-1]
+    assert (last["clips"], last["skipped"]) == (13, 2)
+
+
+def test_a_step_or_a_set_without_any_readable_clip_ends_the_run(tmp_path):
+    with pytest.raises(TrainingError, match="test set: none of its 15 clips can be read"):
+        train(small_recipe(), SlidingBars(), Damaged(range(15), 15), tmp_path / "a", **QUIET)
+    with pytest.raises(TrainingError, match="none of the clips of step 1 can be read"):
+        train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    start = start_of(small_recipe())
+    start["head.weight"][:] = 3e38
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(TrainingError, match=r"the loss of step 1 is (nan|inf); no checkpoint"),
+    ):
+        run(small_recipe(), tmp_path, parameters=start)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_start_can_be_given(tmp_path):
+    start = start_of(small_recipe(seed=7))
+    run(small_recipe(epochs=1, warmup_epochs=0, rate=0.0), tmp_path, parameters=start)
+    assert same(parameters(tmp_path), start)
+
+
+class Odd(SlidingBars):
+    num_classes = 4
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "options", "message"),
+    [
+        (SlidingBars(0), {}, {}, "training set: expected at least one clip, got none"),
+        (Odd(), {}, {}, r"training set: expected the 3 classes of config\.num_classes, got 4"),
+        (SlidingBars(), {"config": refvt.HaltingVTConfig(num_classes=3)}, {}, r"expected clips \[3, 8, 224, 224\]"),
+        (SlidingBars(), {}, {"checkpoint_every": 0}, "checkpoint_every: expected at least 1, got 0"),
+        (SlidingBars(), {}, {"log_every": -1}, "log_every: expected at least 1, got -1"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, data, recipe, options, message):
+    with pytest.raises(TrainingError, match=message):
+        train(small_recipe(**recipe), data, SlidingBars(), tmp_path / "out", **QUIET, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    run(small_recipe(epochs=1), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match=r"holds a run already; go on with it \(--resume\)"):
+        run(small_recipe(epochs=1), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_the_bar_shows_parts_tokens_and_gflops(tmp_path, capsys):
+    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
+    shown = capsys.readouterr().err
+    for part in ("4/4", "loss", "rec", "ponder", "motion", "acc", "tokens 13", "GFLOPs", "test"):
+        assert part in shown
+
+
+def test_without_tqdm_there_is_a_hint_and_no_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
+    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
+    assert capsys.readouterr().err == 'refvt: for a progress bar: pip install "refvt[demo]"\n'
