@@ -74,7 +74,7 @@ class Ceilings:
         count = max(threads, round(n**3 / (len(x) * depth * columns)))
         source = np.ones(copy_size // 8)
         target = np.zeros(copy_size // 8)
-        parts, space = -(-copy_size // (1 << 20)), (rows * columns, x.dtype)
+        parts, space = -(-copy_size // (1 << 20)), (len(x) * columns, x.dtype)
 
         self.runs: dict[str, Callable[[], object]] = {
             "matrix product": lambda: np.matmul(a, b, out=c),

@@ -24,8 +24,8 @@ import refvt
 from refvt import backends
 from refvt.backends import pool
 from refvt.experiments import bench_torch
-from refvt.experiments.bench import interleave, quartiles
 from refvt.experiments.bench_report import machine
+from refvt.experiments.bench_timing import interleave, quartiles
 from refvt.experiments.profiles import profile_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions

@@ -12,7 +12,8 @@ Sources: Kingma and Ba 2015 (arXiv 1412.6980), Loshchilov and Hutter 2019 (arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -37,16 +38,33 @@ def without_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
     }
 
 
+def _tiles(start: int, stop: int) -> list[slice]:
+    return [slice(first, min(first + TILE, stop)) for first in range(start, stop, TILE)]
+
+
+def _on_all_threads(task: Callable[[int], None], count: int) -> None:
+    """task(0), …, task(count − 1); NumPy lets go of the interpreter while it computes."""
+    threads = min(pool.num_threads(), count)
+
+    def share(first: int) -> None:
+        for i in range(first, count, threads):
+            task(i)
+
+    with pool.session(), ThreadPoolExecutor(threads) as team:
+        for _ in team.map(share, range(threads)):
+            pass
+
+
 def global_norm(gradients: Vector) -> float:
     """The L2 norm of all gradients together, summed in double precision."""
-    parts = pool.tiles(len(gradients.vector), TILE)
+    parts = _tiles(0, len(gradients.vector))
     sums = np.zeros(len(parts))
 
     def tile(i: int) -> None:
         g = gradients.vector[parts[i]].astype(np.float64)
         sums[i] = g @ g
 
-    pool.run(tile, len(parts))
+    _on_all_threads(tile, len(parts))
     return math.sqrt(sums.sum())
 
 
@@ -79,8 +97,7 @@ class Adam:
         # one tile never spans two parameters that decay differently
         self._tiles: list[tuple[slice, float]] = []
         for start, stop, decays in _runs(parameters, spared):
-            tiles = pool.tiles(stop - start, TILE)
-            self._tiles += [(slice(start + t.start, start + t.stop), weight_decay * decays) for t in tiles]
+            self._tiles += [(tile, weight_decay * decays) for tile in _tiles(start, stop)]
 
     def step(self, gradients: Vector, rate: float, scale: float = 1.0) -> None:
         """One step with the rate η on ``scale`` times the gradients, which stay as they are."""
@@ -102,7 +119,7 @@ class Adam:
             v += (1 - beta2) * g * g
             w -= rate / correction1 * m / (np.sqrt(v / correction2) + self._epsilon)
 
-        pool.run(tile, len(self._tiles))
+        _on_all_threads(tile, len(self._tiles))
 
 
 def _runs(parameters: Vector, spared: Collection[str]) -> list[tuple[int, int, bool]]:

@@ -33,7 +33,7 @@ def remember_who(share, seen):
     """A kernel in Python: slow, so that everybody comes."""
     while team.take(share) >= 0:
         seen.add(threading.current_thread().name)
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 def fails_at_once(share):

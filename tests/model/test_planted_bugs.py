@@ -34,7 +34,7 @@ BUGS = [
     ),
     # glimpser
     ("glimpser", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
-    ("glimpser", "if selects and not config.cls_skip:", "if selects:", "model-prune-one-cls-skip"),
+    ("glimpser", "if selects and not config.cls_skip else", "if selects else", "model-prune-one-cls-skip"),
     ("glimpser", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    index = index[T - 1 :]\n", "model-prune-one"),
     ("glimpser", "is_patch=(from_time >= 0)", "is_patch=(from_time >= -1)", "tiny-model-zero"),
     ("glimpser", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
@@ -44,7 +44,9 @@ BUGS = [
     ("glimpser", "originals = np.take_along_axis(candidates, places, axis=2)", "originals = places", "model-prune-two-zero"),
     ("glimpser", "return np.asarray(match.argmax(axis=-1))", "return np.sort(match.argmax(axis=-1))", "model-prune-two-zero"),
     ("glimpser", "rows_of(gains.temporal, T)", "rows_of(gains.temporal, T) ** 0", "model-drop-path"),
-    ("glimpser", "rows_of(gains.spatial, 1 + S)", "rows_of(gains.spatial.T, 1 + S)", "model-drop-path-prune"),
+    ("glimpser", "rows_of(gains.spatial, 1 + standing)", "rows_of(gains.spatial.T, 1 + standing)", "model-drop-path-prune"),
+    ("glimpser", "ops.gather.forward(x, residual_rows[rows]", "ops.gather.forward(x, order.frame_rows[rows]", "model-prune-one"),
+    ("glimpser", "of_cls[cls] = np.arange(B * T)", "of_cls[cls] = 0", "model-prune-one"),
     # who takes part
     ("plan", "np.log(max(halted, 1))", "0 * np.log(max(halted, 1))", "model-zero"),
     ("plan", "np.log(max(halted, 1))", "np.log(halted + 1)", "model-zero"),
