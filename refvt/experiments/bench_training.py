@@ -31,9 +31,9 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.parameters import initial_parameters
 from refvt.ops import Array
-from refvt.training.loop import start_of
 from refvt.training.optimisers import Adam, without_decay
 from refvt.training.recipe import RECIPES
+from refvt.training.start import start_of
 from refvt.training.vectors import Vector
 
 __all__ = ["WORKLOADS", "Workload", "run"]

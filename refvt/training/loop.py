@@ -22,7 +22,7 @@ import numpy as np
 
 from refvt.data.dataset import Dataset, UnreadableClipError
 from refvt.model.haltingvt import HaltingVT
-from refvt.model.parameters import initial_parameters, parameter_shapes
+from refvt.model.parameters import parameter_shapes
 from refvt.ops import Array
 from refvt.training.bar import Bar
 from refvt.training.batches import (
@@ -40,9 +40,10 @@ from refvt.training.optimisers import Adam, clip_scale, global_norm, without_dec
 from refvt.training.parallel import Alone, Ranks
 from refvt.training.recipe import Recipe
 from refvt.training.schedule import ponder_weight_at, rate_at
+from refvt.training.start import start_of
 from refvt.training.vectors import Vector
 
-__all__ = ["start_of", "train"]
+__all__ = ["train"]
 
 CHECKPOINT, LOG, RECIPE, MODEL = "checkpoint.safetensors", "log.jsonl", "recipe.json", "model.safetensors"
 T = TypeVar("T")
@@ -109,13 +110,6 @@ def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) 
     best = logits.argmax(axis=1)
     right = best == labels if labels.ndim == 1 else labels[np.arange(len(best)), best] > 0
     return [float(right.sum()), float(gflops.sum()), *(float(n) for n in tokens_per_layer.sum(axis=0))]
-
-
-def start_of(recipe: Recipe, dtype: str = "float32") -> dict[str, Array]:
-    """The parameters a recipe starts from if it is given no others."""
-    parameters = initial_parameters(recipe.config, np.random.default_rng(recipe.seed), dtype)
-    parameters["pos_embed"][..., 0] += recipe.halting_start
-    return parameters
 
 
 class _Run:

@@ -35,7 +35,8 @@ NUMBERS = {  # field: (smallest, largest) value
     "halting_start": (-math.inf, math.inf),
 }
 SWITCHES = ("decay_norms_and_biases", "static_twins")
-CHOICES = {"data": DATA, "optimiser": OPTIMISERS, "rate_by": ("epoch", "step")}
+STARTS = ("paper", "scratch")
+CHOICES = {"data": DATA, "start": STARTS, "optimiser": OPTIMISERS, "rate_by": ("epoch", "step")}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Recipe:
     anew for every "epoch" or "step" (rate_by).
     ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
     to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
-    no motion loss. halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
+    no motion loss. start: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/start.py).
+    halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
     block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
     of everything drawn.
     TypeError or ValueError that names the field for anything else.
@@ -80,6 +82,7 @@ class Recipe:
     label_smoothing: float = 0.0
     drop_path: float = 0.0
     static_twins: bool = True
+    start: str = "paper"
     halting_start: float = 0.0
     seed: int = 0
 

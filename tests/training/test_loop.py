@@ -9,7 +9,8 @@ import pytest
 import refvt
 from refvt.data.dataset import UnreadableClipError
 from refvt.training import TrainingError, evaluate, train
-from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE, start_of
+from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
+from refvt.training.start import start_of
 from tests.training.sliding_bars import CONFIG, SlidingBars, small_recipe
 
 QUIET = {"progress": False, "backend": "reference"}
