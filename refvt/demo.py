@@ -26,7 +26,7 @@ __all__ = ["GROUPS", "alive_around", "alive_by_group", "digit_groups", "join_win
 CLIPS = 256
 GROUPS = ("digit in it now", "digit in it in another frame", "never a digit in it")
 
-# bikes.mp4: somebody walks past a wall, before a camera that stands still; frames 191 to 212
+# bikes.mp4: somebody walks past a wall, before a camera that stands still; frames 190 to 211
 VIDEO, STRIDE, PLACE = "bikes.mp4", 3, 0.8375
 WINDOWS = (2, 4)  # rows and columns of windows over the scene
 SHARPER = 4  # so many times finer than the model sees it is the scene in the pictures
@@ -95,15 +95,15 @@ def _draw_digits(
     for k, name in enumerate(data.names):
         i = int(np.flatnonzero(classes == k)[0])
         said = int(logits[i].argmax())
-        title = f"{name}: model says {data.names[said]} ({probability[i, said]:.0%})"
+        title = f"true: {name}    predicted: {data.names[said]} ({probability[i, said]:.0%})"
         shown.append(SheetClip(_bright(clips[i]), states[i], title, said == k))
     title = "One held-out clip of every class, and which patches the trained model computes"
     note = (
-        "Shares count all patches of the clip, those that the Glimpser dropped among them. Digits are drawn on grey, "
-        "so that living patches can be told from dropped ones; the model sees them on black."
+        "Percentages: how many of all patches of the clip are alive in a layer. Digits are drawn on grey, so that "
+        "living patches can be told from dropped ones; the model sees them on black."
     )
     halting_sheet(shown, title, note, out / "digits.png")
-    halting_film(shown, "Held-out clips and which patches the trained model computes", note, out / "digits.gif")
+    halting_film(shown, title, note, out / "digits.gif")
     print(f"   one clip of each: {out / 'digits.png'}, {out / 'digits.gif'}")
 
 
@@ -120,7 +120,7 @@ def digit_groups(ink: NDArray[np.bool_], patch_size: int) -> NDArray[np.int8]:
     """Which of ``GROUPS`` a patch of a frame is in. ink [n, T, height, width] → int8 [n, T, rows, columns]."""
     n, T, height, width = ink.shape
     cut = ink.reshape(n, T, height // patch_size, patch_size, width // patch_size, patch_size)
-    now = cut.any(axis=(3, 5))
+    now = cut.max(axis=(3, 5))
     ever = np.broadcast_to(now.any(axis=1, keepdims=True), now.shape)
     return np.where(now, 0, np.where(ever, 1, 2)).astype(np.int8)
 
@@ -172,13 +172,13 @@ def _draw_following(
     from refvt.sheets import following_picture
 
     maps = alive_around(states, data.places() + data.digit_size // 2, patch_size, data.size)
-    title = f"Halting as seen from the digit: mean of {len(states)} held-out clips, each frame rolled until its digit is in the middle"
+    title = f"Which patches are alive, as seen from the digit: mean of {len(states)} held-out clips"
     note = (
-        "Bright is where patches are most often alive; all maps have one scale, and the numbers above a map are its "
-        "darkest and its brightest point. Below: the share alive of all patches that have the digit in them in this "
-        "frame, in another frame of the clip, or never."
+        "Each frame was rolled until its digit came to the white square. Bright is where patches are most often alive, "
+        "on one scale for all maps; the numbers above a map are its darkest and its brightest point. Bars: the share "
+        "alive of all patches that have the digit in them in this frame, in another frame of the clip, or never."
     )
-    following_picture(maps, shares, GROUPS, title, note, out / "following.png")
+    following_picture(maps, shares, GROUPS, data.digit_size, title, note, out / "following.png")
     print(f"   as seen from the digit: {out / 'following.png'}")
 
 
@@ -217,14 +217,15 @@ def _real_clip(model: HaltingVT, out: Path) -> None:
     much = change > np.quantile(change, 0.8)
     shares = alive_by_group(states[None], np.where(much, 0, 2)[None].astype(np.int8))[:, [0, 2]]
     print(f"\n4. A real clip: {VIDEO}, frames {frames.indices[0]} to {frames.indices[-1]}, somebody walks past a wall")
-    print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It knows nothing but digits, so it cannot")
-    print("   say what this is; where it goes on computing shows what it takes for one. Patches that are alive, of …")
+    print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
+    print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive, of …")
     _print_layers(shares, ("the fifth that changes most", "the others"))
     clip = SheetClip(images, states, f"{VIDEO}, {T} frames {STRIDE} apart")
     title = "A model that was trained on moving digits alone, on a real clip: where it looks"
     note = (
-        f"It sees the scene in grey, in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels, each a clip of its own of which the Glimpser "
-        "keeps the same share. It cannot say what this is; it was never shown anything like it."
+        f"It sees the scene in grey, in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels, each a clip of "
+        "its own of which the Glimpser keeps the same share. It cannot say what this is; it was never shown anything "
+        "like it."
     )
     halting_sheet([clip], title, note, out / "bikes.png", columns=1, cell=160)
     halting_film([clip], title, note, out / "bikes.gif", columns=1, cell=256)

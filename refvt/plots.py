@@ -148,9 +148,7 @@ class _Clip(NamedTuple):
         return len(self.states)
 
 
-def token_states(
-    kept: NDArray[np.integer[Any]], alive: NDArray[np.bool_], grid: tuple[int, int]
-) -> NDArray[np.int8]:
+def token_states(kept: NDArray[np.integer[Any]], alive: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.int8]:
     """What every patch of a clip is in every layer: ALIVE, DROPPED, HALTED or DONE, int8 [L, T, rows, columns].
 
     kept [T, S] and alive [L, 1 + S·T] as at the head of this module; grid is (rows, columns).

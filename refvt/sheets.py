@@ -38,8 +38,8 @@ _GAP, _EDGE = 3, 18
 class SheetClip:
     """One clip of a sheet.
 
-    frames: uint8 [T, height, width, 3]; states: int8 [L, T, rows, columns], see `refvt.plots.token_states`. title stands
-    above it, in another colour if not `right`. T, L and the sizes are the same for all clips of a sheet.
+    frames: uint8 [T, height, width, 3]; states: int8 [L, T, rows, columns], see `refvt.plots.token_states`. title
+    stands above it, in another colour if not `right`. T, L and the sizes are the same for all clips of a sheet.
     """
 
     frames: NDArray[np.uint8]
@@ -55,7 +55,7 @@ class SheetClip:
     def labels(self) -> list[tuple[str, str]]:
         """What to call these rows, and the share of all patches that is alive in them."""
         shares = (self.states == ALIVE).mean(axis=(1, 2, 3))
-        return [("the clip", ""), *((f"layer {i}", f"{share:.0%} alive") for i, share in enumerate(shares, start=1))]
+        return [("the clip", ""), *((f"layer {i}", f"{share:.0%}") for i, share in enumerate(shares, start=1))]
 
 
 def halting_sheet(
@@ -75,7 +75,7 @@ def halting_sheet(
         for row, (images, (name, share)) in enumerate(zip(clip.rows(), clip.labels(), strict=True)):
             y_row = y + head + row * (tall + _GAP)
             page.text(x, y_row + tall / 2 - (9 if share else 0), name, 9.5, weight="bold")
-            page.text(x, y_row + tall / 2 + 9, share, 9)
+            page.text(x, y_row + tall / 2 + 9, share and f"{share} alive", 9)
             for t, image in enumerate(images):
                 page.image(x + label + t * (cell + _GAP), y_row, _scaled(image, cell, tall))
     _write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
@@ -99,12 +99,12 @@ def halting_film(
     block_width, block_height = (1 + L) * (cell + _GAP), head + tall + 16
     pages = []
     for t in range(T):
-        page, top = _page(clips, f"{title}: frame {t + 1} of {T}", note, columns, block_width, block_height)
+        page, top = _page(clips, f"{title} · frame {t + 1} of {T}", note, columns, block_width, block_height)
         for x, y, clip in _places(clips, columns, top, block_width, block_height):
             _draw_title(page, x, y, clip)
             for column, (images, (name, share)) in enumerate(zip(clip.rows(), clip.labels(), strict=True)):
                 left = x + column * (cell + _GAP)
-                page.text(left, y + 33, share and f"{name[-1]}: {share}" or name, 8)
+                page.text(left, y + 33, f"{name}: {share}" if share else name, 8)
                 page.image(left, y + head, _scaled(images[t], cell, tall))
         pages.append(page.pixels())
     step = 10 * max(1, round(milliseconds / 10))
@@ -118,6 +118,7 @@ def following_picture(
     maps: NDArray[np.float64],
     shares: NDArray[np.float64],
     groups: Sequence[str],
+    middle: int,
     title: str,
     note: str,
     path: str | Path,
@@ -125,7 +126,8 @@ def following_picture(
     """Write a PNG with a map for every layer and, below it, a bar for every group of patches.
 
     maps [L, height, width] and shares [L, groups] are shares of living patches, from 0 to 1; the maps have one scale of
-    colours, from 0 to the largest of them all. The file appears whole or not at all; errors as in `halting_sheet`.
+    colours, from 0 to the largest of them all. A white square of `middle` points of the map marks its middle. The file
+    appears whole or not at all; errors as in `halting_sheet`.
     """
     L = len(maps)
     if maps.ndim != 3 or shares.shape != (L, len(groups)):
@@ -148,7 +150,7 @@ def following_picture(
         page.text(
             x + side, top - 16, f"{maps[layer].min():.0%} to {maps[layer].max():.0%}", 9, ha="right", color=_FAINT
         )
-        page.image(x, top, _scaled(_coloured(maps[layer] / largest), side, side))
+        page.image(x, top, _with_square(_scaled(_coloured(maps[layer] / largest), side, side), middle / maps.shape[1]))
         for row, (name, share) in enumerate(zip(groups, shares[layer], strict=True)):
             y = bars + bar * row
             page.text(x, y + 8, name, 8.5)
@@ -197,7 +199,7 @@ def _page(
             page.box(x - 1, legend - 1, 18, 18, _FAINT)
             page.image(x, legend, _scaled(_painted(middle, np.full((1, 1, 1), state, np.int8), 2)[0], 16, 16))
             page.text(x + 24, legend + 8, meaning, 9.5)
-            x += 52 + 9 * len(meaning)
+            x += 56 + 8 * len(meaning)
     for i, line in enumerate(note_lines):
         page.text(_EDGE, end + 8 + 18 * i, line, 9.5, color=_FAINT)
     return page, top
@@ -215,6 +217,15 @@ def _places(
 
 def _draw_title(page: _Page, x: int, y: int, clip: SheetClip) -> None:
     page.text(x, y + 12, clip.title, 10.5, weight="bold", color=_INK if clip.right else _WRONG)
+
+
+def _with_square(image: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """The square image with a white outline about its middle, whose sides are this share of its own."""
+    low, high = (round(len(image) * (0.5 + sign * share / 2)) for sign in (-1, 1))
+    inside = np.zeros(image.shape[:2], np.bool_)
+    inside[low:high, low:high] = True
+    inside[low + 2 : high - 2, low + 2 : high - 2] = False
+    return np.where(inside[:, :, None], np.uint8(255), image)
 
 
 def _coloured(values: NDArray[np.float64]) -> NDArray[np.uint8]:

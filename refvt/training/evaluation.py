@@ -251,7 +251,9 @@ _LISTED = 20  # skipped videos, at most, in the report for people
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``refvt evaluate``."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}")
+    which.add_argument(
+        "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
+    )
     which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="another one, as JSON")
     parser.add_argument(
         "--weights",
@@ -300,7 +302,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
     if options.data != "digits":
-        raise ValueError("--weights: needed with --annotations; the model that comes with refvt knows moving digits only")
+        raise ValueError(
+            "--weights: needed with --annotations; the model that comes with refvt knows moving digits only"
+        )
     for option, given in (("--preset", options.preset), ("--config", options.config)):
         if given is not None:
             raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")

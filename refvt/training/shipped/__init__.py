@@ -19,7 +19,7 @@ SHIPPED = ("digits",)
 
 
 class ShippedFiles(NamedTuple):
-    """weights: float32 parameters; recipe: what ``find_recipe`` reads; log: what the training run wrote, line by line."""
+    """weights: float32 parameters; recipe: what ``find_recipe`` reads; log: a JSON object per line of the run's log."""
 
     weights: Path
     recipe: Path
@@ -34,7 +34,9 @@ def shipped_files(name: str = "digits") -> ShippedFiles:
     files = ShippedFiles(folder / f"{name}.safetensors", folder / f"{name}.json", folder / f"{name}-log.jsonl")
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"the shipped model {name!r} is not whole, install refvt again: no {', '.join(missing)}")
+        raise FileNotFoundError(
+            f"the shipped model {name!r} is not whole, install refvt again: no {', '.join(missing)}"
+        )
     return files
 
 
