@@ -47,9 +47,11 @@ def run(out: Path, backend: str | None = None) -> None:
     _print_classes(model, output, classes, data.names)
     _draw_digits(clips, states, output.logits, classes, data, out)
 
-    print("\n3. Does halting follow the digit? Patches that are alive, of those with …")
+    print("\n3. Does halting follow the digit? Patches that are alive, of all patches")
     shares = alive_by_group(states, digit_groups(data.ink(), c.patch_size))
     _print_layers(shares, GROUPS)
+    print("   of those that the Glimpser kept, so that halting alone shows")
+    _print_layers(shares / np.where(shares[0], shares[0], np.nan), GROUPS)
     _draw_following(states, data, shares, c.patch_size, out)
 
     _real_clip(model, out)

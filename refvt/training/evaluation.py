@@ -284,8 +284,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--resume needs --out, the file to go on with")
     if options.weights is None:
         model, recipe = _shipped(options)
-        options.weights = shipped_files().weights
-        dataset, problems = _dataset(options, model.config, recipe.data_settings)
+        config, options.weights = recipe.config, shipped_files().weights
+        dataset, problems = _dataset(options, config, recipe.data_settings)
     else:
         config = _config(options)
         dataset, problems = _dataset(options, config, {})
@@ -296,7 +296,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"weights": str(options.weights), "data": repr(dataset), **asdict(done)}, indent=1))
     else:
         print(f"{options.weights} on {dataset!r}")
-        print("\n".join(_report(done, model.config)))
+        print("\n".join(_report(done, config)))
     return 0 if done.clips else 1
 
 
