@@ -82,9 +82,10 @@ def measure(grid: Grid, quick: bool) -> Findings:
         about=(
             "The paper holds halting at several β against methods that drop tokens or frames in advance. Here on "
             f"moving digits, {recipe.epochs} epochs from scratch. *Halting*: β and the ponder weight of the recipe are "
-            "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a clip "
-            "cost nearest to what it costs with halting. *Fewer frames*: nothing halts, and only every second or fourth "
-            f"frame of the same clips is seen, with the recipe's keep rate. keep{here} is the recipe without halting."
+            "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a "
+            "clip cost nearest to what it costs with halting. *Fewer frames*: nothing halts, and only every second or "
+            "fourth frame of the same clips is seen, with the recipe's keep rate. "
+            f"keep{here} is the recipe without halting."
         ),
         figures={
             "points": [
