@@ -26,15 +26,17 @@ KINDS = ("halting", "static dropping", "fewer frames")
 
 def halting_runs(recipe: Recipe, quick: bool) -> list[Run]:
     """The recipe at several β, and with several ponder weights at its own β."""
-    found = []
+    found: dict[str, Run] = {}  # by name: where β is 0, all of its multiples are one
     for share in QUICK_CENTRES if quick else CENTRES:
         center = float(f"{share * recipe.config.halting_center:.3g}")
-        found.append(Run(f"beta{center:g}", {"config.halting_center": center}))
+        name = f"beta{center:g}"
+        found[name] = Run(name, {"config.halting_center": center})
     if recipe.ponder_weight > 0:
         for share in QUICK_PONDER_WEIGHTS if quick else PONDER_WEIGHTS:
             weight = float(f"{share * recipe.ponder_weight:.3g}")
-            found.append(Run(f"ponder{weight:g}", {"ponder_weight": weight}))
-    return found
+            name = f"ponder{weight:g}"
+            found[name] = Run(name, {"ponder_weight": weight})
+    return list(found.values())
 
 
 def keep_run(recipe: Recipe, patches: int) -> Run:
@@ -141,10 +143,9 @@ def _reading(
     said = []
     for one, other in pairs:
         change = spread([a.top1 - b.top1 for a, b in zip(halting[one], static[other], strict=True)])
-        deviation = "" if change.deviation is None else f" ± {100 * change.deviation:.1f}"
         dearer = _of(halting[one])[1].mean / _of(static[other])[1].mean - 1
         said.append(
-            f"{one} against {other}: {100 * change.mean:+.1f}{deviation} points of accuracy for halting, at "
+            f"{one} against {other}: {change.change()} points of accuracy for halting, at "
             f"{100 * dearer:+.1f} % of GFLOPs."
         )
     ahead = sum(_of(halting[one])[0].mean > _of(static[other])[0].mean for one, other in pairs)

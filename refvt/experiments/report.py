@@ -31,6 +31,10 @@ class Spread(NamedTuple):
     def percent(self, digits: int = 1) -> str:
         return self._shown(lambda x: f"{100 * x:.{digits}f}", " %")
 
+    def change(self) -> str:
+        """A difference, times 100 and with its sign; the unit is the caller's."""
+        return self._shown(lambda x: f"{100 * x:+.1f}", "").replace("± +", "± ")
+
     def number(self) -> str:
         """With so many places that the mean has four figures."""
         places = max(0, 3 - math.floor(math.log10(abs(self.mean)))) if self.mean else 0

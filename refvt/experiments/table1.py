@@ -94,8 +94,8 @@ def _reading(
     said = [
         f"With the motion loss, halting alone takes this off the joint blocks' multiply-adds: {listed}.",
         "The paper credits the motion loss with 5.4 % fewer GFLOPs. Here, over "
-        f"{len(cost.values)} pairs of runs that differ in nothing else, it changes GFLOPs by {_signed(cost)} % and "
-        f"accuracy by {_signed(accuracy)} points; {_weighed(cost, 'the change of GFLOPs')}.",
+        f"{len(cost.values)} pairs of runs that differ in nothing else, it changes GFLOPs by {cost.change()} % and "
+        f"accuracy by {accuracy.change()} points; {_weighed(cost, 'the change of GFLOPs')}.",
     ]
     if 1.0 in rates and len(rates) > 1:
         whole = spread([r.top1 for r in cells[1.0, True]]).mean
@@ -109,11 +109,6 @@ def _reading(
             f"(R = 1; the same Glimpser blocks, nothing selected), changes accuracy by {', '.join(dropped)}."
         )
     return said
-
-
-def _signed(found: Spread) -> str:
-    text = f"{100 * found.mean:+.1f}"
-    return text if found.deviation is None else f"{text} ± {100 * found.deviation:.1f}"
 
 
 def _weighed(found: Spread, what: str) -> str:

@@ -23,7 +23,6 @@ Cell = tuple[str, Any, Any]  # switch, value in training, value in testing
 
 
 def measure(grid: Grid, quick: bool) -> Findings:  # fewer seeds and epochs are all that makes it quick
-    trained: dict[str, list[Result]] = {}
     cells: dict[Cell, tuple[list[float], list[float]]] = {}  # accuracies and GFLOPs, one per seed
     planned = [
         Run(name, {f"config.{switch}": value}) for switch, values in SWITCHES.items() for value, name in values.items()
@@ -89,7 +88,7 @@ def _reading(switch: str, cells: dict[Cell, tuple[list[float], list[float]]]) ->
     def change(before: Cell, after: Cell) -> str:
         accuracy = [b - a for a, b in zip(cells[before][0], cells[after][0], strict=True)]
         cost = [b / a - 1 for a, b in zip(cells[before][1], cells[after][1], strict=True)]
-        return f"{spread(accuracy).percent()} in accuracy and {spread(cost).percent()} in GFLOPs"
+        return f"{spread(accuracy).change()} points of accuracy, {spread(cost).change()} % of GFLOPs"
 
     first, second = _name(switch, one), _name(switch, other)
     said = [

@@ -58,6 +58,7 @@ def test_frontier_varies_beta_and_the_ponder_weight():
         assert len(planned) == len(settings) == len({run.name for run in planned}) == number
         assert (recipe.config.halting_center, recipe.ponder_weight) in settings
     assert len(frontier.halting_runs(tiny_recipe(ponder_weight=0.0), quick=False)) == 3
+    assert len(frontier.halting_runs(tiny_recipe(**{"config.halting_center": 0.0}), quick=False)) == 3
 
 
 @pytest.mark.parametrize("side", [16, 28, 40])  # 16, 49 and 100 patches a frame

@@ -43,6 +43,8 @@ def test_spreads_are_shown_with_their_units():
     assert spread([0.012, 0.014]).number() == "0.01300 ± 0.00141"
     assert spread([24.2]).number() == "24.20"
     assert spread([0.0]).number() == "0"
+    assert spread([-0.1, 0.0]).change() == "-5.0 ± 7.1"
+    assert spread([0.012]).change() == "+1.2"
 
 
 def test_the_page_holds_what_the_report_says():
