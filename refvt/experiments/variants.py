@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refvt.experiments.report import COLOURS, Findings, Table, chart, save_chart, spread
-from refvt.experiments.runs import Grid, Result, Run
+from refvt.experiments.runs import Grid, Run
 
 __all__ = ["HELP", "SWITCHES", "measure"]
 

@@ -235,6 +235,8 @@ def test_variants_are_tested_with_the_other_switch(done):
             expected[0].append(found.gflops)
             expected[1].append(found.top1)
         assert values == pytest.approx(expected[0] + expected[1], rel=1e-12)
+    header = (folder / "runs/recipe/seed1/test-masked.jsonl").read_text().splitlines()[0]
+    assert json.loads(header)["config.halted_keys"] == "masked"
 
 
 def test_people_get_the_page(done, capsys):

