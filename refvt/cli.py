@@ -1,5 +1,5 @@
-"""The command line: ``refvt demo``, ``halt``, ``train``, ``evaluate``, ``golden``, ``flops``, ``warmup``, ``bench`` and
-``info``.
+"""The command line: ``refvt demo``, ``halt``, ``train``, ``evaluate``, ``experiment``, ``golden``, ``flops``,
+``warmup``, ``bench`` and ``info``.
 
 Exit codes: 0 done, 1 a check failed, 2 the request or its input was wrong.
 """
@@ -22,6 +22,7 @@ import numpy as np
 import refvt
 from refvt import backends, flops
 from refvt.experiments import bench
+from refvt.experiments import command as experiments
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.training import command as training
 from refvt.training import evaluation
@@ -87,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_arguments(
         command("evaluate", evaluation.run, "Measure accuracy, GFLOPs and tokens per layer on labelled videos.")
+    )
+
+    experiments.add_arguments(
+        command("experiment", experiments.run, "Repeat one of the paper's experiments in small, on moving digits.")
     )
 
     golden = command("golden", None, "Work with the golden files of the PyTorch run.")

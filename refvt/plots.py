@@ -1,8 +1,9 @@
 """Pictures of token halting: which patches of a clip are still computed in which layer, and what that costs.
 
 `halting_picture` writes a PNG with one row of frames per joint layer, `halting_gif` an animation with one
-step per layer. Both take NumPy arrays and need matplotlib. Navy, orange and white can be told apart by
-colour-blind eyes, and differ in lightness too. `contact_sheet` shows clips as a model gets them, one row each.
+step per layer; `halting_sheet` shows several clips side by side. They take NumPy arrays and need matplotlib. Navy,
+orange and white can be told apart by colour-blind eyes, and differ in lightness too. `contact_sheet` shows clips as a
+model gets them, one row each.
 
 Arrays, for one clip of T frames, each cut in patches of P × P pixels:
 - frames: uint8 [T, height, width, 3], RGB;
@@ -86,6 +87,60 @@ def halting_gif(
     images = _with_256_colours(np.stack(steps))
     durations = [step] * clip.num_layers + [3 * step]
     encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    _write_whole(Path(path), encoded)
+
+
+def halting_sheet(
+    clips: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.integer[Any]], NDArray[np.bool_]]],
+    patch_size: int,
+    title: str,
+    path: str | Path,
+    side: int = 40,
+) -> None:
+    """Write a PNG of several clips, two beside one another: of each its frames, and below a row per joint layer.
+
+    clips: (name, frames, kept, alive), the arrays as at the head of this module and of the same shapes in all clips.
+    Frames are drawn `side` pixels wide. Beside a row stands how many tokens enter the layer, CLS included. The file
+    appears whole or not at all. Errors as in `halting_picture`; ValueError for no clips or unequal ones.
+    """
+    if not clips:
+        raise ValueError("clips must be at least one")
+    pages = []
+    for _, frames, kept, alive in clips:
+        tokens = np.asarray(alive).sum(axis=1)
+        pages.append(_check(frames, patch_size, kept, alive, tokens, tokens, tokens))
+    shapes = {(clip.frames.shape, clip.states.shape) for clip in pages}
+    if len(shapes) > 1:
+        raise ValueError(f"clips must have the same shapes of frames and layers, not {sorted(shapes)}")
+    T, height, width, _ = pages[0].frames.shape
+    L = pages[0].num_layers
+    gap, edge, label, count, between = 3, 14, 62, 40, 26
+    tall = round(side * height / width)
+    block_width, block_height = label + T * (side + gap) + count, 24 + (L + 1) * (tall + gap) + 14
+    columns = min(2, len(clips))
+    page_width = 2 * edge + columns * block_width + (columns - 1) * between
+    title_lines = _wrap(title, page_width - 2 * edge, 11)
+    top = edge + 22 * len(title_lines) + 8
+    rows = -(-len(clips) // columns)
+    shown = max(pages, key=lambda clip: len(_shown(clip)))
+    legend = top + rows * block_height
+    page = _Page(page_width, legend + 24 * -(-len(_shown(shown)) // 2) + edge)
+    for i, line in enumerate(title_lines):
+        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
+    for i, (clip, (name, *_)) in enumerate(zip(pages, clips, strict=True)):
+        row, column = divmod(i, columns)
+        x, y = edge + column * (block_width + between), top + row * block_height
+        page.text(x, y + 10, name, 10)
+        for layer in range(-1, L):
+            line_y = y + 24 + (layer + 1) * (tall + gap)
+            images = clip.frames if layer < 0 else _painted(clip.frames, clip.states[layer], clip.patch_size)
+            page.text(x, line_y + tall / 2, "clip" if layer < 0 else f"layer {layer + 1}", 9, color=_FAINT)
+            for t, image in enumerate(images):
+                page.image(x + label + t * (side + gap), line_y, _scaled(image, side, tall))
+            if layer >= 0:
+                page.text(x + label + T * (side + gap) + 4, line_y + tall / 2, _number(clip.tokens[layer]), 9)
+    _draw_legend(page, shown, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
+    encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
     _write_whole(Path(path), encoded)
 
 

@@ -271,3 +271,32 @@ def test_contact_sheet_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"clips must be \[n, 1 or 3, T, height, width\].*not \[2, 2, 3, 8, 8\]"):
         plots.contact_sheet(clips.repeat(2, axis=1), ["one", "two"], "", tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+# ---- several clips side by side
+
+
+def sheet(tmp_path: Path, *alive: np.ndarray, **changes: Any) -> np.ndarray:
+    arrays = case()
+    clips = [(f"clip {i}", arrays["frames"], arrays["kept"], each) for i, each in enumerate(alive)]
+    plots.halting_sheet(clips, **{"patch_size": 8, "title": "Some clips", "path": tmp_path / "sheet.png", **changes})
+    return np.asarray(iio.imread(tmp_path / "sheet.png"))
+
+
+def test_a_sheet_shows_every_layer_of_every_clip(tmp_path: Path) -> None:
+    everything = case()["alive"]
+    dying = everything.copy()
+    dying[1:, 1:] = False  # all patches halt in layer 1
+    # a frame of 40 × 40 pixels, four frames a row; a row for the clip and one for each of three layers
+    legend = red_pixels(sheet(tmp_path, everything)) - 4 * 4 * 40 * 40
+    assert legend == pytest.approx(18 * 18, abs=40)
+    for clips, rows in (((everything,) * 3, 12), ((everything, dying), 6), ((dying,), 2)):
+        assert red_pixels(sheet(tmp_path, *clips)) == rows * 4 * 40 * 40 + legend
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_a_sheet_refuses_no_clips_and_unequal_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        sheet(tmp_path)
+    with pytest.raises(ValueError, match="same shapes"):
+        sheet(tmp_path, case()["alive"], case(L=2)["alive"])

@@ -22,7 +22,7 @@ from refvt.training.loop import train
 from refvt.training.parallel import Ranks, ranks
 from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "digits_of", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,10 +122,15 @@ def _data_sets(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tup
 
 
 def _digits(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    c, settings = recipe.config, dict(recipe.data_settings)
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')}: the recipe's data are moving digits; --data videos")
+    return digits_of(recipe)
+
+
+def digits_of(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
+    """The moving digits that a recipe learns from and is tested with, in the size its model asks for."""
+    c, settings = recipe.config, dict(recipe.data_settings)
     if c.image_size[0] != c.image_size[1]:
         raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
     numbers = {"train": settings.pop("train_clips", 4096), "test": settings.pop("test_clips", 1024)}

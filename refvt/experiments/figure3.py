@@ -1,0 +1,211 @@
+"""``refvt experiment figure3``: which tokens live, by layer and frame, on clips of a trained model.
+
+The paper's Figure 3 shows that tokens on what moves live longer. Beside the pictures this counts it: over all test
+clips, how many joint layers patches live in which something moves, and the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refvt import plots
+from refvt.data.moving_digits import MovingDigits
+from refvt.experiments.report import COLOURS, Findings, Table, chart, save_chart
+from refvt.experiments.runs import Grid, Run
+from refvt.model.haltingvt import HaltingVT, Output
+from refvt.ops import Array
+
+__all__ = ["HELP", "measure", "movement", "patch_tokens"]
+
+HELP = "Figure 3: alive tokens by layer and frame on clips of a trained model (--weights, or one trained here)."
+CLIPS, QUICK_CLIPS = 8, 4  # drawn, the first test clips: one of each class in turn
+BATCH = 16
+
+
+def measure(grid: Grid, quick: bool, weights: Path | None) -> Findings:
+    model = _model(grid, weights)
+    config, data = grid.recipe.config, grid.data[1]
+    outputs, clips = _run(model, data)
+    count = min(QUICK_CLIPS if quick else CLIPS, len(data))
+    drawn = [_drawn(model, data, index) for index in range(count)]
+    moves = np.concatenate(
+        [patch_tokens(movement(c, config.patch_size), o) for c, o in zip(clips, outputs, strict=True)]
+    )
+    lived = np.concatenate([o.alive[:, :, 1:].sum(axis=1) for o in outputs])  # [clips, N' − 1], joint layers entered
+    cls = np.concatenate([o.alive[:, :, 0].sum(axis=1) for o in outputs])
+    right = np.concatenate([o.logits.argmax(axis=1) for o in outputs]) == np.arange(len(data)) % data.num_classes
+    moving = moves > _noise(data)
+    alive = np.concatenate([o.alive.sum(axis=2) for o in outputs]).mean(axis=0)  # [L]
+    figures = {
+        "clips": [
+            {
+                "index": one["index"],
+                "class": one["class"],
+                "answer": one["answer"],
+                "tokens_per_layer": one["alive"].sum(axis=1).tolist(),
+                "patches_by_layer_and_frame": _by_frame(one["alive"], config.num_frames).tolist(),
+                "cls_halts_in_layer": int(one["alive"][:, 0].sum()),
+            }
+            for one in drawn
+        ],
+        "test_clips": len(data),
+        "top1": float(right.mean()),
+        "tokens_per_layer": alive.tolist(),
+        "cls_layers": float(cls.mean()),
+        "share_of_patches_moving": float(moving.mean()),
+        "layers_lived_moving": _mean(lived[moving]),
+        "layers_lived_still": _mean(lived[~moving]),
+    }
+    return Findings(
+        title="Figure 3 in small: alive tokens by layer and frame",
+        about=(
+            "The paper's Figure 3 shows which patches still live, layer by layer: those on what moves live longer. "
+            f"Here {'a model given by its weights' if weights else 'a model trained by the recipe'} on held-out moving "
+            "digits. Every token is followed to its own halt, also where CLS has halted before it. A patch counts as "
+            "moving if its pixels change against the frame before or after it by more than twice what the camera's "
+            "noise changes them."
+        ),
+        figures=figures,
+        tables=[_table(figures, config.num_frames)],
+        reading=_reading(figures, config.joint_tokens, config.joint_depth),
+        pictures={
+            "": lambda path: _draw_sheet(drawn, config.patch_size, path),
+            "-curve": lambda path: _draw_curve(figures, config.joint_tokens, path),
+        },
+    )
+
+
+def _model(grid: Grid, weights: Path | None) -> HaltingVT:
+    if weights is None:
+        grid.seeds = 1
+        return grid.model(grid.measure([Run("recipe", {})])["recipe"][0])
+    import refvt
+
+    return refvt.load(weights, grid.recipe.config, backend=grid.backend)
+
+
+def _run(model: HaltingVT, data: MovingDigits) -> tuple[list[Output], list[Array]]:
+    """What the model does with all clips, every token followed to its halt; and the clips."""
+    outputs, clips = [], []
+    for first in range(0, len(data), BATCH):
+        batch = np.stack([data.clip(i) for i in range(first, min(first + BATCH, len(data)))])
+        outputs.append(model(batch, full_ponder=True))
+        clips.append(batch)
+    return outputs, clips
+
+
+def _drawn(model: HaltingVT, data: MovingDigits, index: int) -> dict[str, Any]:
+    """A clip as pictures, and what happens to its tokens."""
+    clip = data.clip(index)
+    out = model(clip[None], full_ponder=True)
+    frames = np.rint(clip * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 3, 0)
+    return {
+        "index": index,
+        "class": data.names[data.target(index)],
+        "answer": data.names[int(out.logits[0].argmax())],
+        "frames": np.broadcast_to(frames, (*frames.shape[:3], 3)).copy(),
+        "kept": _kept(out, frames.shape[0])[0],
+        "alive": out.alive[0],
+    }
+
+
+def _kept(out: Output, frames: int) -> Array:
+    """Which patches enter the joint blocks, [B, T, S]; all of them where no Glimpser selects."""
+    B, _, N = out.alive.shape
+    if out.decisions.kept:
+        return out.decisions.kept[-1]
+    return np.broadcast_to(np.arange((N - 1) // frames), (B, frames, (N - 1) // frames))
+
+
+def movement(clips: Array, patch_size: int) -> Array:
+    """How much each patch changes, [B, T, patches]: the mean of |x_t − x_t'| over its pixels, for that neighbouring
+    frame t' from which it differs more. Zero for a clip of one frame."""
+    B, C, T, height, width = clips.shape
+    P = patch_size
+    patches = clips.reshape(B, C, T, height // P, P, width // P, P)
+    step = np.abs(np.diff(patches, axis=2)).mean(axis=(1, 4, 6)).reshape(B, T - 1, -1)  # [B, T − 1, patches]
+    found = np.zeros((B, T, step.shape[2]))
+    found[:, 1:] = step
+    found[:, :-1] = np.maximum(found[:, :-1], step)
+    return found
+
+
+def patch_tokens(values: Array, out: Output) -> Array:
+    """Values of patches [B, T, patches] in the order of the tokens after CLS, [B, N' − 1]; a fused token gets 0."""
+    kept = _kept(out, values.shape[1])  # [B, T, S]
+    of_kept = np.where(kept >= 0, np.take_along_axis(values, np.maximum(kept, 0), axis=2), 0)
+    return of_kept.transpose(0, 2, 1).reshape(len(kept), -1)  # token s · T + t
+
+
+def _noise(data: MovingDigits) -> float:
+    """Twice the mean |difference| of two pixels that differ by noise alone: of normal noise σ it is 2σ/√π."""
+    return float(2 * 2 / np.sqrt(np.pi) * data.noise / 127.5)
+
+
+def _by_frame(alive: Array, frames: int) -> Array:
+    """alive [L, N'] → living patches [L, T]."""
+    return np.asarray(alive[:, 1:].reshape(len(alive), -1, frames).sum(axis=1))
+
+
+def _mean(values: Array) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _table(figures: dict[str, Any], frames: int) -> Table:
+    layers = [f"layer {i + 1}" for i in range(len(figures["tokens_per_layer"]))]
+    rows = [
+        (
+            f"{one['class']} (answer: {one['answer']})",
+            *map(str, one["tokens_per_layer"]),
+            str(one["cls_halts_in_layer"]),
+        )
+        for one in figures["clips"]
+    ]
+    means = (f"{n:.1f}" for n in figures["tokens_per_layer"])
+    rows.append((f"mean of {figures['test_clips']} clips", *means, f"{figures['cls_layers']:.2f}"))
+    return Table("Tokens entering each joint layer", ("clip", *layers, "CLS halts in layer"), rows)
+
+
+def _reading(figures: dict[str, Any], tokens: int, layers: int) -> list[str]:
+    last = figures["tokens_per_layer"][-1]
+    said = [
+        f"The model is right on {100 * figures['top1']:.1f} % of {figures['test_clips']} clips. Of {tokens} tokens "
+        f"that enter the first joint layer {last:.1f} ({100 * last / tokens:.1f} %) enter the last of {layers}; CLS "
+        f"halts in layer {figures['cls_layers']:.2f} on average."
+    ]
+    moving, still = figures["layers_lived_moving"], figures["layers_lived_still"]
+    if moving is None or still is None:
+        said.append("All patches that enter the joint blocks are of one kind, moving or still: nothing to compare.")
+        return said
+    order = "as long as" if moving == still else "longer than" if moving > still else "shorter than"
+    said.append(
+        f"Patches in which something moves live {order} the others: {moving:.2f} against {still:.2f} of {layers} "
+        f"layers. The paper's figure shows them living longer. {100 * figures['share_of_patches_moving']:.0f} % of "
+        "the patches that enter are moving."
+    )
+    return said
+
+
+def _draw_sheet(drawn: list[dict[str, Any]], patch_size: int, path: Path) -> None:
+    clips = [(f"{one['class']} (answer: {one['answer']})", one["frames"], one["kept"], one["alive"]) for one in drawn]
+    plots.halting_sheet(clips, patch_size, "Which patches live: frames across, joint layers down", path)
+
+
+def _draw_curve(figures: dict[str, Any], tokens: int, path: Path) -> None:
+    figure, axes = chart()
+    layers = np.arange(1, len(figures["tokens_per_layer"]) + 1)
+    for i, one in enumerate(figures["clips"]):
+        style = "-" if i < len(COLOURS) else "--"
+        share = 100 * np.array(one["tokens_per_layer"]) / tokens
+        axes.plot(layers, share, f"o{style}", color=COLOURS[i % len(COLOURS)], markersize=4, label=one["class"])
+    mean = 100 * np.array(figures["tokens_per_layer"]) / tokens
+    axes.plot(layers, mean, "k-", linewidth=2.5, label=f"mean of {figures['test_clips']} clips")
+    axes.set_xticks(layers)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("joint layer")
+    axes.set_ylabel(f"tokens entering [% of {tokens}]")
+    axes.legend(fontsize=8)
+    save_chart(figure, path)

@@ -1,0 +1,183 @@
+"""``refvt experiment frontier``: accuracy against GFLOPs, by halting and by the two simpler ways to save.
+
+*Halting*: the recipe with other halting centres β and ponder weights. *Static dropping*: halting switched off, and the
+Glimpser keeps just so many patches that a clip costs what it costs with halting; which number that is, is known once
+the halting runs are done. *Frame sampling*: halting switched off, and only every second (fourth) frame of the same
+clips. All are trained alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refvt.experiments.report import COLOURS, Findings, Spread, Table, chart, save_chart, spread
+from refvt.experiments.runs import NO_HALTING, Grid, Result, Run, without_halting
+from refvt.training.recipe import Recipe
+
+__all__ = ["HELP", "frame_runs", "halting_runs", "keep_run", "matching_patches", "measure"]
+
+HELP = "Accuracy against GFLOPs by β and ponder weight, with static token dropping and fewer frames as baselines."
+CENTRES, QUICK_CENTRES = (2 / 3, 1.0, 4 / 3), (2 / 3, 1.0)  # times the recipe's β
+PONDER_WEIGHTS, QUICK_PONDER_WEIGHTS = (0.25, 4.0), (4.0,)  # times the recipe's
+FRAMES, QUICK_FRAMES = (2, 4), (2,)  # every so-manieth frame
+KINDS = ("halting", "static dropping", "fewer frames")
+
+
+def halting_runs(recipe: Recipe, quick: bool) -> list[Run]:
+    """The recipe at several β, and with several ponder weights at its own β."""
+    found: dict[str, Run] = {}  # by name: where β is 0, all of its multiples are one
+    for share in QUICK_CENTRES if quick else CENTRES:
+        center = float(f"{share * recipe.config.halting_center:.3g}")
+        name = f"beta{center:g}"
+        found[name] = Run(name, {"config.halting_center": center})
+    if recipe.ponder_weight > 0:
+        for share in QUICK_PONDER_WEIGHTS if quick else PONDER_WEIGHTS:
+            weight = float(f"{share * recipe.ponder_weight:.3g}")
+            name = f"ponder{weight:g}"
+            found[name] = Run(name, {"ponder_weight": weight})
+    return list(found.values())
+
+
+def keep_run(recipe: Recipe, patches: int) -> Run:
+    """No halting, and so many patches of every frame kept by the last Glimpser block."""
+    rates, S = recipe.config.keep_rates, recipe.config.patches_entering()[-2]
+    # half a patch less: R · S is rounded up, and must not be lifted over a whole number by its last bit
+    R = 1.0 if patches == S else (patches - 0.5) / S
+    return Run(f"keep{patches}", {**NO_HALTING, "config.keep_rates": (*rates[:-1], R)})
+
+
+def matching_patches(recipe: Recipe, gflops: float) -> int:
+    """How many patches a frame must keep for a clip without halting to cost nearest to ``gflops``."""
+
+    def cost(patches: int) -> float:
+        return without_halting(recipe.changed(keep_run(recipe, patches).changes).config)
+
+    return min(range(1, recipe.config.patches_entering()[-2] + 1), key=lambda k: abs(cost(k) - gflops))
+
+
+def frame_runs(recipe: Recipe, quick: bool) -> list[Run]:
+    """No halting, and fewer frames; patches are kept at the recipe's rate."""
+    T = recipe.config.num_frames
+    numbers = [T // every for every in (QUICK_FRAMES if quick else FRAMES) if T // every > 0]
+    return [Run(f"frames{t}", {**NO_HALTING, "config.num_frames": t}) for t in sorted({*numbers} - {T}, reverse=True)]
+
+
+def measure(grid: Grid, quick: bool) -> Findings:
+    recipe = grid.recipe
+    if not recipe.config.keep_rates:
+        raise ValueError("recipe: expected a model with Glimpser blocks, got config.glimpser_depth 0")
+    halting = grid.measure(halting_runs(recipe, quick))
+    partner = {
+        name: matching_patches(recipe, spread([r.gflops for r in found]).mean) for name, found in halting.items()
+    }
+    here = recipe.config.kept_patches(recipe.config.glimpser_depth - 1, recipe.config.patches_entering()[-2])
+    numbers = sorted({*partner.values(), here}, reverse=True)
+    both = [*(keep_run(recipe, k) for k in numbers), *frame_runs(recipe, quick)]
+    others = grid.measure(both)
+    static = {name: found for name, found in others.items() if name.startswith("keep")}
+    frames = {name: found for name, found in others.items() if name.startswith("frames")}
+    kinds = dict(zip(KINDS, (halting, static, frames), strict=True))
+    pairs = [(name, f"keep{k}") for name, k in partner.items()]
+    return Findings(
+        title="Accuracy against GFLOPs: halting, static dropping, fewer frames",
+        about=(
+            "The paper holds halting at several β against methods that drop tokens or frames in advance. Here on "
+            f"moving digits, {recipe.epochs} epochs from scratch. *Halting*: β and the ponder weight of the recipe are "
+            "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a "
+            "clip cost nearest to what it costs with halting. *Fewer frames*: nothing halts, and only every second or "
+            "fourth frame of the same clips is seen, with the recipe's keep rate. "
+            f"keep{here} is the recipe without halting."
+        ),
+        figures={
+            "points": [
+                {
+                    "kind": kind,
+                    "run": name,
+                    "top1": spread([r.top1 for r in found])._asdict(),
+                    "gflops": spread([r.gflops for r in found])._asdict(),
+                }
+                for kind, points in kinds.items()
+                for name, found in points.items()
+            ],
+            "equal_cost": [{"halting": one, "static": other} for one, other in pairs],
+        },
+        tables=[_points(kinds), _equal_cost(halting, static, pairs)],
+        reading=_reading(halting, static, frames, pairs, f"keep{here}"),
+        pictures={"": lambda path: _draw(kinds, path)},
+    )
+
+
+def _of(found: list[Result]) -> tuple[Spread, Spread]:
+    """Accuracy and GFLOPs of a point."""
+    return spread([r.top1 for r in found]), spread([r.gflops for r in found])
+
+
+def _points(kinds: dict[str, dict[str, list[Result]]]) -> Table:
+    rows = []
+    for kind, points in kinds.items():
+        for name, found in points.items():
+            accuracy, cost = _of(found)
+            rows.append((f"{kind}: {name}", accuracy.percent(), cost.number()))
+    return Table("All points", ("", "accuracy", "GFLOPs"), rows)
+
+
+def _equal_cost(
+    halting: dict[str, list[Result]], static: dict[str, list[Result]], pairs: list[tuple[str, str]]
+) -> Table:
+    rows = []
+    for one, other in pairs:
+        (accuracy, cost), (beside, cost_beside) = _of(halting[one]), _of(static[other])
+        rows.append((one, cost.number(), accuracy.percent(), other, cost_beside.number(), beside.percent()))
+    header = ("halting", "GFLOPs", "accuracy", "static dropping", "GFLOPs", "accuracy")
+    return Table("At equal cost", header, rows)
+
+
+def _reading(
+    halting: dict[str, list[Result]],
+    static: dict[str, list[Result]],
+    frames: dict[str, list[Result]],
+    pairs: list[tuple[str, str]],
+    whole: str,
+) -> list[str]:
+    said = []
+    for one, other in pairs:
+        change = spread([a.top1 - b.top1 for a, b in zip(halting[one], static[other], strict=True)])
+        dearer = _of(halting[one])[1].mean / _of(static[other])[1].mean - 1
+        said.append(
+            f"{one} against {other}: {change.change()} points of accuracy for halting, at "
+            f"{100 * dearer:+.1f} % of GFLOPs."
+        )
+    ahead = sum(_of(halting[one])[0].mean > _of(static[other])[0].mean for one, other in pairs)
+    said.append(
+        f"Against static dropping of nearest cost halting is the more accurate in {ahead} of {len(pairs)} pairs. The "
+        "paper puts it ahead."
+    )
+    accuracy, cost = _of(static[whole])
+    said.append(f"The same model without halting ({whole}): {accuracy.percent()} at {cost.number()} GFLOPs.")
+    for name, found in frames.items():
+        accuracy, cost = _of(found)
+        as_cheap = [halted for halted in map(_of, halting.values()) if halted[1].mean <= cost.mean]
+        best = max((a.mean for a, _ in as_cheap), default=None)
+        beside = "no halting point is as cheap" if best is None else f"halting at no more than that: {100 * best:.1f} %"
+        said.append(f"{name}: {accuracy.percent()} at {cost.number()} GFLOPs; {beside}.")
+    return said
+
+
+def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
+    figure, axes = chart(7.5, 5)
+    for (kind, points), colour, marker in zip(kinds.items(), COLOURS, "os^", strict=False):
+        middles = []
+        for name, found in points.items():
+            accuracy, cost = _of(found)
+            middles.append((cost.mean, 100 * accuracy.mean))
+            axes.plot(cost.values, [100 * a for a in accuracy.values], marker, color=colour, markersize=4, alpha=0.4)
+            axes.annotate(name, middles[-1], (6, 5), textcoords="offset points", fontsize=7, color=colour)
+        line: Any = list(zip(*sorted(middles), strict=True))
+        # halting is no curve: β and the ponder weight are two different roads
+        axes.plot(*line, marker, color=colour, markersize=8, label=kind, linestyle="" if kind == "halting" else "-")
+    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
+    axes.set_ylabel("accuracy on held-out clips [%]")
+    axes.set_title("Large: mean over seeds; small: every run", fontsize=10)
+    axes.legend()
+    save_chart(figure, path)

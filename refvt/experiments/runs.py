@@ -1,0 +1,222 @@
+"""A grid of training runs: named changes of one recipe, each with several seeds, done one after the other.
+
+Every run has a folder of its own, ``<out>/<name>/seed<k>``, and is an ordinary ``refvt train``: it can be killed at any
+moment and goes on from its checkpoint, and one that is finished is not done again. A run that changes nothing is called
+``recipe`` in every experiment, so experiments with the same recipe and the same ``out`` share it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refvt
+from refvt import flops
+from refvt.data.dataset import Dataset
+from refvt.data.sampling import sample_indices
+from refvt.model.config import HaltingVTConfig
+from refvt.model.haltingvt import HaltingVT
+from refvt.ops import Array
+from refvt.training.batches import TrainingError
+from refvt.training.command import digits_of
+from refvt.training.evaluation import Evaluation, evaluate
+from refvt.training.loop import LOG, MODEL, RECIPE, train
+from refvt.training.recipe import Recipe, difference
+
+__all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "shortened", "without_halting"]
+
+# Scores of σ(−50) = 2e-22 in every layer, whatever the state: every token lives to the end and y is its last state.
+NO_HALTING: dict[str, Any] = {"config.halting_scale": 0.0, "config.halting_center": 50.0, "ponder_weight": 0.0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A named change of the grid's recipe, in the form of ``Recipe.changed``. The name becomes a folder."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its last evaluation and the seconds of work of all its sessions."""
+
+    run: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+    top1: float
+    gflops: float
+    tokens_per_layer: list[float]
+    seconds: float
+
+    @property
+    def saved(self) -> float:
+        """Share of the joint blocks' multiply-adds that halting saved."""
+        return saved_by_halting(self.recipe.config, self.gflops)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "seed": self.seed,
+            "top1": self.top1,
+            "gflops": self.gflops,
+            "saved_by_halting": self.saved,
+            "tokens_per_layer": self.tokens_per_layer,
+            "seconds": self.seconds,
+        }
+
+
+class SampledFrames:
+    """The clips of a data set with fewer frames: ``frames`` of every ``of``, evenly spaced and from the middle."""
+
+    def __init__(self, data: Dataset, of: int, frames: int) -> None:
+        self.data, self.indices = data, sample_indices(of, frames, of // frames)
+        self.num_classes, self.multi_label = data.num_classes, data.multi_label
+
+    def __repr__(self) -> str:
+        return f"SampledFrames({self.data!r}, {self.indices.tolist()})"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def clip(self, index: int, rng: np.random.Generator | None = None) -> Array:
+        return np.ascontiguousarray(self.data.clip(index, rng)[:, self.indices])
+
+    def target(self, index: int) -> int | Array:
+        return self.data.target(index)
+
+
+class Grid:
+    """Runs of one recipe on moving digits. ``results`` holds all that were measured, in order.
+
+    recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs.
+    progress: bars on stderr, one for the runs and one for the steps of the run at work.
+    """
+
+    def __init__(
+        self, recipe: Recipe, seeds: int, out: Path, backend: str | None = None, progress: bool = True
+    ) -> None:
+        self.recipe, self.seeds, self.out, self.backend, self.progress = recipe, seeds, out, backend, progress
+        self.results: list[Result] = []
+        self.data = digits_of(recipe)
+
+    def measure(self, runs: Sequence[Run]) -> dict[str, list[Result]]:
+        """The results of runs by name, one per seed; what is not finished yet is trained.
+
+        ValueError for two runs of one name. TrainingError for a folder that holds the run of another recipe.
+        """
+        names = [run.name for run in runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
+        jobs = [(run, seed) for seed in range(self.seeds) for run in runs]
+        found: dict[str, list[Result]] = {name: [] for name in names}
+        for run, seed in self._counted(jobs):
+            found[run.name].append(self._result(run, seed))
+        for name in names:
+            self.results += found[name]
+        return found
+
+    def model(self, result: Result, changes: Mapping[str, Any] | None = None) -> HaltingVT:
+        """The model a run ended with, under another configuration if ``changes`` are given."""
+        config = result.recipe.changed(changes or {}).config
+        return refvt.load(result.folder / MODEL, config, backend=self.backend)
+
+    def test(self, result: Result, name: str, changes: Mapping[str, Any]) -> Evaluation:
+        """What a trained model does on the test set under another configuration; records lie in the run's folder."""
+        model = self.model(result, changes)
+        test_set = self._data_of(result.recipe)[1]
+        records = result.folder / f"test-{name}.jsonl"
+        return evaluate(model, test_set, result.recipe.micro_batch, out=records, resume=True)
+
+    def _result(self, run: Run, seed: int) -> Result:
+        recipe = self.recipe.changed(run.changes)
+        name = "recipe" if recipe == self.recipe else run.name
+        recipe = recipe.changed({"seed": seed})
+        folder = self.out / name / f"seed{seed}"
+        if not _is_finished(folder, recipe):
+            train_set, test_set = self._data_of(recipe)
+            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, progress=self.progress)
+        last = _last_evaluation(folder)
+        return Result(
+            run.name,
+            seed,
+            recipe,
+            folder,
+            last["top1"],
+            last["gflops"],
+            last["tokens_per_layer"],
+            last["seconds"],
+        )
+
+    def _data_of(self, recipe: Recipe) -> tuple[Dataset, Dataset]:
+        """The grid's own clips for every run: a model of fewer frames gets some of theirs."""
+        of, frames = self.recipe.config.num_frames, recipe.config.num_frames
+        train_set, test_set = self.data
+        if frames == of:
+            return train_set, test_set
+        return SampledFrames(train_set, of, frames), SampledFrames(test_set, of, frames)
+
+    def _counted(self, jobs: list[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
+        """The jobs, with a bar that counts them."""
+        if not self.progress:
+            yield from jobs
+            return
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:  # the run itself says how to get one
+            yield from jobs
+            return
+        with tqdm(jobs, unit="run", dynamic_ncols=True) as bar:
+            for run, seed in bar:
+                bar.set_description(f"{run.name} seed {seed}")
+                yield run, seed
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe in another number of epochs; what grows over its first epochs keeps its share of them."""
+    share = epochs / recipe.epochs
+    return recipe.changed(
+        {
+            "epochs": epochs,
+            "warmup_epochs": share * recipe.warmup_epochs,
+            "ponder_warmup_epochs": share * recipe.ponder_warmup_epochs,
+        }
+    )
+
+
+def without_halting(config: HaltingVTConfig) -> float:
+    """GFLOPs of a clip in which every token lives to the last layer."""
+    return float(flops.clip_gflops(config, np.full((1, config.joint_depth), config.joint_tokens))[0])
+
+
+def saved_by_halting(config: HaltingVTConfig, gflops: float) -> float:
+    """Share of the joint blocks' multiply-adds that is missing from ``gflops``; the other parts cannot be saved."""
+    fixed = sum(flops.fixed_multiply_adds(config).values()) / 1e9
+    return (without_halting(config) - gflops) / (without_halting(config) - fixed)
+
+
+def _is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Did this run end here? TrainingError if the folder holds another one."""
+    if not (folder / MODEL).is_file():
+        return False  # train itself looks at the checkpoint, if there is one
+    stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    if names := difference(stored, recipe.as_dict()):
+        raise TrainingError(
+            f"{folder}: holds a finished run of another recipe ({', '.join(names)} differ): take another --out"
+        )
+    return True
+
+
+def _last_evaluation(folder: Path) -> dict[str, Any]:
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    found = [line for line in map(json.loads, lines) if line["event"] == "evaluation"]
+    last: dict[str, Any] = found[-1]
+    if last["top1"] is None:
+        raise TrainingError(f"{folder}: no clip of the test set could be read")
+    return last

@@ -1,0 +1,80 @@
+"""Spreads, tables, and files that are whole or not there."""
+
+import pytest
+
+from refvt.experiments.report import Findings, Table, as_markdown, spread, write
+
+REPORT = {
+    "experiment": "trial",
+    "command": "refvt experiment trial --seeds 2",
+    "refvt": "1.2.3",
+    "environment": {"date": "2031-01-02", "cpu": "abacus", "cores": 5, "threads": 3, "packages": {"numpy": "7"}},
+    "recipe": {"epochs": 9},
+    "seeds": [0, 1],
+    "seconds": 600.0,
+    "runs": [
+        {
+            "run": "only",
+            "seed": 1,
+            "top1": 0.625,
+            "gflops": 0.012345,
+            "saved_by_halting": 0.25,
+            "tokens_per_layer": [9, 4.25],
+            "seconds": 60.4,
+        }
+    ],
+}
+
+
+def findings(draw):
+    table = Table("Numbers", ("thing", "n"), [("one", "1"), ("seven", "7777")])
+    return Findings("A trial", "It stands for nothing.", {}, [table], ["Nothing came out."], {"": draw, "-two": draw})
+
+
+def test_spread_is_the_mean_and_the_sample_standard_deviation():
+    assert spread([1, 2, 6]) == (3.0, pytest.approx(7**0.5), [1.0, 2.0, 6.0])
+    assert spread([0.5]) == (0.5, None, [0.5])
+
+
+def test_spreads_are_shown_with_their_units():
+    assert spread([0.5, 0.7]).percent() == "60.0 ± 14.1 %"
+    assert spread([0.5]).percent() == "50.0 %"
+    assert spread([0.01234]).number() == "0.01234"
+    assert spread([0.012, 0.014]).number() == "0.01300 ± 0.00141"
+    assert spread([24.2]).number() == "24.20"
+    assert spread([0.0]).number() == "0"
+    assert spread([-0.1, 0.0]).change() == "-5.0 ± 7.1"
+    assert spread([0.012]).change() == "+1.2"
+
+
+def test_the_page_holds_what_the_report_says():
+    page = as_markdown(REPORT, findings(None))
+    assert page.startswith("# A trial\n\nIt stands for nothing.\n")
+    assert "- Nothing came out.\n" in page
+    assert "| thing |    n |\n| ----- | ---: |\n| one   |    1 |\n| seven | 7777 |\n" in page
+    assert "(experiment-trial.png)" in page
+    assert "(experiment-trial-two.png)" in page
+    assert "```sh\nrefvt experiment trial --seeds 2\n```" in page
+    for words in ("refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7", "10 minutes", "Seeds 0, 1;"):
+        assert words in page
+    cells = [cell.strip() for cell in page.rstrip().splitlines()[-1].strip("|").split("|")]
+    assert cells == ["only", "1", "62.5 %", "0.01234", "25.0 %", "9.0 4.2", "60"]
+
+
+def test_files_are_written_and_replaced(tmp_path):
+    def draw(path):
+        path.write_bytes(b"picture")
+
+    names = [path.name for path in write(REPORT, findings(draw), tmp_path)]
+    assert names == [f"experiment-trial{end}" for end in (".png", "-two.png", ".json", ".md")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert write(REPORT, findings(draw), tmp_path)
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_no_page_that_speaks_of_it(tmp_path):
+    def fail(path):
+        raise OSError("no ink")
+
+    with pytest.raises(OSError, match="no ink"):
+        write(REPORT, findings(fail), tmp_path)
+    assert list(tmp_path.iterdir()) == []

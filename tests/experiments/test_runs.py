@@ -1,0 +1,161 @@
+"""Grids of runs: what is trained, what is not trained again, what is measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+import refvt
+from refvt import flops
+from refvt.data import MovingDigits
+from refvt.experiments import runs
+from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_by_halting, shortened, without_halting
+from refvt.training import TrainingError
+from tests.experiments.tiny import tiny_recipe
+
+RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
+
+
+def grid(out, seeds=1, **changes):
+    return Grid(tiny_recipe(**changes), seeds, out, backend="reference", progress=False)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return out, grid(out, seeds=2).measure(RUNS)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders that training was asked for."""
+    asked, train = [], runs.train
+
+    def watched(recipe, train_set, test_set, out, **options):
+        asked.append(f"{out.parent.name}/{out.name}")
+        return train(recipe, train_set, test_set, out, **options)
+
+    monkeypatch.setattr(runs, "train", watched)
+    return asked
+
+
+def test_every_run_is_measured_with_every_seed(unbroken):
+    out, found = unbroken
+    assert {name: [r.seed for r in results] for name, results in found.items()} == {run.name: [0, 1] for run in RUNS}
+    folders = {str(path.parent.relative_to(out)) for path in out.glob("*/*/model.safetensors")}
+    assert folders == {f"{name}/seed{k}" for name in ("recipe", "fast", "frames2") for k in (0, 1)}
+    for results in found.values():
+        for r in results:
+            config = r.recipe.config
+            stored = json.loads((r.folder / "recipe.json").read_text())
+            assert (stored["seed"], stored["rate"]) == (r.seed, r.recipe.rate)
+            # the figures are those of the model that lies there, on the clips it is meant for
+            clips, classes = MovingDigits("test", clips=10, frames=4, size=16, noise=4).arrays()
+            clips = clips[:, :, :: 4 // config.num_frames]
+            output = refvt.load(r.folder / "model.safetensors", config, backend="reference")(clips)
+            assert r.top1 == (output.logits.argmax(axis=1) == classes).mean()
+            assert r.gflops == pytest.approx(output.gflops.mean(), rel=1e-12)
+            assert r.tokens_per_layer == pytest.approx(output.tokens_per_layer.mean(axis=0), rel=1e-12)
+            assert -1e-12 < r.saved < 1
+    seeds = found["fast"]
+    assert seeds[0].gflops != seeds[1].gflops
+
+
+def test_what_is_finished_is_not_done_again(unbroken, trained):
+    out, found = unbroken
+    again = grid(out, seeds=2)
+    assert again.measure(RUNS) == found
+    assert trained == []
+    assert again.results == [result for results in found.values() for result in results]
+
+
+def test_killed_between_runs_and_within_one_it_goes_on_and_ends_the_same(unbroken, trained, tmp_path, monkeypatch):
+    whole, found = unbroken
+    clip, calls = MovingDigits.clip, []
+
+    def killed(self, index, rng=None):
+        calls.append(index)
+        # a run draws 2 × 16 training clips and tests 2 × 10; so this lies in the second epoch of the second run
+        if len(calls) == 52 + 1 + 16 + 10 + 5:
+            raise KeyboardInterrupt
+        return clip(self, index, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MovingDigits, "clip", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grid(tmp_path).measure(RUNS)
+    assert trained == ["recipe/seed0", "fast/seed0"]
+    assert (tmp_path / "fast/seed0/checkpoint.safetensors").exists()
+    assert not (tmp_path / "fast/seed0/model.safetensors").exists()
+    results = grid(tmp_path).measure(RUNS)
+    assert trained[2:] == ["fast/seed0", "frames2/seed0"]
+    for name, (result,) in results.items():
+        assert (result.top1, result.gflops) == (found[name][0].top1, found[name][0].gflops)
+    for name in ("recipe", "fast", "frames2"):
+        place = f"{name}/seed0/model.safetensors"
+        assert (tmp_path / place).read_bytes() == (whole / place).read_bytes()
+
+
+def test_a_finished_run_of_another_recipe_is_refused(unbroken, trained):
+    out, _ = unbroken
+    with pytest.raises(TrainingError, match=r"fast.seed0: .*another recipe \(label_smoothing differ\).*--out"):
+        grid(out, label_smoothing=0.2).measure(RUNS[1:2])
+    assert trained == []
+
+
+def test_names_are_unique(tmp_path):
+    with pytest.raises(ValueError, match="a name for each, got one, one"):
+        grid(tmp_path).measure([Run("one", {}), Run("one", {"rate": 1e-4})])
+
+
+def test_a_trained_model_can_be_tested_under_another_configuration(unbroken, tmp_path):
+    out, found = unbroken
+    result = found["as-it-is"][0]
+    made = grid(out)
+    same = made.test(result, "same", {})
+    assert (same.top1, same.gflops) == (result.top1, pytest.approx(result.gflops, rel=1e-12))
+    other = made.test(result, "other", {"config.halting_center": -50.0})
+    assert other.tokens_per_layer == [33.0, 0.0, 0.0]
+    assert made.test(result, "other", {"config.halting_center": -50.0}) == other  # from its records
+    with pytest.raises(ValueError, match=r"halting_center -50.0, but asked for is 1.0"):
+        made.test(result, "other", {"config.halting_center": 1.0})
+
+
+def test_sampled_frames_are_evenly_spaced_frames_of_the_same_clips():
+    data = MovingDigits("test", clips=6, frames=8, size=16, noise=3)
+    half, quarter = SampledFrames(data, 8, 4), SampledFrames(data, 8, 2)
+    np.testing.assert_array_equal(half.clip(3), data.clip(3)[:, ::2])
+    np.testing.assert_array_equal(quarter.clip(3), data.clip(3)[:, [0, 4]])
+    drawn = half.clip(3, np.random.default_rng(5))
+    np.testing.assert_array_equal(drawn, data.clip(3, np.random.default_rng(5))[:, ::2])
+    assert (len(half), half.num_classes, half.multi_label, half.target(3)) == (6, 8, False, 3)
+    assert repr(data) in repr(half)
+    assert repr(half) != repr(quarter)
+
+
+def test_shortened_keeps_the_shares_of_what_grows():
+    recipe = tiny_recipe(epochs=30, warmup_epochs=3, ponder_warmup_epochs=10)
+    short = shortened(recipe, 6)
+    assert (short.epochs, short.warmup_epochs, short.ponder_warmup_epochs) == (6, pytest.approx(0.6), pytest.approx(2))
+    assert shortened(recipe, 30) == recipe
+
+
+def test_without_halting_every_token_lives_whatever_its_state():
+    recipe = tiny_recipe()
+    loud = {name: 30 * value for name, value in refvt.HaltingVT(recipe.config, seed=1).parameters.items()}
+    clips, _ = MovingDigits("test", clips=4, frames=4, size=16).arrays()
+    halting = refvt.HaltingVT(recipe.config, loud, backend="reference")(clips)
+    assert halting.tokens_per_layer[:, 1:].min() < 33
+    config = recipe.changed(NO_HALTING).config
+    out = refvt.HaltingVT(config, loud, backend="reference")(clips)
+    assert (out.tokens_per_layer == 33).all()
+    assert out.gflops == pytest.approx(without_halting(config), rel=1e-12)
+
+
+def test_what_halting_saves_is_a_share_of_the_joint_blocks():
+    config = tiny_recipe().config
+    fixed = sum(flops.fixed_multiply_adds(config).values()) / 1e9
+    assert saved_by_halting(config, without_halting(config)) == 0
+    assert saved_by_halting(config, fixed) == pytest.approx(1)
+    one_of_three = float(flops.clip_gflops(config, np.array([[33, 0, 0]]))[0])
+    assert saved_by_halting(config, one_of_three) == pytest.approx(2 / 3)
