@@ -9,7 +9,7 @@ import pytest
 import refvt
 from refvt.cli import main
 from refvt.data import MovingDigits
-from refvt.experiments import figure3, frontier, table1
+from refvt.experiments import command, figure3, frontier, table1
 from refvt.experiments.runs import without_halting
 from refvt.training import RECIPES
 from tests.experiments.tiny import tiny_recipe
@@ -237,6 +237,11 @@ def test_variants_are_tested_with_the_other_switch(done):
         assert values == pytest.approx(expected[0] + expected[1], rel=1e-12)
     header = (folder / "runs/recipe/seed1/test-masked.jsonl").read_text().splitlines()[0]
     assert json.loads(header)["config.halted_keys"] == "masked"
+
+
+def test_runs_get_as_many_epochs_as_fit_in_their_steps():
+    recipe = tiny_recipe(epochs=30)  # two steps an epoch
+    assert [command._epochs(recipe, steps) for steps in (1, 2, 21, 60, 1000)] == [1, 1, 10, 30, 30]
 
 
 def test_people_get_the_page(done, capsys):
