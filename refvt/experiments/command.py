@@ -24,8 +24,8 @@ from refvt.training.recipe import Recipe, find_recipe
 __all__ = ["add_arguments", "run"]
 
 SEEDS, QUICK_SEEDS = 3, 1
-# Steps of each run, in whole epochs and at most the recipe's own, and those with --quick. At the recipe digits' 0.15 s a
-# step on two cores, twice that with static twins, an experiment takes up to three hours, and --quick ten minutes.
+# Steps of each run, in whole epochs and at most the recipe's own, and those with --quick. At 0.15 s a step, twice that
+# with static twins (the recipe digits on two cores), an experiment takes up to three hours, and --quick ten minutes.
 STEPS = {"table1": (2048, 512), "frontier": (2048, 512), "figure3": (8192, 2048), "variants": (6144, 1024)}
 
 Measure = Callable[[Grid, bool], Findings]
