@@ -64,13 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def model_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
+    def picture_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--backend", default=None, choices=backends.available(), help="default: the fastest there is")
         sub.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
 
-    demo = command("demo", _demo, "Check the golden files, run HaltingVT on a real clip, draw which tokens live.")
-    model_options(demo)
+    picture_options(
+        command(
+            "demo", _demo, "Check the golden files; recognise moving digits with the trained model and draw halting."
+        )
+    )
 
     halt = command("halt", _halt, "Run HaltingVT on a video and draw which tokens live, layer by layer.")
     halt.add_argument("video", type=Path, help="a video file, or a folder of frames")
@@ -78,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     halt.add_argument("--weights", type=Path, default=None, help="a checkpoint: .pth, .safetensors or .npz")
     halt.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
     halt.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    model_options(halt)
+    halt.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
+    picture_options(halt)
 
     training.add_arguments(
         command("train", training.run, "Train a HaltingVT by a recipe; under mpiexec, with several processes.")
@@ -132,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from refvt.data import find_sample_video
+    from refvt import demo
 
     print("1. Golden files: float64 and float32 against the PyTorch run")
     failed = 0
@@ -140,10 +143,8 @@ def _demo(options: argparse.Namespace) -> int:
         if backends.default() == "jit":
             _compile(dtype)
         failed += _print_verification(_verify_all(backends.default(), dtype), dtype)
-    print("\n2. A real clip")
-    options.video, options.stride, options.json = find_sample_video("carphone_pristine.mp4"), 8, False
-    options.weights = options.labels = None
-    _halt(options)
+    demo.run(options.out, options.backend)
+    print("\nHaltingVT at the paper's size on a video of your own, with weights set by hand: refvt halt VIDEO")
     return 1 if failed else 0
 
 

@@ -203,6 +203,25 @@ class _Clip(NamedTuple):
         return len(self.states)
 
 
+def token_states(kept: NDArray[np.integer[Any]], alive: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.int8]:
+    """What every patch of a clip is in every layer: ALIVE, DROPPED, HALTED or DONE, int8 [L, T, rows, columns].
+
+    kept [T, S] and alive [L, 1 + S·T] as at the head of this module; grid is (rows, columns).
+    """
+    L, T = len(alive), len(kept)
+    states = np.full((L, T, grid[0] * grid[1]), DROPPED, np.int8)
+    t, s = np.nonzero(kept >= 0)
+    before = np.ones(alive.shape[1], np.bool_)  # alive in the last layer that was computed
+    for layer in range(L):
+        if alive[layer].any():
+            before = alive[layer]
+            of_token = np.where(before, ALIVE, HALTED)
+        else:
+            of_token = np.where(before, DONE, HALTED)
+        states[layer, t, kept[t, s]] = of_token[1 + s * T + t]
+    return states.reshape(L, T, *grid)
+
+
 def _check(
     frames: NDArray[np.uint8],
     patch_size: int,
@@ -245,17 +264,7 @@ def _check(
             raise ValueError(f"{name} must be {L} finite numbers, none negative, not {values!r}")
         curves.append(curve)
 
-    states = np.full((L, T, rows * columns), DROPPED, np.int8)
-    t, s = np.nonzero(kept >= 0)
-    before = np.ones(num_tokens, np.bool_)  # alive in the last layer that was computed
-    for layer in range(L):
-        if alive[layer].any():
-            before = alive[layer]
-            of_token = np.where(before, ALIVE, HALTED)
-        else:
-            of_token = np.where(before, DONE, HALTED)
-        states[layer, t, kept[t, s]] = of_token[1 + s * T + t]
-    states = states.reshape(L, T, rows, columns)
+    states = token_states(kept, alive, (rows, columns))
     return _Clip(frames, P, states, alive[:, 0], num_tokens, *curves)
 
 

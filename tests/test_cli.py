@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 
 from refvt.cli import main
 from refvt.conformance.golden import golden_directory
-from refvt.data import find_sample_video
+from refvt.data import MovingDigits, find_sample_video
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +19,38 @@ def carphone():
     return str(find_sample_video("carphone_pristine.mp4"))
 
 
-def test_demo_checks_runs_and_draws(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "new" / "folder")]) == 0
+def test_demo_checks_recognises_and_draws(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    assert main(["demo", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "FAILED" not in printed
-    assert "These weights are not trained" in printed
     assert "float64" in printed
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith("   ") and line.split()}
+    assert set(MovingDigits.names) < set(rows)
+    shares = [float(rows[name][1].rstrip("%")) for name in (*MovingDigits.names, "all")]
+    assert shares[-1] == pytest.approx(np.mean(shares[:-1]), abs=0.1)  # as many of each; printed to 0.1 %
     assert "without halting" in printed
-    picture = iio.imread(tmp_path / "new" / "folder" / "carphone_pristine.png")
-    assert picture.shape[0] > 500
-    steps = iio.imread(tmp_path / "new" / "folder" / "carphone_pristine.gif", index=None)
-    assert len(steps) == 11  # the frames, then one step per joint layer
+    assert "never a digit in it" in printed
+    assert "the fifth that changes most" in printed
+    files = ["bikes.gif", "bikes.png", "digits.gif", "digits.png", "following.png"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert iio.imread(out / "digits.png").shape[0] > 1000
+    assert len(iio.imread(out / "digits.gif", index=None)) == 8  # a step for every frame
 
 
 def test_demo_fails_when_the_golden_files_do_not_hold(tmp_path, capsys, monkeypatch):
+    from refvt import demo
     from refvt.conformance import golden
 
     copy = tmp_path / "golden"
     shutil.copytree(golden_directory(), copy)
     (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
     monkeypatch.setattr(golden, "golden_directory", lambda: copy)
+    monkeypatch.setattr(demo, "run", lambda *_: print("the rest of the demo"))
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
-    assert "FAILED tiny-op-gelu-basic" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "FAILED tiny-op-gelu-basic" in printed
+    assert "the rest of the demo" in printed
 
 
 def test_halt_prints_json(tmp_path, capsys, carphone):

@@ -137,6 +137,17 @@ class MovingDigits:
             out[part] = self._normalised(self._render(classes[part], draw, noises))
         return out, classes
 
+    def places(self) -> NDArray[np.int64]:
+        """Row and column of the moving digit's top left corner in every frame of every clip, [clips, T, 2]."""
+        return self._way(np.arange(self.clips) % self.num_classes, self._draws)
+
+    def ink(self) -> NDArray[np.bool_]:
+        """Which pixels the moving digit inks, [clips, T, size, size]: without clutter and noise."""
+        images = _digits(self.digit_size // 8)[SPLITS[self.split]]
+        out = np.zeros((self.clips, self.frames, self.size, self.size), np.uint8)
+        self._paint(out, images[self._draws.digit], self.places())
+        return out > 0
+
     # ---- drawing
 
     def _checked(self, index: int) -> int:

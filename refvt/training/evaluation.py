@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.ops import Array
 from refvt.training.journal import Journal, Record
+from refvt.training.recipe import Recipe
+from refvt.training.shipped import shipped, shipped_files
 
 __all__ = ["Evaluation", "Record", "add_arguments", "average_precision", "evaluate", "records", "run", "summarise"]
 
@@ -242,15 +244,23 @@ class _Bar:
 
 # ---- the command
 
+DEFAULT_PRESET = "minik-g03-b10"
 _LISTED = 20  # skipped videos, at most, in the report for people
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``refvt evaluate``."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
+    which.add_argument(
+        "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
+    )
     which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="another one, as JSON")
-    parser.add_argument("--weights", type=Path, required=True, help="a checkpoint: .pth, .safetensors or .npz")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=None,
+        help="a checkpoint: .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
+    )
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--annotations", type=Path, metavar="LIST", help="an annotation list, as MMAction's")
     data.add_argument("--data", choices=["digits"], help="moving digits, in the size that the configuration asks for")
@@ -272,9 +282,14 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print; 0, or 1 if no clip could be read. ValueError or OSError for a request that cannot be met."""
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the file to go on with")
-    config = HaltingVTConfig.preset(options.preset) if options.config is None else _config(options.config)
-    dataset, problems = _dataset(options, config)
-    model = refvt.load(options.weights, config, backend=options.backend)
+    if options.weights is None:
+        model, recipe = _shipped(options)
+        config, options.weights = recipe.config, shipped_files().weights
+        dataset, problems = _dataset(options, config, recipe.data_settings)
+    else:
+        config = _config(options)
+        dataset, problems = _dataset(options, config, {})
+        model = refvt.load(options.weights, config, backend=options.backend)
     done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, progress=not options.json)
     done = replace(done, skipped=[*problems, *done.skipped])
     if options.json:
@@ -285,33 +300,50 @@ def run(options: argparse.Namespace) -> int:
     return 0 if done.clips else 1
 
 
-def _config(path: Path) -> HaltingVTConfig:
+def _shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
+    if options.data != "digits":
+        raise ValueError(
+            "--weights: needed with --annotations; the model that comes with refvt knows moving digits only"
+        )
+    for option, given in (("--preset", options.preset), ("--config", options.config)):
+        if given is not None:
+            raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
+    return shipped("digits", options.backend)
+
+
+def _config(options: argparse.Namespace) -> HaltingVTConfig:
+    path = options.config
+    if path is None:
+        return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
     try:
         return HaltingVTConfig(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: no configuration: {error}") from None
 
 
-def _dataset(options: argparse.Namespace, config: HaltingVTConfig) -> tuple[Dataset, Sequence[str]]:
+def _dataset(
+    options: argparse.Namespace, config: HaltingVTConfig, settings: Mapping[str, Any]
+) -> tuple[Dataset, Sequence[str]]:
+    """The labelled clips, and what is wrong with an annotation list. settings: those of the model's own recipe."""
     if options.annotations is not None:
         if options.set:
             raise ValueError("--set is for --data digits")
         stride = options.stride
         if stride is None:
-            stride = 64 if options.config is None and options.preset.startswith("anet-") else 32
+            stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
         videos = AnnotatedVideos(options.annotations, root, config, stride, options.multi_label, strict=options.strict)
         return videos, videos.problems
     if config.image_size[0] != config.image_size[1]:
         raise ValueError(f"--data digits: expected a square image_size in the configuration, got {config.image_size}")
-    asked: dict[str, int] = {}
+    known = {"clips", "digit_size", "clutter", "noise", "seed"}
+    asked: dict[str, int] = {name: value for name, value in settings.items() if name in known}
     for setting in options.set:
         name, _, number = setting.partition("=")
         try:
             asked[name] = int(number)
         except ValueError:
             raise ValueError(f"--set: expected NAME=N with a whole number N, got {setting!r}") from None
-    known = {"clips", "digit_size", "clutter", "noise", "seed"}
     if asked.keys() - known:
         raise ValueError(f"--set: expected settings among {', '.join(sorted(known))}, got {', '.join(asked)}")
     size, T, channels = config.image_size[0], config.num_frames, config.channels

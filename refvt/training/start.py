@@ -5,8 +5,8 @@ zero) only fill the gaps. A small model that has to learn everything from them s
 content is some thirty times as loud as its place, its time is not to be heard at all, and each block adds next to
 nothing. ``scratch`` gives everything a voice from the first step:
 
-* linear weights: normal with σ = 0.7/√(inputs), half of that where a block writes to the state; temporal_fc like them
-* pos_embed and time_embed: normal with σ = 0.3, as loud as a patch with something in it
+* linear weights: normal with σ = 1.5/√(inputs), half of that where a block writes to the state; temporal_fc like them
+* pos_embed and time_embed: normal with σ = 0.7, as loud as a patch with something in it
 * the patch projection's bias: such that a black patch, −1 in every pixel, gives zero
 * channel 0, the halting logit: zero in every token and written to by nobody, so that all tokens of all layers begin
   with the score σ(−β) and learn from there
@@ -23,7 +23,7 @@ from refvt.training.recipe import Recipe
 
 __all__ = ["scratch_parameters", "start_of"]
 
-GAIN, INTO_STATE, PLACE = 0.7, 0.5, 0.3
+GAIN, INTO_STATE, PLACE = 1.5, 0.5, 0.7
 WRITERS = ("attn.proj.weight", "temporal_fc.weight", "mlp.fc2.weight")  # of the state, and so of channel 0
 
 

@@ -199,3 +199,21 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn's digits: pip install \"refvt\[demo\]\""):
         MovingDigits()
+
+
+def test_ink_and_places_say_where_the_digit_is() -> None:
+    plain = MovingDigits("test", clips=24, frames=5, size=24)
+    clips, _ = plain.arrays()
+    ink, places = plain.ink(), plain.places()
+    np.testing.assert_array_equal(ink, clips[:, 0] > -1)
+    for clip, frame in ((0, 0), (3, 4), (5, 2), (23, 1)):
+        row, column = places[clip, frame]
+        centred = np.roll(ink[clip, frame], (-row, -column), (0, 1))
+        assert centred.any(axis=1).sum() >= 7  # scikit-learn's digits are scaled to be 8 pixels tall
+        assert not centred[8:].any()
+        assert not centred[:, 8:].any()
+    # Clutter and noise are no ink: where a digit has ink the clip is at least as bright as the digit alone.
+    cluttered = MovingDigits("test", clips=8, frames=3, clutter=3)
+    assert 0 < cluttered.ink().sum() < (cluttered.arrays()[0] > -1).sum()
+    assert (cluttered.arrays()[0][:, 0][cluttered.ink()] > -1).all()
+    np.testing.assert_array_equal(cluttered.ink(), MovingDigits("test", clips=8, frames=3, clutter=3, noise=9).ink())

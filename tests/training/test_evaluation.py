@@ -20,6 +20,7 @@ from refvt.cli import main
 from refvt.data import MovingDigits, UnreadableClipError, find_sample_video, read_clip, read_frames
 from refvt.training import Evaluation, evaluate, evaluation
 from refvt.training.evaluation import Record, average_precision, records, summarise
+from refvt.training.shipped import shipped, shipped_files
 
 TINY = refvt.HaltingVTConfig(
     image_size=(16, 16), patch_size=8, channels=1, num_frames=2, width=8, num_heads=2, depth=4, num_classes=8
@@ -403,6 +404,25 @@ def test_the_command_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("clips=0", "least 1"),
     ):
         assert main([*given, wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_command_without_weights_takes_the_model_that_comes_with_refvt(
+    videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--data", "digits", "--json", "--set", "clips=32", "seed=3"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    net, recipe = shipped("digits")
+    data = MovingDigits("test", clips=32, frames=recipe.config.num_frames, size=recipe.config.image_size[0], seed=3)
+    assert report["weights"] == str(shipped_files("digits").weights)
+    assert report["loss"] == evaluate(net, data).loss
+    assert f"size={recipe.config.image_size[0]}" in report["data"]
+    for more, words in (
+        (["--data", "digits", "--preset", "minik-g03-b10"], "--preset: needs --weights"),
+        (["--data", "digits", "--config", str(videos / "config.json")], "--config: needs --weights"),
+        (["--annotations", str(videos / "list.txt")], "--weights: needed with --annotations"),
+    ):
+        assert main(["evaluate", *more]) == 2
         assert words in capsys.readouterr().err
 
 
