@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="default: as many as make {} steps, --quick: {}; never more than the recipe's".format(*STEPS[name]),
         )
         sub.add_argument(
-            "--recipe", default="digits", metavar="NAME|FILE.json", help="what the runs change; default: digits"
+            "--recipe", default=None, metavar="NAME|FILE.json", help="what the runs change; default: digits"
         )
         sub.add_argument(
             "--out",
@@ -75,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run an experiment to its end, or go on with one; 0. ValueError or OSError for a request that cannot be met."""
+    if getattr(options, "weights", None) is not None and options.recipe is None:
+        # γ, β and ε are not in the weights, so another recipe's would go unnoticed
+        raise ValueError("--recipe: needed with --weights, the recipe.json of the run that made them")
+    options.recipe = options.recipe or "digits"
     recipe = find_recipe(options.recipe)
     if recipe.data != "digits":
         raise ValueError(f"--recipe: expected one on moving digits, got one on {recipe.data}")
