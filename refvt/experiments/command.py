@@ -17,15 +17,19 @@ from refvt.experiments import figure3, frontier, table1, variants
 from refvt.experiments.bench_report import machine
 from refvt.experiments.report import Findings, as_markdown, write
 from refvt.experiments.runs import Grid, shortened
-from refvt.training.recipe import find_recipe
+from refvt.training.batches import steps_per_epoch
+from refvt.training.command import digits_of
+from refvt.training.recipe import Recipe, find_recipe
 
 __all__ = ["add_arguments", "run"]
 
-EPOCHS, QUICK_EPOCHS = 12, 4  # at most; a recipe with fewer keeps its own
 SEEDS, QUICK_SEEDS = 3, 1
+# Steps of each run, in whole epochs and at most the recipe's own, and those with --quick. At 0.15 s a step, twice that
+# with static twins (the recipe digits on two cores), an experiment takes up to three hours, and --quick ten minutes.
+STEPS = {"table1": (2048, 512), "frontier": (2048, 512), "figure3": (8192, 2048), "variants": (6144, 1024)}
 
 Measure = Callable[[Grid, bool], Findings]
-EXPERIMENTS: dict[str, tuple[str, Measure]] = {
+GRIDS: dict[str, tuple[str, Measure]] = {
     "table1": (table1.HELP, table1.measure),
     "frontier": (frontier.HELP, frontier.measure),
     "variants": (variants.HELP, variants.measure),
@@ -35,7 +39,7 @@ EXPERIMENTS: dict[str, tuple[str, Measure]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The experiments and their options."""
     names = parser.add_subparsers(required=True, metavar="NAME", dest="experiment")
-    helps = {**{name: help for name, (help, _) in EXPERIMENTS.items()}, "figure3": figure3.HELP}
+    helps = {**{name: help for name, (help, _) in GRIDS.items()}, "figure3": figure3.HELP}
     for name, help in helps.items():
         sub = names.add_parser(name, help=help, description=help)
         sub.add_argument("--quick", action="store_true", help="fewer runs, seeds and epochs: minutes instead of hours")
@@ -50,17 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=None,
             metavar="N",
-            help=f"default: the recipe's, at most {EPOCHS}, --quick: {QUICK_EPOCHS}",
+            help="default: as many as make {} steps, --quick: {}; never more than the recipe's".format(*STEPS[name]),
         )
         sub.add_argument(
-            "--recipe", default="digits", metavar="NAME|FILE.json", help="what the runs change; default: digits"
+            "--recipe", default=None, metavar="NAME|FILE.json", help="what the runs change; default: digits"
         )
         sub.add_argument(
             "--out",
             type=Path,
             default=None,
             metavar="FOLDER",
-            help="runs go here and go on from here; default: refvt-experiments, --quick: refvt-experiments-quick",
+            help=f"runs go here and go on from here; default: refvt-experiments/{name}, with --quick {name}-quick",
         )
         sub.add_argument(
             "--publish", type=Path, default=None, metavar="FOLDER", help="write page, numbers and pictures here too"
@@ -71,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run an experiment to its end, or go on with one; 0. ValueError or OSError for a request that cannot be met."""
+    if getattr(options, "weights", None) is not None and options.recipe is None:
+        # γ, β and ε are not in the weights, so another recipe's would go unnoticed
+        raise ValueError("--recipe: needed with --weights, the recipe.json of the run that made them")
+    options.recipe = options.recipe or "digits"
     recipe = find_recipe(options.recipe)
     if recipe.data != "digits":
         raise ValueError(f"--recipe: expected one on moving digits, got one on {recipe.data}")
@@ -79,21 +87,20 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--weights: expected a file, got {weights}")
     if weights is not None and options.epochs is not None:
         raise ValueError("--epochs: nothing is trained where --weights are given")
-    most, seeds = (QUICK_EPOCHS, QUICK_SEEDS) if options.quick else (EPOCHS, SEEDS)
-    epochs = _at_least_one("--epochs", options.epochs, min(most, recipe.epochs))
-    seeds = _at_least_one("--seeds", getattr(options, "seeds", None), seeds)
+    epochs = _at_least_one("--epochs", options.epochs, _epochs(recipe, STEPS[options.experiment][options.quick]))
+    seeds = _at_least_one("--seeds", getattr(options, "seeds", None), QUICK_SEEDS if options.quick else SEEDS)
     if options.experiment == "figure3":
         seeds = 1
     if find_spec("matplotlib") is None:  # hours before the pictures are drawn
         raise ModuleNotFoundError('experiments draw pictures with matplotlib: pip install "refvt[demo]"')
-    out = options.out or Path("refvt-experiments-quick" if options.quick else "refvt-experiments")
+    out = options.out or Path("refvt-experiments", options.experiment + ("-quick" if options.quick else ""))
     folders = [_folder("--out", out)] + ([_folder("--publish", options.publish)] if options.publish else [])
 
     grid = Grid(shortened(recipe, epochs), seeds, out, options.backend, progress=not options.json)
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, weights)
     else:
-        findings = EXPERIMENTS[options.experiment][1](grid, options.quick)
+        findings = GRIDS[options.experiment][1](grid, options.quick)
     report = _report(options, grid, findings)
     written = [write(report, findings, folder) for folder in folders][-1]
     if options.json:
@@ -136,6 +143,12 @@ def _command(options: argparse.Namespace) -> str:
             # of a file its name: the recipe stands in the report as it is
             words += [name, Path(value).name if name in ("--weights", "--recipe") else str(value)]
     return shlex.join(words)
+
+
+def _epochs(recipe: Recipe, steps: int) -> int:
+    """As many whole epochs as fit in so many steps, at least one and at most the recipe's."""
+    per_epoch = steps_per_epoch(recipe, len(digits_of(recipe)[0]))
+    return max(1, min(recipe.epochs, steps // per_epoch))
 
 
 def _at_least_one(name: str, value: int | None, default: int) -> int:

@@ -126,7 +126,8 @@ def movement(clips: Array, patch_size: int) -> Array:
     B, C, T, height, width = clips.shape
     P = patch_size
     patches = clips.reshape(B, C, T, height // P, P, width // P, P)
-    step = np.abs(np.diff(patches, axis=2)).mean(axis=(1, 4, 6)).reshape(B, T - 1, -1)  # [B, T − 1, patches]
+    step = np.abs(np.diff(patches, axis=2)).mean(axis=(1, 4, 6))  # [B, T − 1, rows, columns]
+    step = step.reshape(B, T - 1, (height // P) * (width // P))
     found = np.zeros((B, T, step.shape[2]))
     found[:, 1:] = step
     found[:, :-1] = np.maximum(found[:, :-1], step)

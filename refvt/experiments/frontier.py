@@ -176,6 +176,7 @@ def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
         line: Any = list(zip(*sorted(middles), strict=True))
         # halting is no curve: β and the ponder weight are two different roads
         axes.plot(*line, marker, color=colour, markersize=8, label=kind, linestyle="" if kind == "halting" else "-")
+    axes.margins(0.15)
     axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
     axes.set_ylabel("accuracy on held-out clips [%]")
     axes.set_title("Large: mean over seeds; small: every run", fontsize=10)

@@ -114,6 +114,7 @@ def _draw(cells: dict[Cell, tuple[list[float], list[float]]], path: Path) -> Non
         middle = spread(cost).mean, 100 * spread(accuracy).mean
         axes.plot(cost, [100 * a for a in accuracy], **style, markersize=4, alpha=0.4)
         axes.plot(*middle, **style, markersize=9, label=label)
+    axes.margins(0.15)
     axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
     axes.set_ylabel("accuracy on held-out clips [%]")
     axes.set_title("Crosses: switched at test time alone. Large: mean over seeds", fontsize=10)

@@ -9,7 +9,7 @@ import pytest
 import refvt
 from refvt.cli import main
 from refvt.data import MovingDigits
-from refvt.experiments import figure3, frontier, table1
+from refvt.experiments import command, figure3, frontier, table1
 from refvt.experiments.runs import without_halting
 from refvt.training import RECIPES
 from tests.experiments.tiny import tiny_recipe
@@ -61,7 +61,7 @@ def test_frontier_varies_beta_and_the_ponder_weight():
     assert len(frontier.halting_runs(tiny_recipe(**{"config.halting_center": 0.0}), quick=False)) == 3
 
 
-@pytest.mark.parametrize("side", [16, 28, 40])  # 16, 49 and 100 patches a frame
+@pytest.mark.parametrize("side", [16, 28])  # 16 and 49 patches a frame
 def test_static_dropping_keeps_just_so_many_patches(side):
     recipe = tiny_recipe(**{"config.image_size": (side, side)})
     S = (side // 4) ** 2
@@ -239,6 +239,11 @@ def test_variants_are_tested_with_the_other_switch(done):
     assert json.loads(header)["config.halted_keys"] == "masked"
 
 
+def test_runs_get_as_many_epochs_as_fit_in_their_steps():
+    recipe = tiny_recipe(epochs=30)  # two steps an epoch
+    assert [command._epochs(recipe, steps) for steps in (1, 2, 21, 60, 1000)] == [1, 1, 10, 30, 30]
+
+
 def test_people_get_the_page(done, capsys):
     folder, _ = done
     arguments = ["--quick", "--recipe", str(folder / "tiny.json"), "--out", str(folder / "runs")]
@@ -255,7 +260,8 @@ def test_people_get_the_page(done, capsys):
         (["frontier", "--epochs", "-3"], "--epochs: expected at least 1, got -3"),
         (["variants", "--recipe", "paper-minik-g03-b10"], "--recipe: expected one on moving digits, got one on videos"),
         (["table1", "--recipe", "nothing"], "recipe: expected one of digits"),
-        (["figure3", "--weights", "nowhere.npz"], "--weights: expected a file, got nowhere.npz"),
+        (["figure3", "--weights", "nowhere.npz", "--recipe", "digits"], "--weights: expected a file, got nowhere.npz"),
+        (["figure3", "--weights", "FILE"], "--recipe: needed with --weights"),
         (["table1", "--publish", "FILE"], "--publish: expected a folder, got the file"),
         (["table1", "--recipe", "NO_GLIMPSER"], "expected a model with Glimpser blocks, got config.glimpser_depth 0"),
         (["frontier", "--recipe", "NO_GLIMPSER"], "expected a model with Glimpser blocks, got config.glimpser_depth 0"),
