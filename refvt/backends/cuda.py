@@ -99,9 +99,9 @@ def kernel(arguments: str, name: str | None = None, threads: int = THREADS) -> C
     """
 
     def declare(function: Callable[..., None]) -> Kernel:
-        declared = Kernel(function, arguments.replace(" ", ""), name or function.__name__.strip("_"), threads)
         room = function.__module__.split(".")[-2]
-        declared.name = f"{room}.{declared.name}"
+        full = name or f"{room}.{function.__name__.strip('_')}"
+        declared = Kernel(function, arguments.replace(" ", ""), full, threads)
         KERNELS.append(declared)
         return declared
 

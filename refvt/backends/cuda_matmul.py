@@ -22,7 +22,9 @@ ACROSS, DOWN = (2, 2) if SIMULATED else (16, 8)  # threads of a block, along a r
 WIDTH, HEIGHT = (2, 2) if SIMULATED else (4, 8)  # results of a thread
 COLUMNS, ROWS = ACROSS * WIDTH, DOWN * HEIGHT  # of a tile of y
 DEPTH = 3 if SIMULATED else 16  # of a slice of k
-PAD = 1  # a column of a slice starts in another memory bank than its neighbour
+ROWS_APART, COLUMNS_APART = ROWS + 1, COLUMNS + 1  # a row of a slice starts in another memory bank than the next
+SPACE = max(ROWS * COLUMNS_APART, DEPTH * (ROWS_APART + COLUMNS_APART))  # numbers in shared memory
+B_STARTS = DEPTH * ROWS_APART  # where the slice of B begins there
 
 
 @device_function
@@ -77,8 +79,7 @@ def _matmul_kernel(name: str, turned_a: bool, turned_b: bool, finish: Any) -> Ke
         x, z = cuda.threadIdx.x, cuda.threadIdx.y
         thread = z * ACROSS + x
         top, left = cuda.blockIdx.x * ROWS, cuda.blockIdx.y * COLUMNS
-        a_slice = cuda.shared.array((DEPTH, ROWS + PAD), a.dtype)
-        b_slice = cuda.shared.array((DEPTH, COLUMNS + PAD), a.dtype)
+        space = cuda.shared.array(SPACE, a.dtype)  # a slice of A and one of B; at the end the finished tile
         sums = cuda.local.array((HEIGHT, WIDTH), a.dtype)
         column = cuda.local.array(HEIGHT, a.dtype)
         zero = a.dtype.type(0)
@@ -95,7 +96,7 @@ def _matmul_kernel(name: str, turned_a: bool, turned_b: bool, finish: Any) -> Ke
                 value = zero
                 if start + k < K and top + i < M:
                     value = a[start + k, top + i] if turned_a else a[top + i, start + k]
-                a_slice[k, i] = value
+                space[k * ROWS_APART + i] = value
             for e in range(thread, COLUMNS * DEPTH, threads):
                 if turned_b:
                     k, j = e % DEPTH, e // DEPTH
@@ -104,25 +105,29 @@ def _matmul_kernel(name: str, turned_a: bool, turned_b: bool, finish: Any) -> Ke
                 value = zero
                 if start + k < K and left + j < N:
                     value = b[left + j, start + k] if turned_b else b[start + k, left + j]
-                b_slice[k, j] = value
+                space[B_STARTS + k * COLUMNS_APART + j] = value
             cuda.syncthreads()
             for k in range(DEPTH):
                 for r in range(HEIGHT):
-                    column[r] = a_slice[k, z + r * DOWN]
+                    column[r] = space[k * ROWS_APART + z + r * DOWN]
                 for c in range(WIDTH):
-                    value = b_slice[k, x + c * ACROSS]
+                    value = space[B_STARTS + k * COLUMNS_APART + x + c * ACROSS]
                     for r in range(HEIGHT):
                         sums[r, c] += column[r] * value
             cuda.syncthreads()  # nobody may overwrite a slice that somebody still reads
+        # the tile goes through shared memory: registers cannot be indexed by a number known only at run time, and the
+        # epilogue is too long to be written out for each of them
         for r in range(HEIGHT):
-            i = top + z + r * DOWN
             for c in range(WIDTH):
-                j = left + x + c * ACROSS
-                if i < M and j < N:
-                    finish(sums[r, c], i, j, bias, gain, residual, extra, y)
+                space[(z + r * DOWN) * COLUMNS_APART + x + c * ACROSS] = sums[r, c]
+        cuda.syncthreads()
+        for e in range(thread, ROWS * COLUMNS, threads):
+            i, j = e // COLUMNS, e % COLUMNS
+            if top + i < M and left + j < N:
+                finish(space[i * COLUMNS_APART + j], top + i, left + j, bias, gain, residual, extra, y)
 
     return matmul
 
 
 plain = Matmul("matmul", turned_a=False, turned_b=False)  # A B
-products = Matmul("matmul_turned", turned_a=True, turned_b=False)  # Aᵀ B, the sum over rows of a weight's gradient
+products = Matmul("matmul.turned", turned_a=True, turned_b=False)  # Aᵀ B, the sum over rows of a weight's gradient

@@ -72,10 +72,11 @@ def kernels(d: int, itemsize: int) -> _Kernels:
     rows = 4 if SIMULATED else _tile(d, lambda r: itemsize * (4 * r * pitch + 2 * r * (r + 1)), 32, ACROSS)
     threads = ACROSS * DOWN
     per_row, per_key = queries // DOWN, keys // ACROSS
-    channels = -(-d // ACROSS)
+    channels = -(-d // ACROSS)  # of a thread
+    keys_apart, rows_apart = keys + 1, rows + 1
     back_row, back_key = rows // DOWN, rows // ACROSS
 
-    @kernel("F F F I x f F F", f"attention_{d}", threads)
+    @kernel("F F F I x f F F", f"attention.forward_{d}", threads)
     def forward(q, k, v, parts, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys. parts [parts, 4]: query rows from, to, key rows from, to."""
         x, z = cuda.threadIdx.x, cuda.threadIdx.y
@@ -88,7 +89,7 @@ def kernels(d: int, itemsize: int) -> _Kernels:
         q_tile = cuda.shared.array((queries, pitch), q.dtype)
         k_tile = cuda.shared.array((keys, pitch), q.dtype)
         v_tile = cuda.shared.array((keys, pitch), q.dtype)
-        weights = cuda.shared.array((queries, keys + 1), q.dtype)
+        weights = cuda.shared.array((queries, keys_apart), q.dtype)
         highest = cuda.shared.array(queries, q.dtype)  # the largest logit of each row so far
         factor = cuda.shared.array(queries, q.dtype)  # what earlier sums are multiplied by
         sums = cuda.local.array((per_row, channels), q.dtype)
@@ -170,7 +171,7 @@ def kernels(d: int, itemsize: int) -> _Kernels:
                 if x == 0:
                     log_total[i, head] = highest[z + r * DOWN] + math.log(total) if total > zero else zero
 
-    @kernel("F F F F F F I x f F", f"attention_{d}_backward_queries", threads)
+    @kernel("F F F F F F I x f F", f"attention.backward_queries_{d}", threads)
     def backward_queries(dy, q, k, v, log_total, mean, parts, scale, key_bias, dq):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys: dq."""
         x, z = cuda.threadIdx.x, cuda.threadIdx.y
@@ -183,7 +184,7 @@ def kernels(d: int, itemsize: int) -> _Kernels:
         dy_tile = cuda.shared.array((rows, pitch), q.dtype)
         k_tile = cuda.shared.array((rows, pitch), q.dtype)
         v_tile = cuda.shared.array((rows, pitch), q.dtype)
-        dlogits = cuda.shared.array((rows, rows + 1), q.dtype)
+        dlogits = cuda.shared.array((rows, rows_apart), q.dtype)
         sums = cuda.local.array((back_row, channels), q.dtype)
         logits = cuda.local.array((back_row, back_key), q.dtype)
         dweights = cuda.local.array((back_row, back_key), q.dtype)
@@ -240,7 +241,7 @@ def kernels(d: int, itemsize: int) -> _Kernels:
                 if i < bottom and x + c * ACROSS < d:
                     dq[i, column + x + c * ACROSS] = sums[r, c]
 
-    @kernel("F F F F F F I x f F F", f"attention_{d}_backward_keys", threads)
+    @kernel("F F F F F F I x f F F", f"attention.backward_keys_{d}", threads)
     def backward_keys(dy, q, k, v, log_total, mean, parts, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
         """A block holds some keys and walks the queries that ask them: dk and dv. parts: key rows, query rows."""
         x, z = cuda.threadIdx.x, cuda.threadIdx.y
@@ -253,8 +254,8 @@ def kernels(d: int, itemsize: int) -> _Kernels:
         v_tile = cuda.shared.array((rows, pitch), q.dtype)
         q_tile = cuda.shared.array((rows, pitch), q.dtype)
         dy_tile = cuda.shared.array((rows, pitch), q.dtype)
-        weights = cuda.shared.array((rows, rows + 1), q.dtype)
-        dlogits = cuda.shared.array((rows, rows + 1), q.dtype)
+        weights = cuda.shared.array((rows, rows_apart), q.dtype)
+        dlogits = cuda.shared.array((rows, rows_apart), q.dtype)
         dk_sums = cuda.local.array((back_row, channels), q.dtype)
         dv_sums = cuda.local.array((back_row, channels), q.dtype)
         logits = cuda.local.array((back_row, back_key), q.dtype)

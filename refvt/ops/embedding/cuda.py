@@ -17,7 +17,7 @@ class EmbedCache(NamedTuple):
     T: int
 
 
-_project = Matmul("embed_project", turned_a=False, turned_b=True)
+_project = Matmul("embedding.project", turned_a=False, turned_b=True)
 
 
 @kernel("5 n F")

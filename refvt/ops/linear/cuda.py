@@ -16,7 +16,7 @@ class LinearCache(NamedTuple):
     has_residual: bool
 
 
-_forward = Matmul("linear", turned_a=False, turned_b=True)  # x Wᵀ
+_forward = Matmul("linear.forward", turned_a=False, turned_b=True)  # x Wᵀ
 
 
 def linear_forward(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from refvt.backends.cuda import cell, column_sums, copied, device_function, empty, kernel, scaled, upload
+from numba import cuda
+
+from refvt.backends.cuda import column_sums, copied, device_function, empty, kernel, scaled, upload
 from refvt.backends.cuda_matmul import Matmul, plain, products
 from refvt.ops import Array
 
@@ -27,34 +29,34 @@ class GeluCache(NamedTuple):
     x: Array
 
 
-@kernel("F F")
+@kernel("f f")
 def _gelu(x, y):  # type: ignore[no-untyped-def]
-    i, j = cell()
-    if i < x.shape[0] and j < x.shape[1]:
+    i = cuda.grid(1)
+    if i < x.shape[0]:
         # 1. the activation
-        y[i, j] = x[i, j] * _normal_cdf(x[i, j], x.dtype.type)
+        y[i] = x[i] * _normal_cdf(x[i], x.dtype.type)
 
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
-    """y = x · Φ(x), element by element; x [n, F]."""
+    """y = x · Φ(x), element by element; any shape, contiguous."""
     y = empty(x.shape, x.dtype)
-    _gelu.cells(x.shape[0], x.shape[1], x, y)
+    _gelu.each(x.size, x.reshape(-1), y.reshape(-1))
     return y, GeluCache(x) if keep else None
 
 
-@kernel("F F F")
+@kernel("f f f")
 def _gelu_backward(dy, x, dx):  # type: ignore[no-untyped-def]
-    i, j = cell()
-    if i < x.shape[0] and j < x.shape[1]:
+    i = cuda.grid(1)
+    if i < x.shape[0]:
         # 1. the activation
-        dx[i, j] = dy[i, j] * _slope(x[i, j], x.dtype.type)
+        dx[i] = dy[i] * _slope(x[i], x.dtype.type)
 
 
 def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     """Returns dx = dy · (Φ(x) + x · φ(x))."""
     (x,) = cache
     dx = empty(x.shape, x.dtype)
-    _gelu_backward.cells(x.shape[0], x.shape[1], dy, x, dx)
+    _gelu_backward.each(x.size, dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
     return dx
 
 
@@ -82,9 +84,9 @@ def _narrowed_backward(value, i, j, bias, gain, residual, extra, y):  # type: ig
     y[i, j] = value * _slope(extra[i, j], y.dtype.type)
 
 
-_widen = Matmul("mlp_widen", turned_a=False, turned_b=True, finish=_widened)
-_narrow = Matmul("mlp_narrow", turned_a=False, turned_b=True)
-_narrow_backward = Matmul("mlp_narrow_backward", turned_a=False, turned_b=False, finish=_narrowed_backward)
+_widen = Matmul("mlp.widen", turned_a=False, turned_b=True, finish=_widened)
+_narrow = Matmul("mlp.narrow", turned_a=False, turned_b=True)
+_narrow_backward = Matmul("mlp.narrow_backward", turned_a=False, turned_b=False, finish=_narrowed_backward)
 
 
 def mlp_forward(
