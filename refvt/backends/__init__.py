@@ -28,7 +28,7 @@ COLUMNS = {
 }
 
 
-class Unavailable(ImportError):
+class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
     """A backend of refvt that this machine cannot run; the message says what is missing."""
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "cell",
     "column_sums",
     "copied",
+    "copy",
     "device_function",
     "empty",
     "fill",
@@ -220,10 +221,15 @@ def _copy(x, y):  # type: ignore[no-untyped-def]
         y[r, c] = x[r, c]
 
 
+def copy(x: Array, y: Array) -> None:
+    """y ← x, matrices of one shape."""
+    _copy.cells(x.shape[0], x.shape[1], x, y)
+
+
 def copied(x: Array) -> Array:
     """A fresh contiguous copy of a matrix."""
     y = empty(x.shape, x.dtype)
-    _copy.cells(x.shape[0], x.shape[1], x, y)
+    copy(x, y)
     return y
 
 

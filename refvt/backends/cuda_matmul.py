@@ -3,8 +3,9 @@
 y[i, j] = finish(Σ_k A[i, k] B[k, j]). A block of threads computes one tile of y. For every slice of k it brings the
 slice of A and of B into shared memory once, where all its threads read it (``linear_naive`` reads every number of x
 D times from the device's memory; here that is D / 64 times). Each thread keeps a small rectangle of results in
-registers: 8 + 4 numbers read from shared memory feed 32 multiply-adds. What happens to a finished sum (bias, gain, skip connection,
-GELU) is the room's own device function ``finish``: the tile is still in registers, so it costs no pass over memory.
+registers: 8 + 4 numbers read from shared memory feed 32 multiply-adds. What happens to a finished sum (bias, gain, skip
+connection, GELU) is the room's own device function ``finish``: the sum has not left the chip yet, so this costs no pass
+over the device's memory.
 """
 
 from __future__ import annotations

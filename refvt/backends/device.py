@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import cell, copied, empty, fill, kernel, upload
+from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, upload
 from refvt.ops import Array
 
 
@@ -30,10 +30,24 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
 
 
 def columns(x: Array, start: int, stop: int) -> Array:
-    """x[:, start:stop] as a view."""
-    if x.shape[0] == 0:  # numba-cuda gives a slice of no rows a wrong shape
+    """x[:, start:stop] as a view.
+
+    It is described to numba-cuda from outside: its own slice would look at every row by itself, on the host, and gives
+    a slice of no rows a wrong shape.
+    """
+    if x.shape[0] == 0:
         return empty((0, stop - start), x.dtype)
-    return x[:, start:stop]
+    if SIMULATED:
+        return x[:, start:stop]
+    whole: dict[str, Any] = x.__cuda_array_interface__  # type: ignore[attr-defined]
+    part = {
+        **whole,
+        "shape": (x.shape[0], stop - start),
+        "strides": tuple(x.strides),
+        "data": (whole["data"][0] + start * x.strides[1], False),
+    }
+    view: Array = cuda.from_cuda_array_interface(part, owner=x, sync=False)
+    return view
 
 
 @kernel("F F n n")
@@ -104,14 +118,34 @@ def add_to_column(x: Array, column: int, values: Array) -> Array:
 @kernel("f i")
 def _not_finite(x, found):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
-    if i < x.shape[0]:
-        # NaN fails every comparison; whoever finds one writes the same 1
-        if not abs(x[i]) <= x.dtype.type(np.inf) or abs(x[i]) == x.dtype.type(np.inf):
-            found[0] = 1
+    # NaN fails every comparison; whoever finds one writes the same 1
+    if i < x.shape[0] and not abs(x[i]) < x.dtype.type(np.inf):
+        found[0] = 1
 
 
-def all_finite(x: Array) -> bool:
-    """Is there neither NaN nor infinity in a contiguous array?"""
+def wait() -> None:
+    """Until the device has done all it was asked: kernels run while the interpreter goes on."""
+    cuda.synchronize()
+
+
+def on_device(array: Any) -> Array | None:
+    """An array that lies on the device as the kernels take it, without a copy; None for anything else.
+
+    Any library's array will do that has ``__cuda_array_interface__`` (PyTorch, CuPy, JAX, numba). The work that fills
+    it is waited for, if it names its stream.
+    """
+    if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
+        return array  # type: ignore[no-any-return]
+    return cuda.as_cuda_array(array) if hasattr(array, "__cuda_array_interface__") else None
+
+
+def check_clips(clips: Any, dtype: str) -> None:
+    """ValueError or TypeError unless clips on the device have the model's dtype, are contiguous and finite."""
+    if clips.dtype != np.dtype(dtype):
+        raise TypeError(f"clips: expected {dtype} on the device, as the model computes in it, got {clips.dtype}")
+    if not clips.is_c_contiguous():
+        raise ValueError("clips: expected a contiguous array on the device, got a strided view; copy it first")
     found = fill(empty(1, np.int64), 0)
-    _not_finite.each(x.size, x.reshape(-1), found)
-    return bool(to_numpy(found)[0] == 0)
+    _not_finite.each(clips.size, clips.reshape(-1), found)
+    if to_numpy(found)[0]:
+        raise ValueError(f"clips: expected finite numbers in {dtype}, got NaN or infinite values")

@@ -64,8 +64,8 @@ def kernels(d: int, itemsize: int) -> _Kernels:
     """The three kernels for heads of width d: register arrays need sizes known to the compiler."""
     pitch = d + 1  # neighbouring rows start in neighbouring memory banks
     # forward: queries, keys, values, logits (half as many keys as queries), two numbers per row
-    queries = 4 if SIMULATED else _tile(
-        d, lambda r: itemsize * (2 * r * pitch + r * (r // 2 + 1) + 2 * r), 64, 2 * ACROSS
+    queries = (
+        4 if SIMULATED else _tile(d, lambda r: itemsize * (2 * r * pitch + r * (r // 2 + 1) + 2 * r), 64, 2 * ACROSS)
     )
     keys = queries // 2
     # backward: q, dy, k, v, two matrices of weights
@@ -445,7 +445,7 @@ def attention_naive(
     num_heads: int,
     key_bias: Array | None = None,
 ) -> Array:
-    """The first kernel one would write: a thread per query and head, which reads all its keys twice and the values once.
+    """The first kernel one would write: a thread per query and head, which reads all its keys twice, all values once.
 
     Every query reads every key from the device's memory, and the running sum lives there too. The tiled kernel reads a
     key once per 64 queries, forms each logit once, and keeps its sums in registers.
