@@ -112,6 +112,8 @@ def run(
 ) -> int:
     """Measure, print, write; 0, or 1 if contestants disagree. ValueError for a request that cannot be met."""
     if options.training_step:
+        if "cuda" in (options.backend or ()):
+            raise ValueError("--training-step: its optimiser is the CPU's; take another backend than cuda")
         from refvt.experiments import bench_training
 
         return bench_training.run(options)
@@ -176,8 +178,6 @@ def _check(
         backends.get(name)
     if "cuda" in chosen and len(chosen) > 1:
         raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
-    if "cuda" in chosen and options.training_step:
-        raise ValueError("--training-step: its optimiser is the CPU's; take another backend than cuda")
     for option in ("repeats", "threads"):
         number = getattr(options, option)
         if number is not None and number < 1:
