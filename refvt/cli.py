@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def picture_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--backend", default=None, choices=backends.available(), help="default: the fastest there is")
+        sub.add_argument(
+            "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
+        )
         sub.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
 
     picture_options(
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     golden = command("golden", None, "Work with the golden files of the PyTorch run.")
     actions = golden.add_subparsers(required=True, metavar="ACTION")
     verify = actions.add_parser("verify", help="hold a backend against every golden case (needs no torch)")
-    verify.add_argument("--backend", default="reference", choices=backends.available())
+    verify.add_argument("--backend", default="reference", choices=list(backends.COLUMNS))
     verify.add_argument("--dtype", default="float64", choices=["float64", "float32"])
     verify.add_argument("--golden", type=Path, default=None, help="another folder of golden files")
     verify.add_argument("--tiny", action="store_true", help="only the tiny cases, for slow machines")
@@ -318,6 +320,7 @@ def _print_verification(results: list[Any], dtype: str) -> int:
 
 
 def _golden_verify(options: argparse.Namespace) -> int:
+    backends.get(options.backend)  # one that is not there is one error, not one per case
     results = _verify_all(options.backend, options.dtype, options.golden, options.tiny)
     if not options.json:
         return 1 if _print_verification(results, options.dtype) else 0

@@ -1,5 +1,7 @@
 """What every test shares: Hypothesis's profile (derandomised: CI never fails by luck) and the backends to test."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -9,6 +11,10 @@ settings.register_profile("refvt", derandomize=True, deadline=None, max_examples
 settings.load_profile("refvt")
 
 
-@pytest.fixture(params=backends.available())
+# the simulator is too slow for all cases and laws: tests/backends/test_cuda_simulated.py runs what it can bear
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+
+@pytest.fixture(params=[name for name in backends.available() if not (SIMULATED and name == "cuda")])
 def backend(request):
     return backends.get(request.param)

@@ -12,15 +12,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from refvt.ops import ROOMS, Operation
 
-__all__ = ["Backend", "Implementation", "available", "default", "get"]
+__all__ = ["COLUMNS", "Backend", "Implementation", "Unavailable", "available", "default", "get"]
 
 # column of the rooms, module with the moves on its arrays
-COLUMNS = {"reference": ("reference", "refvt.backends.host"), "jit": ("jit", "refvt.backends.host")}
+COLUMNS = {
+    "reference": ("reference", "refvt.backends.host"),
+    "jit": ("jit", "refvt.backends.host"),
+    "cuda": ("cuda", "refvt.backends.device"),
+}
+
+
+class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
+    """A backend of refvt that this machine cannot run; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,23 @@ class Backend:
         return f"Backend({self.name!r})"
 
 
+@cache
+def _missing(name: str) -> str | None:
+    """What this machine lacks for a backend, in one sentence; None if nothing."""
+    if name != "cuda":
+        return None
+    if find_spec("numba_cuda") is None:
+        return 'the cuda backend needs numba-cuda: pip install "refvt[cuda]" (CUDA 13) or "refvt[cuda12]" (CUDA 12)'
+    from numba import cuda
+
+    if not cuda.is_available():
+        return "the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use"
+    return None
+
+
 def available() -> tuple[str, ...]:
-    """The names of the backends this installation has."""
-    return tuple(COLUMNS)
+    """The names of the backends that can run on this machine."""
+    return tuple(name for name in COLUMNS if _missing(name) is None)
 
 
 def default() -> str:
@@ -80,7 +103,10 @@ def default() -> str:
 
 @cache
 def get(name: str) -> Backend:
-    """The table of one backend. ValueError for a name that is not there."""
+    """The table of one backend. ValueError for a name that is not there, Unavailable if this machine cannot run it."""
     if name not in COLUMNS:
         raise ValueError(f"backend: expected one of {list(COLUMNS)}, got {name!r}")
+    missing = _missing(name)
+    if missing is not None:
+        raise Unavailable(f"backend {name!r}: {missing}")
     return Backend(name)

@@ -6,6 +6,9 @@ one run's decisions their logits (and, in training, losses and gradients) must b
 dtype, and left to themselves they must take the same decisions. If not, no ratio is given.
 
 Ceilings are measured in the same rounds: the fastest matrix products to be had, and the fastest copy.
+
+The ``cuda`` backend is timed by itself: PyTorch, the clips and the ceilings are then on the same GPU, in float32
+without TF32, and every run is waited for before the clock stops.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import refvt
 from refvt import backends, flops
 from refvt.backends import pool
 from refvt.experiments import bench_torch
+from refvt.experiments.bench_gpu import GpuCeilings
 from refvt.experiments.bench_report import machine, publish
 from refvt.experiments.bench_timing import Ceilings, interleave, quartiles
 from refvt.experiments.profiles import profile_parameters
@@ -108,6 +112,8 @@ def run(
 ) -> int:
     """Measure, print, write; 0, or 1 if contestants disagree. ValueError for a request that cannot be met."""
     if options.training_step:
+        if "cuda" in (options.backend or ()):
+            raise ValueError("--training-step: its optimiser is the CPU's; take another backend than cuda")
         from refvt.experiments import bench_training
 
         return bench_training.run(options)
@@ -140,7 +146,7 @@ def run(
             for train in passes:
                 _say(f"{name}: {'training step' if train else 'forward pass'}, {repeats} rounds")
                 result = _result(material, contestants, train, repeats, threads, sizes)
-                if not options.quick:
+                if not options.quick and "cuda" not in chosen:  # a process's memory says nothing of a GPU's
                     _add_memory(result, material, contestants, train, threads)
                 results.append({"workload": name, "describes": workload.describes, **result})
         if options.growth:
@@ -167,8 +173,11 @@ def _check(
         if name not in workloads:
             raise ValueError(f"--workload: expected some of {', '.join(workloads)}, got {name!r}")
     for name in chosen:
-        if name not in backends.available():
-            raise ValueError(f"--backend: expected some of {', '.join(backends.available())}, got {name!r}")
+        if name not in backends.COLUMNS:
+            raise ValueError(f"--backend: expected some of {', '.join(backends.COLUMNS)}, got {name!r}")
+        backends.get(name)
+    if "cuda" in chosen and len(chosen) > 1:
+        raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
     for option in ("repeats", "threads"):
         number = getattr(options, option)
         if number is not None and number < 1:
@@ -232,18 +241,22 @@ class Material:
 
 @dataclass(frozen=True)
 class Contestant:
-    """backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch."""
+    """backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch.
+
+    device: "cpu", or "cuda" for PyTorch beside the cuda backend.
+    """
 
     name: str
     backend: str | None
     execution: str = "dense"
     sdpa: bool = False
     singly: bool = False
+    device: str = "cpu"
 
     def build(self, m: Material) -> Model:
         given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
         if self.backend is None:
-            return bench_torch.TorchModel(*given, sdpa=self.sdpa)
+            return bench_torch.TorchModel(*given, sdpa=self.sdpa, device=self.device)
         return RefvtModel(*given, backend=self.backend, execution=self.execution, singly=self.singly)
 
 
@@ -263,35 +276,37 @@ class RefvtModel:
         singly: bool,
     ) -> None:
         self._model = refvt.HaltingVT(config, parameters, backend=backend, dtype=dtype)
-        self._clips, self._labels, self._motion_labels = clips.astype(dtype), labels, motion_labels
+        self._moves = backends.get(backend).arrays
+        self._labels, self._motion_labels = labels, motion_labels
         self._execution = execution
         B = len(clips)
         self._batches = [slice(b, b + 1) for b in range(B)] if singly else [slice(0, B)]
+        self._clips = [self._moves.from_numpy(clips[batch], dtype) for batch in self._batches]
         self._gradients: list[dict[str, Array]] = []
 
     def run(self, train: bool, decisions: Decisions) -> Any:
         """A list with the output, or with loss and output, of every batch."""
         results: list[Any] = []
         self._gradients = []
-        for batch in self._batches:
+        for batch, clips in zip(self._batches, self._clips, strict=True):
             cut = Decisions(
                 None if decisions.kept is None else tuple(kept[batch] for kept in decisions.kept),
                 None if decisions.halting_layer is None else decisions.halting_layer[batch],
             )
-            clips = self._clips[batch]
+            how: dict[str, Any] = {"execution": self._execution, "decisions": cut, "arrays": "device"}
             if not train:
-                results.append((self._model(clips, self._execution, decisions=cut), None))
+                results.append((self._model(clips, **how), None))
                 continue
-            loss, gradients = self._model.loss_and_gradients(
-                clips, self._labels[batch], self._motion_labels[batch], execution=self._execution, decisions=cut
-            )
+            targets = self._labels[batch], self._motion_labels[batch]
+            loss, gradients = self._model.loss_and_gradients(clips, *targets, **how)
             results.append((loss.output, loss.total))
             self._gradients.append(gradients)
+        self._moves.wait()
         return results
 
     def logits(self, result: Any) -> Array:
         """[B, K]"""
-        return np.concatenate([output.logits for output, _ in result])
+        return np.concatenate([self._moves.to_numpy(output.logits) for output, _ in result])
 
     def decisions(self, result: Any) -> Decisions:
         """What the run decided; a token still alive when its clip left early has layer 0."""
@@ -310,8 +325,7 @@ class RefvtModel:
     def gradients(self) -> dict[str, Array]:
         """The gradients of the last training step."""
         parts = self._gradients
-        to_numpy = backends.get(self._model.backend).arrays.to_numpy
-        return {name: np.mean([to_numpy(part[name]) for part in parts], axis=0) for name in parts[0]}
+        return {name: np.mean([self._moves.to_numpy(part[name]) for part in parts], axis=0) for name in parts[0]}
 
 
 def _material(workload: Workload, B: int, dtype: str) -> Material:
@@ -341,7 +355,8 @@ def _contestants(workload: Workload, chosen: Sequence[str], B: int, with_torch: 
         if workload.dense:
             contestants.append(Contestant(f"refvt {name} dense", name, "dense"))
     if with_torch:
-        contestants += [Contestant(EAGER, None), Contestant(SDPA, None, sdpa=True)]
+        device = "cuda" if "cuda" in chosen else "cpu"
+        contestants += [Contestant(EAGER, None, device=device), Contestant(SDPA, None, sdpa=True, device=device)]
     return contestants
 
 
@@ -362,7 +377,12 @@ def _result(
     runs: dict[str, Callable[[], object]] = {
         name: partial(model.run, train, material.forced) for name, model in models.items()
     }
-    ceilings = Ceilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
+    on_gpu = any(contestant.backend == "cuda" for contestant in contestants)
+    ceilings = (
+        GpuCeilings(material.dtype, EAGER in models, sizes.gemm, sizes.copy)
+        if on_gpu
+        else Ceilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
+    )
     for warm_up in ceilings.runs.values():
         warm_up()
     samples = interleave({**runs, **ceilings.runs}, repeats, sizes.pause)

@@ -21,7 +21,7 @@ __all__ = ["as_markdown", "as_text", "machine", "publish"]
 
 def machine(threads: int, with_torch: bool) -> dict[str, Any]:
     packages = {"python": platform.python_version()}
-    for package in ("numpy", "numba", "torch"):
+    for package in ("numpy", "numba", "numba-cuda", "torch"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:

@@ -50,7 +50,10 @@ def threads(number: int) -> Iterator[None]:
 
 
 class TorchModel:
-    """The model with given parameters and clips [B, C, T, height, width]; ``sdpa`` takes PyTorch's fused attention."""
+    """The model with given parameters and clips [B, C, T, height, width]; ``sdpa`` takes PyTorch's fused attention.
+
+    On a GPU (device "cuda") TF32 is off, for it would drop 13 of float32's 23 bits, and a run is waited for.
+    """
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class TorchModel:
         motion_labels: Array,
         dtype: str,
         sdpa: bool,
+        device: str = "cpu",
     ) -> None:
         if str(CHECKOUT) not in sys.path:
             sys.path.insert(0, str(CHECKOUT))
@@ -68,40 +72,52 @@ class TorchModel:
 
         from golden import torch_model
 
-        self._torch, self._total_loss = torch, torch_model.total_loss
+        self._torch, self._total_loss, self._device = torch, torch_model.total_loss, device
+        if device != "cpu":
+            if not torch.cuda.is_available():
+                raise ValueError("PyTorch finds no GPU here: give --no-torch, or install its CUDA build")
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}
         self._model: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
         self._model.to(getattr(torch, dtype))
         self._model.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
-        self._clips = torch.tensor(clips).to(getattr(torch, dtype))
-        self._labels, self._motion_labels = torch.tensor(labels), torch.tensor(motion_labels)
+        self._model.to(device)
+        self._clips = torch.tensor(clips).to(device, getattr(torch, dtype))
+        self._labels, self._motion_labels = torch.tensor(labels).to(device), torch.tensor(motion_labels).to(device)
 
     def run(self, train: bool, decisions: Decisions) -> Any:
         """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own."""
         torch = self._torch
         layers = decisions.halting_layer
         forced = {
-            "kept": None if decisions.kept is None else [torch.tensor(kept) for kept in decisions.kept],
-            "halting_layer": None if layers is None else torch.tensor(layers),
+            "kept": None if decisions.kept is None else [self._there(kept) for kept in decisions.kept],
+            "halting_layer": None if layers is None else self._there(layers),
         }
         self._model.train(train)
-        if not train:
+        loss = None
+        if train:
+            self._model.zero_grad(set_to_none=True)
+            output = self._model(self._clips, **forced)
+            loss = self._total_loss(output, self._labels, self._motion_labels)["total"]
+            loss.backward()
+        else:
             with torch.no_grad():
-                return self._model(self._clips, **forced), None
-        self._model.zero_grad(set_to_none=True)
-        output = self._model(self._clips, **forced)
-        loss = self._total_loss(output, self._labels, self._motion_labels)["total"]
-        loss.backward()
+                output = self._model(self._clips, **forced)
+        if self._device != "cpu":
+            torch.cuda.synchronize()
         return output, loss
+
+    def _there(self, array: Array) -> Any:
+        return self._torch.tensor(array).to(self._device)
 
     def logits(self, result: Any) -> Array:
         """[B, K]"""
-        return np.asarray(result[0].logits.detach().numpy())
+        return np.asarray(result[0].logits.detach().cpu().numpy())
 
     def decisions(self, result: Any) -> Decisions:
         """What the run decided."""
         output = result[0]
-        return Decisions(tuple(kept.numpy() for kept in output.kept), output.halting_layer.numpy())
+        return Decisions(tuple(kept.cpu().numpy() for kept in output.kept), output.halting_layer.cpu().numpy())
 
     def loss(self, result: Any) -> float:
         """The total loss of a training step."""
@@ -110,7 +126,7 @@ class TorchModel:
     def gradients(self) -> dict[str, Array]:
         """The gradients of the last training step; zero where none arrived."""
         return {
-            name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.numpy()
+            name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.cpu().numpy()
             for name, p in self._model.named_parameters()
         }
 

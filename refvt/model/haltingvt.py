@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,10 +131,10 @@ class HaltingVT:
 
         execution: "dense" keeps a row for every token, "compact" computes only what is alive; the answers are the same.
         full_ponder: follow every token to its halt; otherwise a clip leaves when its CLS has halted. decisions: imposed
-        instead of taken. ValueError or TypeError for clips, execution or decisions that do not fit.
+        instead of taken. arrays: "device" leaves logits, motion_logits, features and ponder where the backend computed
+        them. ValueError or TypeError for clips, execution or decisions that do not fit.
         """
-        if arrays not in ("numpy", "device"):
-            raise ValueError(f"arrays: expected 'numpy' or 'device', got {arrays!r}")
+        bring = self._bring(arrays)
         compact = _is_compact(execution)
         clips = self._checked(clips)
         scope = Scope(self._ops, self.parameters)
@@ -149,7 +149,7 @@ class HaltingVT:
                 kept=forced.kept,
                 halting_layer=forced.halting_layer,
             )
-        return self._output(result, full_ponder)
+        return self._output(result, full_ponder, bring)
 
     def loss_and_gradients(
         self,
@@ -163,13 +163,16 @@ class HaltingVT:
         drop_path: float = 0.0,
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,
+        arrays: str = "numpy",
     ) -> tuple[Loss, dict[str, Array]]:
         """The training loss of clips [B, C, T, height, width] and its gradient with respect to every parameter.
 
         labels [B] class numbers or [B, K] soft; motion_labels [B], 1 for moving and 0 for a static twin, None to leave
-        the motion loss out. drop_path: the rate of the last block, drawn from rng. Returns the loss and a dict with the
-        parameters' names. Source: HaltingVT equations 9–11.
+        the motion loss out. drop_path: the rate of the last block, drawn from rng. arrays: "device" leaves gradients
+        and outputs where the backend computed them. Returns the loss and a dict with the parameters' names.
+        Source: HaltingVT equations 9–11.
         """
+        bring = self._bring(arrays)
         compact = _is_compact(execution)
         clips = self._checked(clips)
         labels, motion_labels = self._checked_labels(labels, motion_labels, len(clips))
@@ -200,9 +203,9 @@ class HaltingVT:
             )
             assert cache is not None
             loss = self._loss_and_backward(
-                scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing)
+                scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing), bring
             )
-        return loss, {name: scope.gradients[name] for name in self.parameters}
+        return loss, {name: bring(scope.gradients[name]) for name in self.parameters}
 
     def trace(
         self,
@@ -258,10 +261,17 @@ class HaltingVT:
                 network_backward(scope, self.config, logits, motion, ponder, cache)
             elif cache is not None and labels is not None:
                 weights = (ponder_weight, motion_weight, label_smoothing)
-                self._loss_and_backward(scope, result, cache, labels, motion_labels, weights)
+                self._loss_and_backward(scope, result, cache, labels, motion_labels, weights, self._bring("numpy"))
         for name, gradient in scope.gradients.items():
             see(f"d({name})" if name in self.parameters else name, gradient)
-        return Trace(tensors, self._output(result, full_ponder=True))
+        return Trace(tensors, self._output(result, True, self._bring("numpy")))
+
+    def _bring(self, arrays: str) -> Callable[[Array], Array]:
+        """What is done to results before they are handed out: brought to main memory, or left where they are."""
+        if arrays not in ("numpy", "device"):
+            raise ValueError(f"arrays: expected 'numpy' or 'device', got {arrays!r}")
+        to_numpy: Callable[[Array], Array] = self._ops.arrays.to_numpy
+        return to_numpy if arrays == "numpy" else lambda array: array
 
     def _loss_and_backward(
         self,
@@ -271,6 +281,7 @@ class HaltingVT:
         labels: Array,
         motion_labels: Array | None,
         weights: tuple[float, float, float],
+        bring: Callable[[Array], Array],
     ) -> Loss:
         ops, arrays = self._ops, self._ops.arrays
         ponder_weight, motion_weight, label_smoothing = weights
@@ -279,31 +290,32 @@ class HaltingVT:
         scalar = np.dtype(self.dtype).type
         dlogits = ops.cross_entropy.backward(scalar(1), recognition_cache)
         dponder = ops.ponder_loss.backward(scalar(ponder_weight), ponder_cache)
-        motion = 0.0
+        motion: Array = np.zeros(())
         dmotion = arrays.zeros(result.motion_logits.shape, self.dtype)
         if motion_labels is not None:
             motion, motion_cache = ops.motion_loss.forward(result.motion_logits, motion_labels)
             dmotion = ops.motion_loss.backward(scalar(motion_weight), motion_cache)
         network_backward(scope, self.config, dlogits, dmotion, dponder, cache)
-        parts = float(recognition), float(ponder), float(motion)
+        parts = tuple(float(arrays.to_numpy(part)) for part in (recognition, ponder, motion))
         total = parts[0] + ponder_weight * parts[1] + motion_weight * parts[2]
-        return Loss(total, *parts, self._output(result, full_ponder=True))
+        return Loss(total, parts[0], parts[1], parts[2], self._output(result, True, bring))
 
-    def _output(self, result: NetworkResult, full_ponder: bool) -> Output:
+    def _output(self, result: NetworkResult, full_ponder: bool, bring: Callable[[Array], Array]) -> Output:
         """The named outputs; without full_ponder what came after CLS halted is taken back, as if the clip had left."""
-        joint, to_numpy = result.joint, self._ops.arrays.to_numpy
-        ponder, layers, alive = np.array(to_numpy(joint.ponder)), joint.halting_layer.copy(), joint.alive.copy()
+        joint, arrays = result.joint, self._ops.arrays
+        ponder, layers, alive = joint.ponder, joint.halting_layer.copy(), joint.alive.copy()
         if not full_ponder:
             left = layers[:, :1]  # CLS halts last of all that is known
             unknown = layers > left
-            ponder[unknown], layers[unknown] = np.nan, 0
+            ponder = arrays.add(ponder, arrays.from_numpy(np.where(unknown, np.nan, 0), self.dtype))
+            layers[unknown] = 0
             alive &= (np.arange(self.config.joint_depth) < left)[:, :, None]
         counts = alive.sum(axis=2)
         return Output(
-            logits=to_numpy(result.logits),
-            motion_logits=to_numpy(result.motion_logits),
-            features=to_numpy(result.features),
-            ponder=ponder,
+            logits=bring(result.logits),
+            motion_logits=bring(result.motion_logits),
+            features=bring(result.features),
+            ponder=bring(ponder),
             tokens_per_layer=counts,
             alive=alive,
             decisions=Decisions(tuple(result.kept), layers),
@@ -311,26 +323,35 @@ class HaltingVT:
         )
 
     def _checked(self, clips: Array) -> Array:
-        """The clips in the model's dtype and contiguous; an error says what is wrong with them."""
+        """The clips in the model's dtype and contiguous; an error says what is wrong with them.
+
+        Clips that lie on the backend's device stay there: they must have the model's dtype and be contiguous already.
+        """
         c = self.config
+        on_device = self._ops.arrays.on_device(clips)
         expected = f"[B, {c.channels}, {c.num_frames}, {c.image_size[0]}, {c.image_size[1]}] (B, C, T, height, width)"
-        if not isinstance(clips, np.ndarray):
+        if on_device is not None:
+            clips = on_device
+        elif not isinstance(clips, np.ndarray):
             raise TypeError(f"clips: expected a NumPy array {expected}, got {type(clips).__name__}")
         if not np.issubdtype(clips.dtype, np.floating):
             raise TypeError(
                 f"clips: expected floating point pixels (x − 127.5)/127.5, got {clips.dtype}; normalise first"
             )
-        if clips.ndim != 5:
+        if len(clips.shape) != 5:
             raise ValueError(f"clips: expected 5 axes {expected}, got shape {list(clips.shape)}")
         if len(clips) == 0:
             raise ValueError(f"clips: expected at least one clip {expected}, got an empty batch {list(clips.shape)}")
-        height, width = clips.shape[3:]
+        height, width = tuple(clips.shape)[3:]
         if height % c.patch_size or width % c.patch_size:
             raise ValueError(
                 f"clips: height and width must be multiples of patch_size {c.patch_size}, got {height}×{width}"
             )
-        if clips.shape[1:] != (c.channels, c.num_frames, *c.image_size):
+        if tuple(clips.shape)[1:] != (c.channels, c.num_frames, *c.image_size):
             raise ValueError(f"clips: expected {expected}, got shape {list(clips.shape)}")
+        if on_device is not None:
+            self._ops.arrays.check_clips(clips, self.dtype)
+            return clips
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             clips = np.ascontiguousarray(clips, dtype=self.dtype)
         if not np.isfinite(clips).all():

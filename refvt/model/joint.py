@@ -139,12 +139,12 @@ def joint_forward(
         if not last:
             column = arrays.columns(x, 0, 1)  # [rows, 1]
             logit, logit_cache = ops.gather.forward(column, row_of[tokens], keep=keep)
-            logit = logit[:, 0]
+            logit = logit.reshape(-1)
         choice = None if forced is None else forced.ravel()[tokens] == layer
         (weight, used, halted), halt_cache = ops.halt.forward(logit, used, *halting, last, choice, keep=keep)
         if scope.tracing:
             for name, values in (("logit", logit), ("weight", weight)):
-                see(f"joint.{layer}.{name}", _scatter(values, tokens, size, dtype))
+                see(f"joint.{layer}.{name}", _scatter(arrays, values, tokens, size, dtype))
         # 4. one more term of the output of those that are read
         position = _inverse(tokens, size)
         state_row = row_of if plan is not None else np.full(size, -1)
@@ -183,11 +183,11 @@ def joint_forward(
     return result, JointCache(layers, ponder_cache, size) if keep else None
 
 
-def _scatter(values: Array | None, tokens: Array, size: int, dtype: Any) -> Array:
+def _scatter(arrays: Any, values: Array | None, tokens: Array, size: int, dtype: Any) -> Array:
     """Values of the living tokens in the places of all tokens, for traces."""
     full = np.zeros(size, dtype=dtype)
     if values is not None:
-        full[tokens] = values
+        full[tokens] = arrays.to_numpy(values)
     return full
 
 
@@ -219,11 +219,11 @@ def joint_backward(scope: Scope, config: HaltingVTConfig, dy: Array, dponder: Ar
             dused = arrays.zeros(len(step.tokens), dtype)
         dlogit, dused = ops.halt.backward(dweight, dused, step.halt)
         if scope.tracing:
-            see(f"d(joint.{layer}.weight)", _scatter(dweight, step.tokens, size, dtype))
-            see(f"d(joint.{layer}.logit)", _scatter(dlogit, step.tokens, size, dtype))
+            see(f"d(joint.{layer}.weight)", _scatter(arrays, dweight, step.tokens, size, dtype))
+            see(f"d(joint.{layer}.logit)", _scatter(arrays, dlogit, step.tokens, size, dtype))
         if step.logit is not None:
             dcolumn = ops.gather.backward(dlogit.reshape(-1, 1), step.logit)  # [rows, 1]
-            dx = arrays.add_to_column(dx, 0, dcolumn[:, 0])
+            dx = arrays.add_to_column(dx, 0, dcolumn.reshape(-1))
         dused = ops.gather.backward(dused, step.used)
         # 2. MLP and attention
         if step.attention is None or step.mlp is None:  # no block was computed: x is the state before

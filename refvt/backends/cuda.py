@@ -1,0 +1,276 @@
+"""What the ``cuda`` rooms share: how kernels are declared and launched, sums across a warp, and sums down a column.
+
+A *kernel* is a function that every thread of a grid runs; threads come in blocks, and 32 neighbours in a block (a warp)
+walk in step. Four habits hold in all rooms:
+
+- one kernel for float32 and float64: numbers take the dtype of the arrays (a bare ``1.0`` would be a float64, and drag
+  the arithmetic of a float32 kernel with it);
+- an optional array that is absent is an array of no elements: kernels know no None;
+- no atomic additions of floats: every sum is added in one order, so that a run is the same as the run before;
+- results are fresh arrays; index arrays, gains and biases may come from the host and are uploaded here.
+
+Under ``NUMBA_ENABLE_CUDASIM=1`` all of this runs in numba-cuda's simulator, one Python thread per GPU thread: warps,
+blocks and tiles are made tiny there, so that small arrays still fill several of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.cuda.core import config
+
+from refvt.ops import Array
+
+__all__ = [
+    "KERNELS",
+    "SIMULATED",
+    "THREADS",
+    "WARP",
+    "Kernel",
+    "absent",
+    "cell",
+    "column_sums",
+    "copied",
+    "copy",
+    "device_function",
+    "empty",
+    "fill",
+    "kernel",
+    "lane_and_row",
+    "scaled",
+    "upload",
+    "warp_max",
+    "warp_sum",
+]
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+WARP = 4 if SIMULATED else 32
+THREADS = 8 if SIMULATED else 128  # of a block, where nothing asks for more
+LANES = 4 if SIMULATED else 32  # neighbouring columns a block of ``cells`` covers
+ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_sums`` covers
+
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a head of two outputs is a small grid, and rightly so
+
+
+@dataclass
+class Kernel:
+    """A kernel, the types of its arguments (see ``kernel``), and how its grid is laid out."""
+
+    function: Callable[..., None]
+    arguments: str
+    name: str
+    threads: int = THREADS  # of a block, at most: what the compiler plans registers for
+    dispatcher: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dispatcher = cuda.jit(self.function)
+
+    def blocks(self, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
+        """A grid of blocks of the given shapes; nothing at all if the grid is empty."""
+        if math.prod(grid):
+            self.dispatcher[grid, block](*arguments)
+
+    def each(self, count: int, *arguments: Any) -> None:
+        """One thread per item: the kernel reads its item from ``cuda.grid(1)``."""
+        self.blocks((-(-count // THREADS),), (THREADS,), *arguments)
+
+    def cells(self, rows: int, columns: int, *arguments: Any) -> None:
+        """One thread per element of a matrix, neighbours side by side in a row: the kernel reads ``cell()``."""
+        height = THREADS // LANES
+        self.blocks((-(-rows // height), -(-columns // LANES)), (LANES, height), *arguments)
+
+    def warps(self, rows: int, *arguments: Any) -> None:
+        """One warp per row: the kernel reads ``lane_and_row()``."""
+        self.blocks((-(-rows // (THREADS // WARP)),), (THREADS,), *arguments)
+
+
+KERNELS: list[Kernel] = []  # every kernel of every room that was imported, for the page of registers
+
+
+def kernel(arguments: str, name: str | None = None, threads: int = THREADS) -> Callable[[Callable[..., None]], Kernel]:
+    """Declare a kernel. Compiled at its first call for the arrays it meets; ``arguments`` says what those may be.
+
+    One letter each: F a float matrix, f a float vector, 3 and 5 float arrays of so many axes, x a float number,
+    I an integer matrix, i an integer vector, b a vector of booleans, n an integer number.
+    """
+
+    def declare(function: Callable[..., None]) -> Kernel:
+        room = function.__module__.split(".")[-2]
+        full = name or f"{room}.{function.__name__.strip('_')}"
+        declared = Kernel(function, arguments.replace(" ", ""), full, threads)
+        KERNELS.append(declared)
+        return declared
+
+    return declare
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function that kernels call: it becomes part of them."""
+    return cuda.jit(device=True)(function)
+
+
+@device_function
+def cell() -> tuple[int, int]:
+    """The row and column of this thread, in a kernel launched by ``cells``."""
+    return (
+        cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y,
+        cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x,
+    )
+
+
+@device_function
+def lane_and_row() -> tuple[int, int]:
+    """The place of this thread in its warp and the row its warp works on, in a kernel launched by ``warps``.
+
+    The row may lie beyond the last one. Such a warp must not return early: the simulator's warps wait for one another.
+    """
+    return cuda.threadIdx.x % WARP, (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) // WARP
+
+
+if SIMULATED:  # no shuffles there: the lanes meet in shared memory, all warps of the block at once
+
+    def _warp_values(value: Any) -> Any:
+        values = cuda.shared.array(THREADS, np.float64)
+        i = cuda.threadIdx.x
+        cuda.syncthreads()
+        values[i] = value
+        cuda.syncthreads()
+        first = i - i % WARP
+        return values[first : first + WARP].copy()
+
+    @device_function
+    def warp_sum(value: Any) -> Any:
+        """The sum of the value over the lanes of the warp, in every lane."""
+        return type(value)(_warp_values(value).sum())
+
+    @device_function
+    def warp_max(value: Any) -> Any:
+        """The largest value among the lanes of the warp, in every lane."""
+        return type(value)(_warp_values(value).max())
+
+else:
+
+    @device_function
+    def warp_sum(value: Any) -> Any:
+        """The sum of the value over the lanes of the warp, in every lane: five exchanges with ever nearer lanes."""
+        distance = WARP // 2
+        while distance > 0:
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, distance)
+            distance //= 2
+        return value
+
+    @device_function
+    def warp_max(value: Any) -> Any:
+        """The largest value among the lanes of the warp, in every lane."""
+        distance = WARP // 2
+        while distance > 0:
+            value = max(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, distance))
+            distance //= 2
+        return value
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """A fresh device array, its contents whatever lay there."""
+    array: Array = cuda.device_array(shape, np.dtype(dtype))
+    return array
+
+
+def absent(dtype: Any, ndim: int) -> Array:
+    """An array of no elements: what a kernel is given for an optional array that is not there."""
+    return empty((0,) * ndim, dtype)
+
+
+def upload(array: Any, dtype: Any = None) -> Any:
+    """A host array on the device, contiguous and of the given dtype; a device array as it is.
+
+    TypeError if a device array would have to change its dtype.
+    """
+    if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
+        if dtype is not None and array.dtype != np.dtype(dtype):
+            raise TypeError(f"expected a device array of {np.dtype(dtype)}, got {array.dtype}")
+        return array
+    host = np.ascontiguousarray(array, dtype=dtype)
+    if host.size == 0:  # nothing to copy, and as_contiguous would add an axis
+        return empty(np.shape(array), host.dtype)
+    return cuda.to_device(host.reshape(np.shape(array)))
+
+
+@kernel("f x")
+def _fill(x, value):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < x.shape[0]:
+        x[i] = value
+
+
+def fill(x: Array, value: float) -> Array:
+    """Set every element of a contiguous array; returns it."""
+    if x.size:
+        _fill.each(x.size, x.reshape(-1), x.dtype.type(value))
+    return x
+
+
+@kernel("F F")
+def _copy(x, y):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < y.shape[0] and c < y.shape[1]:
+        y[r, c] = x[r, c]
+
+
+def copy(x: Array, y: Array) -> None:
+    """y ← x, matrices of one shape."""
+    _copy.cells(x.shape[0], x.shape[1], x, y)
+
+
+def copied(x: Array) -> Array:
+    """A fresh contiguous copy of a matrix."""
+    y = empty(x.shape, x.dtype)
+    copy(x, y)
+    return y
+
+
+@kernel("F f F")
+def _scale(x, gain, y):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < y.shape[0] and c < y.shape[1]:
+        y[r, c] = gain[r] * x[r, c]
+
+
+def scaled(x: Array, gain: Array) -> Array:
+    """gain · x, row by row: x [n, D], gain [n]."""
+    y = empty(x.shape, x.dtype)
+    _scale.cells(x.shape[0], x.shape[1], x, gain, y)
+    return y
+
+
+@kernel("F F n F")
+def _partial_sums(x, factor, height, sums):  # type: ignore[no-untyped-def]
+    """sums[p, j] = Σ over the p-th ``height`` rows of x[i, j] (· factor[i, j], where there is one)."""
+    p, c = cell()
+    if p < sums.shape[0] and c < sums.shape[1]:
+        total = x.dtype.type(0)
+        for i in range(p * height, min((p + 1) * height, x.shape[0])):
+            total += x[i, c] * factor[i, c] if factor.shape[0] > 0 else x[i, c]
+        sums[p, c] = total
+
+
+def column_sums(x: Array, factor: Array | None = None) -> Array:
+    """Σ over rows of x (· factor, element by element): [n, D] → [D].
+
+    Parts of so many rows first, then the parts: enough threads for the first, and rounding does not pile up.
+    """
+    n, D = x.shape
+    if n == 0:
+        return fill(empty(D, x.dtype), 0)
+    nothing = absent(x.dtype, 2)
+    while True:
+        parts = -(-n // ROWS_A_PART)
+        sums = empty((parts, D), x.dtype)
+        _partial_sums.cells(parts, D, x, nothing if factor is None else factor, ROWS_A_PART, sums)
+        if parts == 1:
+            return sums.reshape(D)
+        x, n, factor = sums, parts, None

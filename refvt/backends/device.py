@@ -1,0 +1,151 @@
+"""Moves on device arrays that are no operations of the model: what ``host`` is for NumPy, for the ``cuda`` column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, upload
+from refvt.ops import Array
+
+
+def from_numpy(array: Any, dtype: str | None = None) -> Array:
+    """A device array of the given dtype; one that is on the device already stays there."""
+    result: Array = upload(array, dtype)
+    return result
+
+
+def to_numpy(array: Any) -> Array:
+    """A copy in main memory, contiguous; what lies there already is returned as it is."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np.asarray(array)
+    return np.ascontiguousarray(array.copy_to_host()).reshape(tuple(array.shape))
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    return fill(empty(shape, dtype), 0)
+
+
+def columns(x: Array, start: int, stop: int) -> Array:
+    """x[:, start:stop] as a view.
+
+    It is described to numba-cuda from outside: its own slice would look at every row by itself, on the host, and gives
+    a slice of no rows a wrong shape.
+    """
+    if x.shape[0] == 0:
+        return empty((0, stop - start), x.dtype)
+    if SIMULATED:
+        return x[:, start:stop]
+    whole: dict[str, Any] = x.__cuda_array_interface__  # type: ignore[attr-defined]
+    part = {
+        **whole,
+        "shape": (x.shape[0], stop - start),
+        "strides": tuple(x.strides),
+        "data": (whole["data"][0] + start * x.strides[1], False),
+    }
+    view: Array = cuda.from_cuda_array_interface(part, owner=x, sync=False)
+    return view
+
+
+@kernel("F F n n")
+def _place(part, whole, top, left):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < part.shape[0] and c < part.shape[1]:
+        whole[top + r, left + c] = part[r, c]
+
+
+def _matrix(x: Array) -> Array:
+    return x.reshape(-1, 1) if len(x.shape) == 1 else x
+
+
+def join_columns(parts: Sequence[Array]) -> Array:
+    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]."""
+    whole = empty((parts[0].shape[0], sum(part.shape[1] for part in parts)), parts[0].dtype)
+    left = 0
+    for part in parts:
+        _place.cells(part.shape[0], part.shape[1], part, whole, 0, left)
+        left += part.shape[1]
+    return whole
+
+
+def join_rows(parts: Sequence[Array]) -> Array:
+    """[n1, …], [n2, …], … → [n1 + n2 + …, …]; one or two axes."""
+    whole = empty((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    target, top = _matrix(whole), 0
+    for part in parts:
+        matrix = _matrix(part)
+        _place.cells(matrix.shape[0], matrix.shape[1], matrix, target, top, 0)
+        top += part.shape[0]
+    return whole
+
+
+@kernel("F F F")
+def _add(x, y, total):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < x.shape[0] and c < x.shape[1]:
+        total[r, c] = x[r, c] + y[r, c]
+
+
+def add(*terms: Array | None) -> Array:
+    """The sum of those terms that are not None (at least one must be); one or two axes."""
+    present = [term for term in terms if term is not None]
+    total = present[0]
+    for term in present[1:]:
+        left, right = _matrix(total), _matrix(term)
+        both = empty(left.shape, left.dtype)
+        _add.cells(left.shape[0], left.shape[1], left, right, both)
+        total = both.reshape(tuple(term.shape))
+    return total
+
+
+@kernel("F n f")
+def _add_to_column(x, column, values):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < x.shape[0]:
+        x[i, column] += values[i]
+
+
+def add_to_column(x: Array, column: int, values: Array) -> Array:
+    """A copy of x with values added to one column."""
+    result = copied(x)
+    _add_to_column.each(x.shape[0], result, column, values)
+    return result
+
+
+@kernel("f i")
+def _not_finite(x, found):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    # NaN fails every comparison; whoever finds one writes the same 1
+    if i < x.shape[0] and not abs(x[i]) < x.dtype.type(np.inf):
+        found[0] = 1
+
+
+def wait() -> None:
+    """Until the device has done all it was asked: kernels run while the interpreter goes on."""
+    cuda.synchronize()
+
+
+def on_device(array: Any) -> Array | None:
+    """An array that lies on the device as the kernels take it, without a copy; None for anything else.
+
+    Any library's array will do that has ``__cuda_array_interface__`` (PyTorch, CuPy, JAX, numba). The work that fills
+    it is waited for, if it names its stream.
+    """
+    if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
+        return array  # type: ignore[no-any-return]
+    return cuda.as_cuda_array(array) if hasattr(array, "__cuda_array_interface__") else None
+
+
+def check_clips(clips: Any, dtype: str) -> None:
+    """ValueError or TypeError unless clips on the device have the model's dtype, are contiguous and finite."""
+    if clips.dtype != np.dtype(dtype):
+        raise TypeError(f"clips: expected {dtype} on the device, as the model computes in it, got {clips.dtype}")
+    if not clips.is_c_contiguous():
+        raise ValueError("clips: expected a contiguous array on the device, got a strided view; copy it first")
+    found = fill(empty(1, np.int64), 0)
+    _not_finite.each(clips.size, clips.reshape(-1), found)
+    if to_numpy(found)[0]:
+        raise ValueError(f"clips: expected finite numbers in {dtype}, got NaN or infinite values")

@@ -1,0 +1,206 @@
+"""Everything a GPU is asked in one go: golden cases, laws and times, in a few minutes, left as a file.
+
+    python -m refvt.experiments.gpu_report --out gpu-report
+
+writes gpu-report.json and gpu-report.md. No network is needed. Each part is done for itself: if one cannot run, its
+error stands in the report and the others follow. The exit code is 0 only if everything that ran holds. PyTorch, where
+it is installed with CUDA, is the contestant of the times; without it refvt is timed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import refvt
+from refvt import backends
+from refvt.experiments import bench, bench_torch
+from refvt.experiments.bench_gpu import device_description
+from refvt.experiments.bench_report import machine
+from refvt.ops.laws import Computes, Law
+
+__all__ = ["main"]
+
+BENCHES = {  # arguments of refvt bench: the two extremes, nothing halts and nearly everything does
+    "dense, 4 clips": ["--workload", "dense", "--clips", "4"],
+    "the profile of 9.9 GFLOPs": ["--workload", "paper9", "--clips", "4"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all parts; 0 if all of them hold, 1 if not, 2 if there is no GPU."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="path without .json and .md")
+    parser.add_argument("--examples", type=int, default=20, metavar="N", help="of every law (default: 20)")
+    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="rounds of the timings (default: 9)")
+    options = parser.parse_args(arguments)
+    try:
+        backends.get("cuda")
+    except backends.Unavailable as error:
+        print(f"refvt: {error}", file=sys.stderr)
+        return 2
+    if not options.out.resolve().parent.is_dir():
+        print(f"refvt: --out: no such folder: {options.out.resolve().parent}", file=sys.stderr)
+        return 2
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "golden cases, float64": partial(_golden, "float64"),
+        "golden cases, float32": partial(_golden, "float32"),
+        "laws": partial(_laws, options.examples),
+    }
+    for name, asked in BENCHES.items():
+        parts[name] = partial(_bench, [*asked, "--repeats", str(options.repeats)])
+    report: dict[str, Any] = {
+        "refvt": refvt.__version__,
+        "environment": {**machine(1, bench_torch.missing() is None), **device_description()},
+        "parts": {},
+    }
+    for name, part in parts.items():
+        _say(name)
+        start = time.perf_counter()
+        try:
+            found = part()
+        except Exception as error:  # the other parts still have something to say
+            found = {"holds": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        report["parts"][name] = {**found, "seconds": time.perf_counter() - start}
+        _write(report, options.out)  # after every part: a report cut short is a report
+    held = all(part["holds"] for part in report["parts"].values())
+    _say(f"{'everything holds' if held else 'NOT everything holds'}; see {options.out}.md")
+    return 0 if held else 1
+
+
+def _say(line: str) -> None:
+    print(f"refvt gpu report: {line}", file=sys.stderr, flush=True)
+
+
+def _golden(dtype: str) -> dict[str, Any]:
+    from refvt.conformance.golden import load_manifest
+    from refvt.conformance.verify import verify
+
+    results = verify(load_manifest().values(), "cuda", dtype)
+    failed = {
+        r.case.name: r.problem
+        or (f"{r.worst.name}: {r.worst.share:.2f} of its budget" if r.worst else "nothing compared")
+        for r in results
+        if not r.holds
+    }
+    worst = max((r for r in results if r.worst), key=lambda r: r.worst.share if r.worst else 0.0, default=None)
+    return {
+        "holds": not failed,
+        "cases": len(results),
+        "comparisons": sum(len(r.comparisons) for r in results),
+        "largest_share_of_budget": None if worst is None or worst.worst is None else worst.worst.share,
+        "largest_share_in": None if worst is None or worst.worst is None else f"{worst.case.name}: {worst.worst.name}",
+        "ambiguous": {r.case.name: r.ambiguous for r in results if r.ambiguous},
+        "failed": failed,
+    }
+
+
+def _laws(examples: int) -> dict[str, Any]:
+    """Every law of every operation, in both dtypes, on inputs that Hypothesis makes."""
+    from refvt.conformance.host import on_host
+    from refvt.conformance.laws import laws_of
+    from refvt.conformance.strategies import inputs_for
+    from refvt.ops import operations
+
+    backend, checked = backends.get("cuda"), 0
+    failed: dict[str, str] = {}
+    for operation in operations():
+        op = on_host(backend, operation)
+        for law in laws_of(operation):
+            for dtype in ("float64", "float32"):
+                if law.__name__ == "adjoint" and dtype == "float32":  # a difference quotient needs float64
+                    continue
+                checked += 1
+                try:
+                    _hold(law, op, inputs_for(operation, dtype=dtype), examples)
+                except Exception as error:
+                    failed[f"{operation}, {law.__name__}, {dtype}"] = f"{type(error).__name__}: {error}"
+    return {"holds": not failed, "laws": checked, "examples_each": examples, "failed": failed}
+
+
+def _hold(law: Law, op: Computes, strategy: Any, examples: int) -> None:
+    from hypothesis import HealthCheck, given, settings
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(inputs=strategy)
+    def holds(inputs: dict[str, Any]) -> None:
+        law(op, inputs)
+
+    holds()
+
+
+def _bench(arguments: Sequence[str]) -> dict[str, Any]:
+    """``refvt bench --backend cuda`` with its tables."""
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "bench.json", Path(folder) / "bench.md"
+        where = ["--json", str(files[0]), "--markdown", str(files[1])]
+        code = bench.run(parser.parse_args(["--backend", "cuda", *arguments, *where]))
+        tables, markdown = (file.read_text(encoding="utf-8") for file in files)
+    return {"holds": code == 0, "bench": json.loads(tables), "markdown": markdown}
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    for ending, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", _markdown(report))):
+        place = out.with_name(out.name + ending)
+        part = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            with open(part, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(place)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    e = report["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in e["packages"].items())
+    lines = [
+        "# refvt on a GPU",
+        "",
+        f"refvt {report['refvt']}, {e['date']}, {e['gpu']} (compute capability {e['compute_capability']}, "
+        f"{e['multiprocessors']} multiprocessors, {e['memory_bytes'] / 2**30:.0f} GiB), CUDA runtime {e['runtime']}, "
+        f"{packages}.",
+    ]
+    for name, part in report["parts"].items():
+        lines += ["", f"## {name}: {'holds' if part['holds'] else 'DOES NOT HOLD'} ({part['seconds']:.0f} s)", ""]
+        if "error" in part:
+            lines += [part["error"], "", "```", part["traceback"].rstrip(), "```"]
+        elif "bench" in part:
+            lines += _below(part["markdown"])
+        elif "laws" in part:
+            lines.append(f"{part['laws']} laws, {part['examples_each']} examples each.")
+        else:
+            share = part["largest_share_of_budget"]
+            worst = "" if share is None else f", at most {share:.1%} of the error budget ({part['largest_share_in']})"
+            lines.append(f"{part['cases']} cases, {part['comparisons']} comparisons{worst}.")
+        for what in ("failed", "ambiguous"):
+            lines += [f"- {what}: {place}: {why}" for place, why in part.get(what, {}).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _below(markdown: str) -> list[str]:
+    """The tables under a heading of this page: two levels deeper."""
+    return [f"##{line}" if line.startswith("#") else line for line in markdown.splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Patch embedding on the GPU: cut the patches side by side, multiply, add their places."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from refvt.backends.cuda import cell, column_sums, empty, kernel
+from refvt.backends.cuda_matmul import Matmul, products
+from refvt.ops import Array
+
+
+class EmbedCache(NamedTuple):
+    patches: Array  # [B*S*T, C*P*P]
+    weight: Array
+    B: int
+    S: int
+    T: int
+
+
+_project = Matmul("embedding.project", turned_a=False, turned_b=True)
+
+
+@kernel("5 n F")
+def _cut(clips, P, patches):  # type: ignore[no-untyped-def]
+    r, e = cell()
+    if r < patches.shape[0] and e < patches.shape[1]:
+        _, _, T, H, W = clips.shape
+        columns = W // P
+        S = (H // P) * columns
+        # 1. cut: the row is (clip, patch, frame), the element (channel, row, column)
+        b, s, t = r // (S * T), r // T % S, r % T
+        c, i, j = e // (P * P), e // P % P, e % P
+        patches[r, e] = clips[b, c, t, s // columns * P + i, s % columns * P + j]
+
+
+@kernel("F f F F F")
+def _place(projected, cls, pos, time, y):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < y.shape[0] and c < y.shape[1]:
+        S, T = pos.shape[0] - 1, time.shape[0]
+        b, k = r // (1 + S * T), r % (1 + S * T)
+        # 3. add the embeddings, put CLS in front
+        if k == 0:
+            y[r, c] = cls[c] + pos[0, c]
+        else:
+            y[r, c] = projected[b * S * T + k - 1, c] + (pos[1 + (k - 1) // T, c] + time[(k - 1) % T, c])
+
+
+def embed_forward(
+    clips: Array,
+    weight: Array,
+    bias: Array,
+    cls_token: Array,
+    pos_embed: Array,
+    time_embed: Array,
+    keep: bool = True,
+) -> tuple[Array, EmbedCache | None]:
+    """Tokens of clips: W · patch + bias + pos_embed + time_embed, with CLS in front.
+
+    clips [B, C, T, H, W], weight [D, C, P, P], bias [D], cls_token [1, 1, D], pos_embed [1, 1+S, D],
+    time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError if not).
+    Source: HaltingVT section 3.1.
+    """
+    B, C, T, H, W = clips.shape
+    D, _, P, _ = weight.shape
+    if H % P or W % P:
+        raise ValueError(f"clips: height and width must be multiples of {P}, got {H}×{W}")
+    S = (H // P) * (W // P)
+    # 1. cut
+    patches = empty((B * S * T, C * P * P), clips.dtype)  # [B*S*T, C*P*P]
+    _cut.cells(patches.shape[0], patches.shape[1], clips, P, patches)
+    # 2. project
+    projected = _project(patches, weight.reshape(D, C * P * P), bias)  # [B*S*T, D]
+    # 3. add the embeddings, put CLS in front
+    y = empty((B * (1 + S * T), D), clips.dtype)  # [B*N, D]
+    pos, time = pos_embed.reshape(1 + S, D), time_embed.reshape(T, D)
+    _place.cells(y.shape[0], D, projected, cls_token.reshape(D), pos, time, y)
+    return y, EmbedCache(patches, weight, B, S, T) if keep else None
+
+
+@kernel("F n n F")
+def _patches_only(dy, S, T, dprojected):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < dprojected.shape[0] and c < dprojected.shape[1]:
+        b = r // (S * T)
+        dprojected[r, c] = dy[r + 1 + b, c]
+
+
+@kernel("F n n F F F")
+def _embeddings_backward(dy, S, T, dcls, dpos, dtime):  # type: ignore[no-untyped-def]
+    """Row 0 … T−1 of the grid: time_embed; T: CLS; T+1 … T+S: pos_embed of the patches."""
+    row, c = cell()
+    B = dy.shape[0] // (1 + S * T)
+    if row < 1 + S + T and c < dy.shape[1]:
+        total = dy.dtype.type(0)
+        for b in range(B):
+            first = b * (1 + S * T)
+            if row < T:
+                for s in range(S):
+                    total += dy[first + 1 + s * T + row, c]
+            elif row == T:
+                total += dy[first, c]
+            else:
+                for t in range(T):
+                    total += dy[first + 1 + (row - T - 1) * T + t, c]
+        if row < T:
+            dtime[row, c] = total
+        else:
+            dpos[row - T, c] = total
+        if row == T:
+            dcls[0, c] = total
+
+
+def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, Array, Array]:
+    """Returns dweight, dbias, dcls_token, dpos_embed, dtime_embed."""
+    patches, weight, B, S, T = cache
+    D = weight.shape[0]
+    # 3. each embedding was added to many tokens: it gets the sum of their gradients
+    dcls, dpos, dtime = (empty((rows, D), dy.dtype) for rows in (1, 1 + S, T))
+    _embeddings_backward.cells(1 + S + T, D, dy, S, T, dcls, dpos, dtime)
+    # 2. the projection
+    dprojected = empty((B * S * T, D), dy.dtype)  # [B*S*T, D]
+    _patches_only.cells(B * S * T, D, dy, S, T, dprojected)
+    dweight, dbias = products(dprojected, patches), column_sums(dprojected)
+    # 1. clips have no gradient
+    shapes = (1, 1, D), (1, 1 + S, D), (1, T, D)
+    dcls, dpos, dtime = (array.reshape(shape) for array, shape in zip((dcls, dpos, dtime), shapes, strict=True))
+    return dweight.reshape(tuple(weight.shape)), dbias, dcls, dpos, dtime

@@ -1,0 +1,129 @@
+"""The losses on the GPU: one warp per clip, and the mean over clips in one order. They stay on the device too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from refvt.backends.cuda import WARP, column_sums, empty, fill, kernel, lane_and_row, upload, warp_max, warp_sum
+from refvt.ops import Array
+
+
+class CrossEntropyCache(NamedTuple):
+    probability: Array  # softmax(logits) [B, K]
+    target: Array  # smoothed [B, K]
+
+
+@kernel("F F F f")
+def _cross_entropy(logits, target, probability, losses):  # type: ignore[no-untyped-def]
+    lane, b = lane_and_row()
+    B, K = logits.shape
+    row = min(b, B - 1)
+    number = logits.dtype.type
+    # 2. log-softmax
+    highest = number(-math.inf)
+    for c in range(lane, K, WARP):
+        highest = max(highest, logits[row, c])
+    highest = warp_max(highest)
+    total = number(0)
+    for c in range(lane, K, WARP):
+        total += math.exp(logits[row, c] - highest)
+    log_total = math.log(warp_sum(total))
+    loss = number(0)
+    for c in range(lane, K, WARP):
+        log_probability = logits[row, c] - highest - log_total
+        loss -= target[row, c] * log_probability
+        if b < B:
+            probability[row, c] = math.exp(log_probability)
+    loss = warp_sum(loss)
+    if lane == 0 and b < B:
+        losses[row] = loss
+
+
+@kernel("f x f")
+def _share_of_sum(total, count, mean):  # type: ignore[no-untyped-def]
+    if cuda.grid(1) == 0:
+        mean[0] = total[0] / count
+
+
+def _mean(values: Array) -> Array:
+    """The mean of a contiguous array as a device array of no axes."""
+    mean = empty(1, values.dtype)
+    total = column_sums(values.reshape(-1, 1))
+    _share_of_sum.each(1, total, values.dtype.type(values.size), mean)
+    return mean.reshape(())
+
+
+def cross_entropy_forward(
+    logits: Array, targets: Array, label_smoothing: float = 0.0, keep: bool = True
+) -> tuple[Array, CrossEntropyCache | None]:
+    """Mean over clips of −Σ target · log softmax(logits).
+
+    logits [B, K]; targets [B] int or [B, K] soft, on the host → a device array of no axes.
+    """
+    B, K = logits.shape
+    # 1. targets as rows, smoothed; they are labels, and come from the host
+    rows = np.eye(K, dtype=logits.dtype)[targets] if targets.ndim == 1 else np.asarray(targets, dtype=logits.dtype)
+    target = upload((1 - label_smoothing) * rows + label_smoothing / K, logits.dtype)  # [B, K]
+    probability, losses = empty((B, K), logits.dtype), empty(B, logits.dtype)
+    # 2. log-softmax
+    _cross_entropy.warps(B, logits, target, probability, losses)
+    # 3. mean over clips
+    return _mean(losses), CrossEntropyCache(probability, target) if keep else None
+
+
+@kernel("x F F F")
+def _cross_entropy_backward(share, probability, target, dlogits):  # type: ignore[no-untyped-def]
+    lane, b = lane_and_row()
+    B, K = target.shape
+    row = min(b, B - 1)
+    total = target.dtype.type(0)
+    for c in range(lane, K, WARP):
+        total += target[row, c]
+    total = warp_sum(total)
+    # 3, 2. the softmax minus the target, for targets of any total
+    if b < B:
+        for c in range(lane, K, WARP):
+            dlogits[row, c] = share * (probability[row, c] * total - target[row, c])
+
+
+def cross_entropy_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
+    """Returns dlogits. dloss is a number of the host."""
+    probability, target = cache
+    dlogits = empty(target.shape, target.dtype)
+    # passes 3–2
+    share = target.dtype.type(dloss / target.shape[0])
+    _cross_entropy_backward.warps(target.shape[0], share, probability, target, dlogits)
+    return dlogits
+
+
+class PonderLossCache(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
+    """Mean ponder over tokens and clips. ponder [B, N] → a device array of no axes."""
+    # 1. the mean
+    return _mean(ponder), PonderLossCache(tuple(ponder.shape), ponder.dtype) if keep else None
+
+
+def ponder_loss_backward(dloss: Any, cache: PonderLossCache) -> Array:
+    """Returns dponder. dloss is a number of the host."""
+    # 1. every token has the same share
+    return fill(empty(cache.shape, cache.dtype), dloss / math.prod(cache.shape))
+
+
+def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:
+    """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
+    # 1. the same cross-entropy
+    return cross_entropy_forward(logits, moving, 0.0, keep)
+
+
+def motion_loss_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
+    """Returns dlogits."""
+    # 1. the same cross-entropy
+    return cross_entropy_backward(dloss, cache)

@@ -1,0 +1,116 @@
+"""Gather and segment mean on the GPU: one thread per number that is written, so that no two threads ever add to one."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from refvt.backends.cuda import cell, empty, kernel, upload
+from refvt.ops import Array
+from refvt.ops.tokens import segment_lengths
+
+
+class GatherCache(NamedTuple):
+    source: Array  # the index, on the host
+    shape: tuple[int, ...]  # of x
+
+
+@kernel("F i F")
+def _gather(x, index, y):  # type: ignore[no-untyped-def]
+    i, c = cell()
+    if i < y.shape[0] and c < y.shape[1]:
+        # 1. copy rows
+        j = index[i]
+        y[i, c] = x[j, c] if j >= 0 else x.dtype.type(0)
+
+
+def _flat(x: Array) -> Array:
+    """[n, …] → [n, columns], a view; a matrix may be strided."""
+    return x if len(x.shape) == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
+    """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 (host) → y [m, ...]."""
+    y = empty((len(index), *x.shape[1:]), x.dtype)
+    target = _flat(y)
+    # pass 1
+    _gather.cells(target.shape[0], target.shape[1], _flat(x), upload(index, np.int64), target)
+    return y, GatherCache(index, tuple(x.shape)) if keep else None
+
+
+@kernel("F i i F")
+def _scatter(dy, copies, starts, dx):  # type: ignore[no-untyped-def]
+    j, c = cell()
+    if j < dx.shape[0] and c < dx.shape[1]:
+        total = dy.dtype.type(0)
+        for r in range(starts[j], starts[j + 1]):
+            total += dy[copies[r], c]
+        dx[j, c] = total
+
+
+def gather_backward(dy: Array, cache: GatherCache) -> Array:
+    """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
+    index, shape = cache.source, cache.shape
+    # 1. sort the copies by the row they came from (stable: in order of i), then sum each run of equals; a list per row
+    # instead of additions to it: every thread owns what it writes, and adds in one order
+    copies = np.flatnonzero(index >= 0)
+    copies = copies[np.argsort(index[copies], kind="stable")]
+    starts = np.searchsorted(index[copies], np.arange(shape[0] + 1))  # [n+1] where each row's copies begin
+    dx = empty(shape, dy.dtype)
+    target = _flat(dx)
+    _scatter.cells(
+        target.shape[0], target.shape[1], _flat(dy), upload(copies, np.int64), upload(starts, np.int64), target
+    )
+    return dx
+
+
+class SegmentMeanCache(NamedTuple):
+    offsets: Array  # on the device
+    segment: Array  # of each row, on the device
+
+
+@kernel("F i F")
+def _means(x, offsets, y):  # type: ignore[no-untyped-def]
+    i, c = cell()
+    if i < y.shape[0] and c < y.shape[1]:
+        # 1. sum each segment
+        total = x[offsets[i], c]
+        for j in range(offsets[i] + 1, offsets[i + 1]):
+            total += x[j, c]
+        # 2. divide by its length
+        y[i, c] = total / x.dtype.type(offsets[i + 1] - offsets[i])
+
+
+def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[Array, SegmentMeanCache | None]:
+    """y[i] = mean of x[offsets[i] : offsets[i+1]]. x [n, D], offsets [segments+1] int64 (host) → y [segments, D].
+
+    ValueError if a segment is empty: the mean of nothing is not a number.
+    """
+    lengths = segment_lengths(offsets)
+    cuts = upload(offsets, np.int64)
+    y = empty((len(lengths), x.shape[1]), x.dtype)
+    # passes 1–2
+    _means.cells(y.shape[0], y.shape[1], x, cuts, y)
+    if not keep:
+        return y, None
+    return y, SegmentMeanCache(cuts, upload(np.repeat(np.arange(len(lengths)), lengths), np.int64))
+
+
+@kernel("F i i F")
+def _spread(dy, offsets, segment, dx):  # type: ignore[no-untyped-def]
+    r, c = cell()
+    if r < dx.shape[0] and c < dx.shape[1]:
+        # 2, 1. every row had an equal share in the mean
+        i = segment[r]
+        dx[r, c] = dy[i, c] / dy.dtype.type(offsets[i + 1] - offsets[i])
+
+
+def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:
+    """Returns dx: every row of segment i gets dy[i] / length."""
+    offsets, segment = cache
+    dx = empty((segment.shape[0], dy.shape[1]), dy.dtype)
+    # passes 2–1
+    _spread.cells(dx.shape[0], dx.shape[1], dy, offsets, segment, dx)
+    return dx

@@ -1,0 +1,202 @@
+"""The cuda column in numba-cuda's simulator: tiny golden cases, a few examples of every law, one tiny model.
+
+    NUMBA_ENABLE_CUDASIM=1 python -m pytest -m cudasim
+
+The variable must be set before numba is imported, so this is a run of its own. Warps, blocks and tiles are tiny there
+(see refvt/backends/cuda.py), so that even these arrays fill several and leave some half empty. The simulator knows
+nothing of memory that is read while it is written, of registers or of speed: a GPU has the last word.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from refvt import HaltingVT, HaltingVTConfig, backends
+from refvt.backends import host
+from refvt.conformance.golden import load_manifest
+from refvt.conformance.host import on_host
+from refvt.conformance.laws import laws_of
+from refvt.conformance.strategies import inputs_for
+from refvt.conformance.verify import verify_case
+from refvt.ops import operations
+from tests.cudasim import prepare
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+pytestmark = [
+    pytest.mark.cudasim,
+    pytest.mark.skipif(not SIMULATED, reason="a run of its own: NUMBA_ENABLE_CUDASIM=1 python -m pytest -m cudasim"),
+]
+CASES = {name: case for name, case in load_manifest().items() if case.tiny}
+LAWS = [(name, law) for name in operations() for law in laws_of(name)]
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    prepare()
+    return backends.get("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kind == "op"])
+def test_tiny_operation(name, dtype, cuda):
+    result = verify_case(CASES[name], "cuda", dtype)
+    assert result.comparisons
+    assert not [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("operation", "law"), LAWS, ids=[f"{name}-{law.__name__}" for name, law in LAWS])
+def test_law(operation, law, dtype, cuda):
+    if law.__name__ == "adjoint" and dtype == "float32":
+        pytest.skip("a difference quotient needs float64")
+
+    @settings(suppress_health_check=list(HealthCheck), max_examples=3)
+    @given(data=st.data())
+    def holds(data):
+        law(on_host(cuda, operation), data.draw(inputs_for(operation, dtype=dtype)))
+
+    holds()
+
+
+def test_tiny_model_forward_and_backward(cuda):
+    result = verify_case(CASES["tiny-model-zero"], "cuda", "float32")
+    assert len(result.comparisons) > 200
+    assert not [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+    assert not result.ambiguous
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of one block of each kind on both sides, and clips for it."""
+    config = HaltingVTConfig(
+        image_size=(4, 4),
+        patch_size=2,
+        channels=1,
+        num_frames=2,
+        width=4,
+        num_heads=2,
+        mlp_ratio=1.0,
+        glimpser_depth=1,
+        depth=3,
+        keep_rates=(0.5,),
+        num_classes=3,
+    )
+    prepare()
+    model = HaltingVT(config, seed=1, backend="cuda", dtype="float64")
+    return model, np.random.default_rng(0).standard_normal((1, 1, 2, 4, 4))
+
+
+def test_what_is_on_the_device_stays_there(small):
+    model, clips = small
+    moves = backends.get("cuda").arrays
+    there = moves.from_numpy(clips)
+    out = model(there, arrays="device")
+    loss, gradients = model.loss_and_gradients(there, np.array([1]), np.array([1]), arrays="device")
+    plain = model(clips)
+    for name in ("logits", "motion_logits", "features", "ponder"):
+        assert not isinstance(getattr(out, name), np.ndarray)
+        assert np.array_equal(moves.to_numpy(getattr(out, name)), getattr(plain, name), equal_nan=True)
+    assert not isinstance(loss.output.logits, np.ndarray)
+    assert all(not isinstance(value, np.ndarray) for value in gradients.values())
+    assert all(isinstance(value, np.ndarray) for value in (plain.logits, plain.alive, plain.ponder))
+
+
+def test_no_state_is_copied_to_main_memory(small, monkeypatch):
+    """Between clip and logits only decisions come back: kept patches and who has halted, integers and booleans."""
+    model, clips = small
+    moves = backends.get("cuda").arrays
+    there, copied = moves.from_numpy(clips), []
+    right = moves.to_numpy
+
+    def watched(array):
+        result = right(array)
+        copied.append(result.dtype.kind)
+        return result
+
+    monkeypatch.setattr(moves, "to_numpy", watched)
+    model(there, arrays="device")
+    assert set(copied) <= {"i", "b"}
+    assert copied
+
+
+def test_clips_on_the_device_are_checked(small):
+    model, clips = small
+    moves = backends.get("cuda").arrays
+    with pytest.raises(TypeError, match="clips: expected float64 on the device"):
+        model(moves.from_numpy(clips, "float32"))
+    for bad in (np.nan, np.inf, -np.inf):
+        spoilt = clips.copy()
+        spoilt[0, 0, 1, 3, 3] = bad
+        with pytest.raises(ValueError, match="clips: expected finite numbers"):
+            model(moves.from_numpy(spoilt))
+    with pytest.raises(ValueError, match=r"clips: expected .* got shape"):
+        model(moves.from_numpy(clips[:, :, :1]))
+
+
+def test_moves_are_those_of_the_host(cuda):
+    moves, rng = cuda.arrays, np.random.default_rng(3)
+    wide = rng.standard_normal((5, 7))
+    there = moves.from_numpy(wide)
+    cut = [(0, 2), (2, 3), (3, 7)]
+    parts = [moves.columns(there, a, b) for a, b in cut]
+    assert np.array_equal(moves.to_numpy(parts[1]), host.columns(wide, 2, 3))
+    assert np.array_equal(moves.to_numpy(moves.join_columns(parts)), wide)
+    assert moves.columns(moves.zeros((0, 7), "float64"), 2, 5).shape == (0, 3)
+    for shape in ((4, 3), (4,)):
+        a, b = rng.standard_normal(shape), rng.standard_normal(shape)
+        mine, theirs = moves.from_numpy(a), moves.from_numpy(b)
+        assert np.array_equal(moves.to_numpy(moves.join_rows([mine, theirs])), host.join_rows([a, b]))
+        assert np.array_equal(moves.to_numpy(moves.add(mine, None, theirs, mine)), host.add(a, None, b, a))
+        assert np.array_equal(moves.to_numpy(mine), a)
+    column = rng.standard_normal(5)
+    added = moves.add_to_column(there, 6, moves.from_numpy(column))
+    assert np.array_equal(moves.to_numpy(added), host.add_to_column(wide, 6, column))
+    assert np.array_equal(moves.to_numpy(there), wide)
+    assert not moves.to_numpy(moves.zeros((2, 3), "float32")).any()
+    with pytest.raises(TypeError, match="expected a device array of float32"):
+        moves.from_numpy(there, "float32")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 20])
+def test_column_sums(cuda, rows):
+    """Beyond three parts of three rows the parts are summed in parts."""
+    from refvt.backends.cuda import column_sums
+
+    x = np.random.default_rng(4).integers(-9, 9, (rows, 5)).astype(float)  # whole numbers: no rounding
+    factor = x[::-1].copy()
+    up, down = cuda.arrays.from_numpy, cuda.arrays.to_numpy
+    assert np.array_equal(down(column_sums(up(x))), x.sum(axis=0))
+    assert np.array_equal(down(column_sums(up(x), up(factor))), (x * factor).sum(axis=0))
+
+
+def test_naive_kernels_say_the_same(cuda):
+    from refvt.ops.attention.cuda import attention_naive
+    from refvt.ops.layernorm.cuda import layernorm_naive
+    from refvt.ops.linear.cuda import linear_naive
+
+    rng, up, down = np.random.default_rng(5), cuda.arrays.from_numpy, cuda.arrays.to_numpy
+    x, weight, bias = rng.standard_normal((6, 5)), rng.standard_normal((7, 5)), rng.standard_normal(7)
+    residual, gain = rng.standard_normal((6, 7)), rng.standard_normal(6)
+    for extra in ((), (up(residual),), (up(residual), gain)):
+        fast, _ = cuda.linear.forward(up(x), up(weight), up(bias), *extra)
+        assert np.allclose(down(linear_naive(up(x), up(weight), up(bias), *extra)), down(fast), rtol=1e-12)
+    gamma, beta = up(rng.standard_normal(5)), up(rng.standard_normal(5))
+    fast, _ = cuda.layernorm.forward(up(x), gamma, beta)
+    assert np.allclose(down(layernorm_naive(up(x), gamma, beta)), down(fast), rtol=1e-12)
+    q, k, v = (up(rng.standard_normal((6, 6))) for _ in range(3))
+    offsets, keys = np.array([0, 5, 6, 6]), np.array([0, 4, 4, 6])
+    for key_bias in (None, np.array([0, -np.inf, 1, 2, 0, 0])):
+        arguments = (q, k, v, offsets, keys, 2, key_bias)
+        fast, _ = cuda.attention.forward(*arguments)
+        assert np.allclose(down(attention_naive(*arguments)), down(fast), rtol=1e-12, atol=1e-15)
+
+
+def test_heads_too_wide_are_refused(cuda, monkeypatch):
+    from refvt.ops.attention import cuda as attention
+
+    monkeypatch.setattr(attention, "SIMULATED", False)
+    with pytest.raises(ValueError, match="heads of width 5000 do not fit"):
+        attention.kernels.__wrapped__(5000, 8)
