@@ -105,7 +105,7 @@ def _draw_digits(
         "living patches can be told from dropped ones; the model sees them on black."
     )
     halting_sheet(shown, title, note, out / "digits.png")
-    halting_film(shown, title, note, out / "digits.gif")
+    halting_film(shown, "Which patches of held-out clips the trained model computes", note, out / "digits.gif")
     print(f"   one clip of each: {out / 'digits.png'}, {out / 'digits.gif'}")
 
 
@@ -201,6 +201,7 @@ def join_windows(states: NDArray[np.int8], rows: int, columns: int) -> NDArray[n
 
 
 def _real_clip(model: HaltingVT, out: Path) -> None:
+    from refvt.plots import ALIVE
     from refvt.sheets import SheetClip, halting_film, halting_sheet
 
     c = model.config
@@ -208,20 +209,21 @@ def _real_clip(model: HaltingVT, out: Path) -> None:
     frames = read_frames(find_sample_video(VIDEO), c.num_frames, STRIDE, PLACE)
     height, width = (n * side * SHARPER for n in WINDOWS)
     images = resize_and_crop(frames.images, (height, width), height)
-    light = images @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
-    T = len(light)
-    grey = light.reshape(T, height // SHARPER, SHARPER, width // SHARPER, SHARPER).mean(axis=(2, 4))
+    fine = images @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
+    T = len(fine)
+    grey = fine.reshape(T, height // SHARPER, SHARPER, width // SHARPER, SHARPER).mean(axis=(2, 4))
     clips = ((windows(grey, side) - 127.5) / 127.5).astype(np.float32)[:, None]
     output = model(np.repeat(clips, c.channels, axis=1))
     states = join_windows(all_states(model, output), *WINDOWS)
 
-    change = np.abs(grey - grey.mean(axis=0)).reshape(T, states.shape[2], P, states.shape[3], P).mean(axis=(2, 4))
-    much = change > np.quantile(change, 0.8)
-    shares = alive_by_group(states[None], np.where(much, 0, 2)[None].astype(np.int8))[:, [0, 2]]
+    by_patch = grey.reshape(T, states.shape[2], P, states.shape[3], P)
+    light, change = by_patch.mean(axis=(2, 4)), np.abs(by_patch - by_patch.mean(axis=0)).mean(axis=(2, 4))
+    chosen = [each >= np.quantile(each, 0.8) for each in (change, light)] + [np.ones(light.shape, np.bool_)]
+    shares = np.stack([(states[:, where] == ALIVE).mean(axis=1) for where in chosen], axis=1)  # [L, 3]
     print(f"\n4. A real clip: {VIDEO}, frames {frames.indices[0]} to {frames.indices[-1]}, somebody walks past a wall")
     print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
     print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive, of …")
-    _print_layers(shares, ("the fifth that changes most", "the others"))
+    _print_layers(shares, ("the fifth that changes most", "the fifth that is lightest", "every patch"))
     clip = SheetClip(images, states, f"{VIDEO}, {T} frames {STRIDE} apart")
     title = "A model that was trained on moving digits alone, on a real clip: where it looks"
     note = (
