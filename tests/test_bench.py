@@ -12,8 +12,10 @@ from threadpoolctl import threadpool_info
 import refvt
 from refvt import backends
 from refvt.backends import pool
-from refvt.experiments import bench, bench_report, bench_torch
-from refvt.experiments.bench import Contestant, Sizes, Workload
+from refvt.experiments import bench, bench_agreement, bench_memory, bench_report, bench_torch
+from refvt.experiments.bench import Sizes
+from refvt.experiments.bench_contestants import EAGER, SDPA, Contestant, RefvtModel, Workload
+from refvt.experiments.bench_timing import interleave, quartiles
 from refvt.model.decisions import Decisions
 
 TINY = refvt.HaltingVTConfig(
@@ -36,23 +38,23 @@ def run(*arguments, workloads=WORKLOADS):
 @pytest.fixture
 def without_memory(monkeypatch):
     """Measuring memory starts a process for each number."""
-    monkeypatch.setattr(bench, "_ask_for_memory", lambda request: 12.0)
+    monkeypatch.setattr(bench_memory, "_ask_for_memory", lambda request: 12.0)
 
 
 def test_everybody_runs_once_a_round_and_who_begins_goes_round():
     order = []
-    samples = bench.interleave({name: lambda name=name: order.append(name) for name in "abc"}, 4)
+    samples = interleave({name: lambda name=name: order.append(name) for name in "abc"}, 4)
     assert "".join(order) == "abcbcacababc"
     assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 4, "b": 4, "c": 4}
 
 
 def test_medians_quartiles_ratios_and_shares():
-    assert bench.quartiles([5, 1, 2, 4, 3]) == (2, 3, 4)
+    assert quartiles([5, 1, 2, 4, 3]) == (2, 3, 4)
     contestants = [
         Contestant("ours", "reference", "compact"),
         Contestant("ours, one by one", "reference", "compact", singly=True),
-        Contestant(bench.EAGER, None),
-        Contestant(bench.SDPA, None, sdpa=True),
+        Contestant(EAGER, None),
+        Contestant(SDPA, None, sdpa=True),
     ]
     seconds = ([3.0, 1.0, 2.0], [5.0, 5.0, 1.0], [4.0, 8.0, 2.0], [2.0, 2.0, 9.0])
     samples = {c.name: s for c, s in zip(contestants, seconds, strict=True)}
@@ -94,15 +96,15 @@ def test_decisions_are_compared_by_patch_not_by_rank():
     config = refvt.HaltingVTConfig(image_size=(32, 32), num_frames=1, keep_rates=(1.0, 0.5))
     everything = np.arange(4)[None, None]
     one = Decisions((everything, np.array([[[3, 1]]])), np.array([[10, 4, 6]]))
-    assert bench._decisions_apart(config, one, one) == 0
+    assert bench_agreement._decisions_apart(config, one, one) == 0
     turned = Decisions((everything, np.array([[[1, 3]]])), np.array([[10, 6, 4]]))
-    assert bench._decisions_apart(config, one, turned) == 0
+    assert bench_agreement._decisions_apart(config, one, turned) == 0
     later = Decisions((everything, np.array([[[1, 3]]])), np.array([[10, 6, 5]]))
-    assert bench._decisions_apart(config, one, later) == 1
+    assert bench_agreement._decisions_apart(config, one, later) == 1
     left = Decisions((everything, np.array([[[3, 1]]])), np.array([[4, 4, 0]]))
-    assert bench._decisions_apart(config, one, left) == 0  # nobody knows when patch 1 would have halted
+    assert bench_agreement._decisions_apart(config, one, left) == 0  # nobody knows when patch 1 would have halted
     other = Decisions((everything, np.array([[[3, 0]]])), np.array([[10, 4, 6]]))
-    assert bench._decisions_apart(config, one, other) == 2
+    assert bench_agreement._decisions_apart(config, one, other) == 2
 
 
 def test_json_markdown_and_table(tmp_path, capsys, without_memory):
@@ -167,7 +169,7 @@ def test_four_clips_halt_unequally_and_are_set_beside_the_same_alone(capsys):
 @pytest.mark.parametrize("fault", ["logits", "gradients", "nan"])
 def test_no_ratio_where_answers_differ(monkeypatch, capsys, without_memory, fault):
     name = "logits" if fault == "nan" else fault
-    right = getattr(bench.RefvtModel, name)
+    right = getattr(RefvtModel, name)
 
     def wrong(self, *arguments):
         answer = right(self, *arguments)
@@ -177,7 +179,7 @@ def test_no_ratio_where_answers_differ(monkeypatch, capsys, without_memory, faul
             answer = answer * (1.01 if fault == "logits" else np.nan)
         return answer
 
-    monkeypatch.setattr(bench.RefvtModel, name, wrong)
+    monkeypatch.setattr(RefvtModel, name, wrong)
     given = ("--workload", "halting", "--clips", "4", "--repeats", "1", "--pass", "train")
     assert run(*NO_TORCH, *given) == 1
     printed = capsys.readouterr().out
@@ -186,7 +188,7 @@ def test_no_ratio_where_answers_differ(monkeypatch, capsys, without_memory, faul
 
 
 def test_decisions_that_differ_too_often_are_no_agreement(monkeypatch, capsys):
-    right = bench.RefvtModel.decisions
+    right = RefvtModel.decisions
 
     def wrong(self, result):
         decisions = right(self, result)
@@ -194,7 +196,7 @@ def test_decisions_that_differ_too_often_are_no_agreement(monkeypatch, capsys):
             decisions.halting_layer[:, 1:5] += 1
         return decisions
 
-    monkeypatch.setattr(bench.RefvtModel, "decisions", wrong)
+    monkeypatch.setattr(RefvtModel, "decisions", wrong)
     assert run(*NO_TORCH, "--quick", "--workload", "halting", "--repeats", "1") == 1
     assert "4 of 72 patches decided otherwise" in capsys.readouterr().out
 
@@ -274,8 +276,8 @@ def test_pytorch_takes_part_and_agrees(capsys, without_memory, dtype):
     assert run("--backend", "reference", *given) == 0
     assert torch.get_num_threads() == threads
     for result in json.loads(capsys.readouterr().out)["results"]:
-        assert result["agreement"]["with"] == bench.EAGER
-        assert {row["name"] for row in result["rows"]} >= {"refvt reference compact", bench.EAGER, bench.SDPA}
+        assert result["agreement"]["with"] == EAGER
+        assert {row["name"] for row in result["rows"]} >= {"refvt reference compact", EAGER, SDPA}
         ours = result["rows"][0]
         assert ours["of_eager"] > 0
         assert ours["of_sdpa"] > 0

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-__all__ = ["as_markdown", "as_text", "machine", "publish"]
+__all__ = ["as_markdown", "as_text", "machine", "publish", "say"]
+
+
+def say(line: str) -> None:
+    """A line about what goes on, beside what is printed."""
+    print(f"refvt bench: {line}", file=sys.stderr, flush=True)
 
 
 def machine(threads: int, with_torch: bool) -> dict[str, Any]:
