@@ -139,13 +139,15 @@ def _verify_model(
         seed = case.settings["drop_path_seed"]
         return None if seed is None else np.random.default_rng(seed)
 
-    # freely: does it decide as the truth did?
-    free = model.trace(clips, drop_path=settings["drop_path"], rng=rng()).output.decisions
-    for name, wrong in _differing(free, forced):
-        if _rounding_explains(case, name, dtype):
-            result.ambiguous.append(f"{name}: {wrong} decisions differ, within rounding of their thresholds")
-        else:
-            result.comparisons.append(Comparison(f"decisions.{name} ({wrong} differ)", float(wrong), 0.5))
+    # freely: does it decide as the truth did, in both executions?
+    for execution in ("dense", "compact"):
+        free = model.trace(clips, drop_path=settings["drop_path"], rng=rng(), execution=execution).output.decisions
+        for name, wrong in _differing(free, forced):
+            what = f"{execution}: decisions.{name}"
+            if _rounding_explains(case, name, dtype):
+                result.ambiguous.append(f"{what}: {wrong} differ, within rounding of their thresholds")
+            else:
+                result.comparisons.append(Comparison(f"{what} ({wrong} differ)", float(wrong), 0.5))
 
     # under the truth's decisions: every named tensor, in dense execution
     trace = model.trace(clips, gradients=True, **targets, **settings, rng=rng(), decisions=forced)

@@ -46,7 +46,8 @@ BUGS = [
     ("glimpser", "rows_of(gains.temporal, T)", "rows_of(gains.temporal, T) ** 0", "model-drop-path"),
     ("glimpser", "rows_of(gains.spatial, 1 + standing)", "rows_of(gains.spatial.T, 1 + standing)", "model-drop-path-prune"),
     ("glimpser", "ops.gather.forward(x, residual_rows[rows]", "ops.gather.forward(x, order.frame_rows[rows]", "model-prune-one"),
-    ("glimpser", "of_cls[cls] = np.arange(B * T)", "of_cls[cls] = 0", "model-prune-one"),
+    ("glimpser", "cls[:, None] + 1 + places.reshape", "cls[:, None] + places.reshape", "model-prune-one"),
+    ("glimpser", "select(ops.gather.forward(q, of_cls, keep=False)[0], k)", "select(k, k)", "model-prune-one"),
     # who takes part
     ("plan", "np.log(max(halted, 1))", "0 * np.log(max(halted, 1))", "model-zero"),
     ("plan", "np.log(max(halted, 1))", "np.log(halted + 1)", "model-zero"),
@@ -56,7 +57,7 @@ BUGS = [
     ("plan", 'if halted_keys == "masked" and layer > 1 else None', 'if halted_keys == "never" else None', "model-masked"),
     ("plan", "entering = None if layer == 1 else", "entering = None if True else", "model-zero"),
     # joint blocks
-    ("joint", "dx = arrays.add_to_column(dx, 0, dcolumn[:, 0])", "pass", "tiny-model-zero"),
+    ("joint", "dx = arrays.add_to_column(dx, 0, dcolumn.reshape(-1))", "pass", "tiny-model-zero"),
     ("joint", "dweight = arrays.add(ops.gather.backward(dshare, share_cache), dweights[start:stop])",
      "dweight = ops.gather.backward(dshare, share_cache)", "tiny-model-zero"),
     ("joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
