@@ -77,14 +77,9 @@ def grid(rows: int, columns: int, finest: int = 64) -> tuple[int, int]:
     out least in total is best. Nothing is cut finer than ``finest``.
     """
     threads = num_threads()
-    best, least = (1, 1), rows * columns + rows + columns  # what a grid of many tiles could never cost
-    for down in range(1, threads + 1):
-        across = -(-threads // down)
-        if down * finest > max(rows, finest) or across * finest > max(columns, finest):
-            continue
-        if (laid_out := across * rows + down * columns) < least or best == (1, 1):
-            best, least = (down, across), laid_out
-    down, across = best
+    cuts = [(down, -(-threads // down)) for down in range(1, threads + 1)]
+    fine = [cut for cut in cuts if cut[0] * finest <= max(rows, finest) and cut[1] * finest <= max(columns, finest)]
+    down, across = min(fine, key=lambda cut: cut[1] * rows + cut[0] * columns, default=(1, 1))
     # a large product in more tiles: a thread that was held up then leaves the others less to wait for
     more = max(1, min(rows // (down * 384), 4))
     return down * more, across

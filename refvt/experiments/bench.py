@@ -40,7 +40,6 @@ from refvt.experiments.bench_contestants import (
     limited_threads,
     material_of,
 )
-from refvt.experiments.bench_gpu import GpuCeilings
 from refvt.experiments.bench_memory import add_memory
 from refvt.experiments.bench_report import machine, publish, say
 from refvt.experiments.bench_timing import Ceilings, interleave, quartiles
@@ -201,11 +200,15 @@ def _result(
         name: partial(model.run, train, material.forced) for name, model in models.items()
     }
     on_gpu = any(contestant.backend == "cuda" for contestant in contestants)
-    ceilings = (
-        GpuCeilings(material.dtype, EAGER in models, sizes.gemm, sizes.copy)
-        if on_gpu
-        else Ceilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
-    )
+    ceilings: Ceilings
+    if on_gpu:
+        from refvt.experiments.bench_gpu import GpuCeilings
+
+        ceilings = GpuCeilings(material.dtype, EAGER in models, sizes.gemm, sizes.copy)
+    else:
+        from refvt.experiments.bench_cpu import CpuCeilings  # compiles: not at the start of every command
+
+        ceilings = CpuCeilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
     for warm_up in ceilings.runs.values():
         warm_up()
     samples = interleave({**runs, **ceilings.runs}, repeats, sizes.pause)

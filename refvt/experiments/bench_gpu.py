@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from refvt import backends
-from refvt.experiments.bench_timing import quartiles
+from refvt.experiments.bench_timing import Ceilings
 
 __all__ = ["GpuCeilings", "device_description"]
 
@@ -28,7 +28,7 @@ def device_description() -> dict[str, Any]:
     }
 
 
-class GpuCeilings:
+class GpuCeilings(Ceilings):
     """The peak is the fastest matrix product measured: our tiles', or PyTorch's (cuBLAS), float32 without TF32."""
 
     def __init__(self, dtype: str, with_torch: bool, gemm_size: int, copy_size: int) -> None:
@@ -48,7 +48,7 @@ class GpuCeilings:
 
             return run
 
-        self.runs: dict[str, Callable[[], object]] = {
+        self.runs = {
             "matrix product in tiles": waited(lambda: plain(a, b)),
             "copy": waited(lambda: copy(source, target)),
         }
@@ -69,9 +69,3 @@ class GpuCeilings:
 
             self.runs["PyTorch's matrix product"] = product
             self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")
-
-    def row(self, name: str, samples: Sequence[float]) -> dict[str, Any]:
-        work, unit = self._work[name]
-        low, median, high = quartiles(samples)
-        speeds = {"lower_quartile": work / high, "median": work / median, "upper_quartile": work / low}
-        return {"name": name, "unit": unit, "samples": list(samples), **speeds}

@@ -20,7 +20,6 @@ import numpy as np
 import refvt
 from refvt.experiments.bench_contestants import Contestant, Material, Workload, limited_threads, material_of
 from refvt.experiments.bench_report import say
-from refvt.experiments.bench_timing import Ceilings
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 
@@ -84,7 +83,9 @@ def probe_memory(request: str) -> None:
         small = contestant.build(material_of(Workload("warm-up", tiny), 1, asked["dtype"]))
         for train in {False, asked["train"]}:
             small.run(train, Decisions())
-        ceilings = Ceilings(asked["dtype"], asked["threads"], contestant.backend is None, 512, 1)
+        from refvt.experiments.bench_cpu import CpuCeilings
+
+        ceilings = CpuCeilings(asked["dtype"], asked["threads"], contestant.backend is None, 512, 1)
         for warm_up in ceilings.runs.values():
             warm_up()  # BLAS takes its buffers
         model = contestant.build(material)

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change a field of the recipe: epochs=5, config.depth=8, data_settings.noise=20 (a value is JSON)",
     )
-    parser.add_argument("--backend", default=None, choices=backends.available(), help="default: the fastest there is")
+    parser.add_argument(
+        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default: 100")
     parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: 10")
     parser.add_argument("--json", action="store_true", help="no progress bar; print the last evaluation as JSON")

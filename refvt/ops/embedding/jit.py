@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.blas import gemm
-from refvt.backends.jit import column_sums, kernel
+from refvt.backends.jit import kernel
 from refvt.backends.pool import grid, workspace
-from refvt.backends.team import edges, run, take
+from refvt.backends.products import weight_gradient
+from refvt.backends.team import run, take
 from refvt.ops import Array
 
 
@@ -104,10 +105,7 @@ def _backward(
     i = take(share)
     while i >= 0:
         # 2. the projection
-        a, b, c, d = edges(i, cut, *dweight.shape)
-        gemm(dprojected[:, a:b].T, patches[:, c:d], dweight[a:b, c:d], 0)
-        if c == 0:
-            column_sums(dprojected[:, a:b], dbias[a:b])
+        weight_gradient(i, cut, dprojected, patches, dweight, dbias)
         i = take(share)
 
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.blas import gemm
-from refvt.backends.jit import column_sums, finish, kernel, scaled
+from refvt.backends.jit import kernel, scaled
 from refvt.backends.pool import grid
+from refvt.backends.products import product, weight_gradient
 from refvt.backends.team import edges, run, take
 from refvt.ops import Array
 
@@ -18,28 +19,6 @@ class LinearCache(NamedTuple):
     weight: Array
     gain: Array | None
     has_residual: bool
-
-
-@kernel
-def _forward(
-    share: Any,
-    x: Array,
-    weight: Array,
-    bias: Array,
-    residual: Array | None,
-    gain: Array | None,
-    cut: tuple[int, int],
-    y: Array,
-) -> None:
-    n, D = y.shape
-    i = take(share)
-    while i >= 0:
-        a, b, c, d = edges(i, cut, n, D)
-        # 1. multiply
-        gemm(x[a:b], weight[c:d].T, y[a:b, c:d], 0)
-        # passes 1–3: bias, gain, skip connection
-        finish(y, bias, residual, gain, a, b, c, d)
-        i = take(share)
 
 
 def linear_forward(
@@ -54,7 +33,7 @@ def linear_forward(
     y = np.empty((len(x), len(bias)), x.dtype)  # [tokens, D]
     cut = grid(*y.shape)
     # passes 1–3
-    run(_forward, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y)
+    run(product, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y)
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None
 
 
@@ -70,8 +49,7 @@ def _backward(
     dweight: Array,
     dbias: Array,
 ) -> None:
-    n, D = dy.shape
-    E = x.shape[1]
+    n, E = x.shape
     i = take(share)
     while i >= 0:
         if i < cut[0] * cut[1]:
@@ -79,11 +57,8 @@ def _backward(
             # 1. the multiply: the rows of dx
             gemm(dy[a:b], weight[:, c:d], dx[a:b, c:d], 0)
         else:
-            a, b, c, d = edges(i - cut[0] * cut[1], weight_cut, D, E)
-            # 1. the multiply: dweight and dbias sum over all rows
-            gemm(dy[:, a:b].T, x[:, c:d], dweight[a:b, c:d], 0)
-            if c == 0:
-                column_sums(dy[:, a:b], dbias[a:b])
+            # 1. the multiply: dweight and dbias
+            weight_gradient(i - cut[0] * cut[1], weight_cut, dy, x, dweight, dbias)
         i = take(share)
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.blas import gemm
-from refvt.backends.jit import column_sums, erfc, exp, finish, kernel, scaled
+from refvt.backends.jit import erfc, exp, kernel, scaled
 from refvt.backends.pool import grid, workspace
+from refvt.backends.products import product, weight_gradient
 from refvt.backends.team import edges, run, take
 from refvt.ops import Array
 
@@ -91,28 +92,6 @@ def _widen(
         i = take(share)
 
 
-@kernel
-def _narrow(
-    share: Any,
-    hidden: Array,
-    weight: Array,
-    bias: Array,
-    residual: Array | None,
-    gain: Array | None,
-    cut: tuple[int, int],
-    y: Array,
-) -> None:
-    n, D = y.shape
-    i = take(share)
-    while i >= 0:
-        a, b, c, d = edges(i, cut, n, D)
-        # 3. narrow
-        gemm(hidden[a:b], weight[c:d].T, y[a:b, c:d], 0)
-        # passes 3–4: bias, DropPath's gain and the skip connection
-        finish(y, bias, residual, gain, a, b, c, d)
-        i = take(share)
-
-
 def mlp_forward(
     x: Array,
     fc1_weight: Array,
@@ -136,7 +115,7 @@ def mlp_forward(
     run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before)
     cut = grid(*y.shape)
     # passes 3–4
-    run(_narrow, cut[0] * cut[1], hidden, fc2_weight, fc2_bias, residual, gain, cut, y)
+    run(product, cut[0] * cut[1], hidden, fc2_weight, fc2_bias, residual, gain, cut, y)
     if before is None:
         return y, None
     return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None)
@@ -186,7 +165,7 @@ def _widen_backward(
     dfc2_weight: Array,
     dfc2_bias: Array,
 ) -> None:
-    (n, D), F = x.shape, hidden.shape[1]
+    n, D = x.shape
     first, second = cuts[0][0] * cuts[0][1], cuts[1][0] * cuts[1][1]
     i = take(share)
     while i >= 0:
@@ -195,17 +174,11 @@ def _widen_backward(
             a, b, c, d = edges(i, cuts[0], n, D)
             gemm(dbefore[a:b], fc1_weight[:, c:d], dx[a:b, c:d], 0)
         elif i < first + second:
-            # 1. its parameters: sums over all rows
-            a, b, c, d = edges(i - first, cuts[1], F, D)
-            gemm(dbefore[:, a:b].T, x[:, c:d], dfc1_weight[a:b, c:d], 0)
-            if c == 0:
-                column_sums(dbefore[:, a:b], dfc1_bias[a:b])
+            # 1. its parameters
+            weight_gradient(i - first, cuts[1], dbefore, x, dfc1_weight, dfc1_bias)
         else:
             # 3. the parameters of the narrowing
-            a, b, c, d = edges(i - first - second, cuts[2], D, F)
-            gemm(dy[:, a:b].T, hidden[:, c:d], dfc2_weight[a:b, c:d], 0)
-            if c == 0:
-                column_sums(dy[:, a:b], dfc2_bias[a:b])
+            weight_gradient(i - first - second, cuts[2], dy, hidden, dfc2_weight, dfc2_bias)
         i = take(share)
 
 
