@@ -24,6 +24,8 @@ from refvt.ops import Array
 
 __all__ = ["grid", "num_threads", "session", "set_num_threads", "workspace"]
 
+LINE = 64  # bytes of a cache line
+
 _lock = threading.Lock()
 _depth = 0
 _limit: Any = None
@@ -90,6 +92,8 @@ def workspace(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffers: dict[str, Array] = _local.__dict__.setdefault("buffers", {})
     if name not in buffers or buffers[name].nbytes < size:
-        buffers[name] = np.empty(size, dtype=np.uint8)
+        bytes_ = np.empty(size + LINE, dtype=np.uint8)
+        start = -bytes_.ctypes.data % LINE  # vectors that lie across two cache lines cost two loads
+        buffers[name] = bytes_[start : start + size]
     view: Array = buffers[name][:size].view(dtype).reshape(shape)
     return view

@@ -1,42 +1,167 @@
-"""The two matrix products every layer is made of, in tiles: ``x Wᵀ`` with its epilogue, and a weight's gradient."""
+"""The matrix products every layer is made of, out of tiles: ``x Wᵀ`` with its epilogue, and a weight's gradient.
+
+A task is some rows and some columns of the result. Its columns of the one factor are packed first, in panels as wide as
+a tile: then every tile reads memory in order, and the panels wait in the second cache while all rows go by.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refvt.backends.blas import gemm
+import numpy as np
+
 from refvt.backends.jit import column_sums, finish, kernel
-from refvt.backends.team import edges, take
+from refvt.backends.pool import num_threads
+from refvt.backends.team import edges, run, take
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, copy_rows, tile, turn
 from refvt.ops import Array
 
-__all__ = ["product", "weight_gradient"]
+__all__ = ["Cut", "affine", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
+
+CACHE = 400_000  # bytes of packed panels, well within a second cache
+TASKS = 4  # for each thread, so that one that was held up does not leave the others long to wait for
+FEWEST = 256  # rows of a task that are worth packing for
+DEPTH = 256  # rows added up at a time for a weight's gradient
+AHEAD = 8  # tiles whose rows of the left factor are packed at a time
+
+Cut = tuple[int, int, int, int]  # parts down and across, and of how many rows and columns each of them is a multiple
+
+
+def grid(rows: int, columns: int, depth: int, itemsize: int) -> Cut:
+    """How to cut x Wᵀ [rows, columns] in tasks; nothing in the result depends on it."""
+    wide = VECTORS * VECTOR // itemsize
+    panels = -(-columns // wide)
+    together = max(1, min(panels, CACHE // (max(depth, 1) * wide * itemsize)))
+    threads = num_threads()
+    across = -(-panels // together)
+    across = min(panels, -(-across // threads) * threads) if rows < FEWEST * threads else across
+    down = max(1, min(-(-TASKS * threads // across), rows // FEWEST))
+    return down, across, ROWS, wide
+
+
+def _weight_grid(rows: int, columns: int, itemsize: int) -> Cut:
+    """How to cut a weight's gradient [rows, columns] in tasks."""
+    wide = VECTORS * VECTOR // itemsize
+    panels = -(-columns // wide)
+    across = -(-panels // max(1, CACHE // (DEPTH * wide * itemsize)))
+    down = max(1, min(-(-TASKS * num_threads() // (2 * across)), rows // (2 * ROWS)))
+    return down, across, ROWS, wide
+
+
+def room(cut: Cut, columns: int, depth: int) -> int:
+    """How many numbers a thread needs for the panels of one task."""
+    _, across, _, wide = cut
+    panels = -(-columns // wide)
+    return -(-panels // across) * wide * depth
 
 
 @kernel
-def product(
+def pack(b: Array, panels: Array) -> None:
+    """b [k, n] → panels [⌈n/w⌉, k, w], w the width of a tile; zeros after the last column.
+
+    Rows or columns of b must be contiguous.
+    """
+    k, n = b.shape
+    wide = panels.shape[2]
+    for p in range(len(panels)):
+        left, right = p * wide, min((p + 1) * wide, n)
+        if b.strides[1] == b.itemsize:
+            copy_rows(b[:, left:right], panels[p])
+        else:
+            turn(b[:, left:right].T, panels[p, :, : right - left])
+        if right - left < wide:
+            panels[p, :, right - left :] = 0
+
+
+@kernel
+def multiply(a: Array, panels: Array, c: Array, add: bool) -> None:
+    """c ← a b, or c + a b, of a few rows a [≤ ROWS, k] and packed b."""
+    wide = panels.shape[2]
+    for p in range(len(panels)):
+        tile(a, panels[p], c[:, p * wide : (p + 1) * wide], add)
+
+
+@kernel
+def packed(b: Array, cut: Cut, space: Array) -> Array:
+    """The panels of b [k, n], in a thread's own memory."""
+    k, n = b.shape
+    wide = cut[3]
+    count = (n + wide - 1) // wide
+    panels = space[: count * k * wide].reshape(count, k, wide)
+    pack(b, panels)
+    return panels
+
+
+@kernel
+def _affine(
     share: Any,
+    space: Array,
     x: Array,
     weight: Array,
-    bias: Array,
+    bias: Array | None,
     residual: Array | None,
     gain: Array | None,
-    cut: tuple[int, int],
+    cut: Cut,
     y: Array,
 ) -> None:
-    """y ← residual + gain · (x Wᵀ + b), each tile finished while it is still in cache. x [n, E], weight [D, E]."""
-    n, D = y.shape
     i = take(share)
     while i >= 0:
-        a, b, c, d = edges(i, cut, n, D)
-        gemm(x[a:b], weight[c:d].T, y[a:b, c:d], 0)
-        finish(y, bias, residual, gain, a, b, c, d)
+        top, bottom, left, right = edges(i, cut, *y.shape)
+        panels = packed(weight[left:right].T, cut, space)
+        for a in range(top, bottom, ROWS):
+            b = min(a + ROWS, bottom)
+            multiply(x[a:b], panels, y[a:b, left:right], False)
+            if bias is not None:
+                finish(y, bias, residual, gain, a, b, left, right)
         i = take(share)
 
 
+def affine(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    gain: Array | None = None,
+) -> Array:
+    """residual + gain · (x Wᵀ + bias), every few rows finished while they are in the first cache.
+
+    x [n, E], weight [D, E] (its rows or its columns contiguous), bias [D], residual [n, D], gain [n] → [n, D]. Residual
+    and gain only with a bias.
+    """
+    y = np.empty((len(x), len(weight)), x.dtype)
+    cut = grid(*y.shape, x.shape[1], x.itemsize)
+    space = (room(cut, *weight.shape), x.dtype)
+    run(_affine, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y, space=space)
+    return y
+
+
 @kernel
-def weight_gradient(i: int, cut: tuple[int, int], dy: Array, x: Array, dweight: Array, dbias: Array) -> None:
-    """Tile i of dweight ← dyᵀ x and dbias ← Σ dy, sums over all rows. dy [n, D], x [n, E], dweight [D, E]."""
-    a, b, c, d = edges(i, cut, *dweight.shape)
-    gemm(dy[:, a:b].T, x[:, c:d], dweight[a:b, c:d], 0)
-    if c == 0:
-        column_sums(dy[:, a:b], dbias[a:b])
+def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
+    n = len(x)
+    wide = AHEAD * ROWS
+    ready, rest = space[: DEPTH * wide].reshape(DEPTH, wide), space[DEPTH * wide :]
+    i = take(share)
+    while i >= 0:
+        top, bottom, left, right = edges(i, cut, *dweight.shape)
+        for first in range(0, max(n, 1), DEPTH):  # without any row the gradient is zero
+            last = min(first + DEPTH, n)
+            panels = packed(x[first:last, left:right], cut, rest)
+            for ahead in range(top, bottom, wide):
+                until = min(ahead + wide, bottom)
+                copy_rows(dy[first:last, ahead:until], ready)
+                for a in range(ahead, until, ROWS):
+                    b = min(a + ROWS, until)
+                    strip = ready[: last - first, a - ahead : b - ahead].T
+                    multiply(strip, panels, dweight[a:b, left:right], first > 0)
+        if left == 0:
+            column_sums(dy[:, top:bottom], dbias[top:bottom])
+        i = take(share)
+
+
+def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
+    """dweight = dyᵀ x and dbias = Σ dy, sums over all rows: dy [n, D], x [n, E] → [D, E], [D]."""
+    dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
+    cut = _weight_grid(*dweight.shape, x.itemsize)
+    space = (room(cut, x.shape[1], DEPTH) + AHEAD * DEPTH * ROWS, x.dtype)
+    run(_sums, cut[0] * cut[1], dy, x, cut, dweight, dbias, space=space)
+    return dweight, dbias

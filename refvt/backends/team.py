@@ -136,12 +136,12 @@ def span(i: int, parts: int, rows: int) -> tuple[int, int]:
 
 
 @kernel
-def edges(i: int, cut: tuple[int, int], rows: int, columns: int) -> tuple[int, int, int, int]:
-    """Where tile i of a ``grid`` lies: its first row and the one after its last, then its columns."""
-    down, across = cut
-    top, bottom = span(i // across, down, rows)
-    left, right = span(i % across, across, columns)
-    return top, bottom, left, right
+def edges(i: int, cut: tuple[int, int, int, int], rows: int, columns: int) -> tuple[int, int, int, int]:
+    """Where task i of a grid lies: its first row and the one after its last, then its columns."""
+    down, across, high, wide = cut
+    top, bottom = span(i // across, down, (rows + high - 1) // high)
+    left, right = span(i % across, across, (columns + wide - 1) // wide)
+    return top * high, min(bottom * high, rows), left * wide, min(right * wide, columns)
 
 
 @kernel

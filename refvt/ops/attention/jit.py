@@ -1,7 +1,8 @@
-"""Segmented attention in tiles: one head, some query rows, all keys of their segment at a time.
+"""Segmented attention in tiles: one head, 48 queries (three vectors), all keys of their segment.
 
-No N×N array exists for all heads at once: a thread holds one tile of logits and uses it again for the next. Short
-segments (a patch's path through time) are taken several at a time.
+Everything lies with a column for each query: logits [keys, queries], so that softmax runs down columns, a vector of them
+at a time, and what it leaves is already laid out as the right factor of the next product. No N×N array exists: a thread
+holds the logits of one tile and a few hundred keys.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.blas import gemm
-from refvt.backends.jit import exp, exp_within, kernel
+from refvt.backends.jit import exp2, kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn
 from refvt.ops import Array
 
-ROWS = 400  # query rows of a tile, at most: BLAS wants many, the cache few
-FEW = 24  # tiles per thread beyond which several are taken at a time
-LONG = 32  # keys from which looking for the largest logit costs more than bounding it
-SMALL = 40.0  # e^±40, and a sum of thousands of them, are far from the limits of float32
+TILES = 16  # of queries in one task of the forward pass, at most
+KEYS = 256  # at a time: their rows, and the logits of a tile, stay in the second cache
+FEW = 24  # tasks per thread beyond which several heads or segments are taken at a time
+LARGE = 80.0  # 2^±80, and a sum of thousands of them, are far from the limits of float32
+LOG2E = 1 / math.log(2)  # logits are kept in powers of two: 2^(x · log₂ e) = e^x
 
 
 class AttentionCache(NamedTuple):
@@ -32,81 +34,127 @@ class AttentionCache(NamedTuple):
     num_heads: int
     key_bias: Array | None
     y: Array
+    level: Array  # [A, n], log₂ of the sum over keys of 2^logit
 
 
 @kernel
-def _largest_norm(rows: Array) -> Any:
-    """The largest length of a row."""
-    largest = rows.dtype.type(0)
-    for i in range(rows.shape[0]):
-        square = rows.dtype.type(0)
-        for j in range(rows.shape[1]):
-            square += rows[i, j] * rows[i, j]
-        largest = max(largest, square)
-    return np.sqrt(largest)
+def _carve(space: Array, start: int, rows: int, columns: int) -> tuple[Array, int]:
+    """An array out of a thread's memory, and where the next one may start: on a cache line."""
+    end = start + rows * columns
+    return space[start:end].reshape(rows, columns), (end + 15) // 16 * 16
 
 
 @kernel
-def _softmax(logits: Array, scale: Any, bias: Array | None, small: bool, total: Array) -> None:
-    """Each row of ``logits`` ← e^(scale · logits + bias − max), its sum in ``total``.
+def _load_rows(source: Array, scale: Any, target: Array) -> None:
+    """target ← scale · source, zero in the rows and columns that it has beyond those."""
+    m, d = source.shape
+    copy_rows(source, target)
+    target[m:] = 0
+    if d < target.shape[1]:
+        target[:, d:] = 0
+    flat = target.reshape(target.size)
+    for i in range(target.size):
+        flat[i] *= scale
 
-    ``small``: no logit can be beyond ±40, so nothing overflows or vanishes without the maximum: it is left out.
+
+@kernel
+def _multiply(a: Array, b: Array, c: Array, add: bool) -> None:
+    """c ← a b, or c + a b, of any number of rows and columns; rows of b and c are whole vectors.
+
+    Columns are cut evenly: four vectors in two and two.
     """
-    n, m = logits.shape
-    for i in range(n):
-        row = logits[i]
-        summed = logits.dtype.type(0)
-        if small:
-            for j in range(m):
-                logit = row[j] * scale
-                if bias is not None:
-                    logit += bias[j]
-                weight = exp_within(logit)
-                row[j] = weight
-                summed += weight
-        else:
-            # 1. logits
-            highest = logits.dtype.type(-np.inf)
-            for j in range(m):
-                logit = row[j] * scale
-                if bias is not None:
-                    logit += bias[j]
-                row[j] = logit
-                highest = logit if logit > highest else highest
-            if highest == -np.inf:  # no key at all
-                highest = logits.dtype.type(0)
-            # 2. softmax
-            for j in range(m):
-                weight = exp(row[j] - highest)
-                row[j] = weight
-                summed += weight
-        total[i] = summed
+    lanes = VECTOR // c.itemsize
+    vectors = (c.shape[1] + lanes - 1) // lanes
+    wide = -(-vectors // max(1, -(-vectors // VECTORS))) * lanes
+    for i in range(0, c.shape[0], ROWS):
+        for j in range(0, c.shape[1], wide):
+            tile(a[i : i + ROWS], b[:, j : j + wide], c[i : i + ROWS, j : j + wide], add)
 
 
 @kernel
-def _divide(rows: Array, total: Array) -> None:
-    """Each row by its sum; a row of no weight at all stays zero."""
-    for i in range(rows.shape[0]):
-        inverse = rows.dtype.type(0)
-        if total[i] > 0:
-            inverse = rows.dtype.type(1) / total[i]
-        for j in range(rows.shape[1]):
-            rows[i, j] *= inverse
+def _load_keys(k: Array, bias: Array | None, shifted: bool, keys: Array) -> None:
+    """k [m, d] → keys [m, d + …]: with ``shifted`` one more coordinate, 1, and with a bias one more, the bias.
+
+    What a query has there is then added to its logit by the product itself.
+    """
+    d = k.shape[1]
+    copy_rows(k, keys)
+    if shifted:
+        keys[:, d] = 1
+    if bias is not None:
+        raised = k.dtype.type(LOG2E)
+        for j in range(len(k)):
+            keys[j, -1] = bias[j] * raised
 
 
 @kernel
-def _weights(q: Array, k: Array, scale: Any, bias: Array | None, raised: Any, weights: Array, total: Array) -> None:
-    """One head of one tile: e^(logits − max), not yet divided by their sums; no bias is larger than ``raised``."""
+def _load_queries(rows: Array, has_bias: bool, panel: Array) -> None:
+    """rows [w, d] → panel [d + …, w]: a column for each query, in powers of two, and 1 for the bias of a key."""
+    d = rows.shape[1]
+    turn(rows, panel[:d])
+    raised = rows.dtype.type(LOG2E)
+    for c in range(d):
+        row = panel[c]
+        for j in range(len(row)):
+            row[j] *= raised
+    if has_bias:
+        panel[-1] = 1
+
+
+@kernel
+def _shift(logits: Array, state: Array, means: Array) -> bool:
+    """See to it that no weight 2^(logit − shift) overflows, nor all of a query's vanish: must they be shifted at all?
+
+    state [3, queries]: shifts, sums of the weights so far, room for the largest logits. Mostly all logits are within
+    ±80 and the shifts remain 0; where they are not, the largest logit becomes the shift, and what has been added up
+    under the old one is scaled to the new one (as in online softmax).
+    """
+    shift, total, highest = state
+    highest[:] = -np.inf
+    max_rows(logits, highest)
+    furthest, moved = logits.dtype.type(0), logits.dtype.type(0)
+    for i in range(len(shift)):
+        furthest = max(furthest, abs(highest[i]))
+        moved += abs(shift[i])
+    if furthest <= LARGE and moved == 0:
+        return False
+    for i in range(len(shift)):
+        above = highest[i] - shift[i]
+        if above > LARGE or (total[i] == 0 and above < -LARGE and highest[i] > -np.inf):
+            factor = exp2(min(-above, shift.dtype.type(0)))  # where the shift comes down there is nothing to scale
+            shift[i] = highest[i]
+            total[i] *= factor
+            for c in range(len(means)):
+                means[c, i] *= factor
+    return True
+
+
+@kernel
+def _softmax(logits: Array, state: Array, means: Array) -> None:
+    """logits [keys, queries] ← weights 2^(logits − shift); their sums are added to state[1]. means [d, queries]."""
+    m, n = logits.shape
     # 1. logits
-    gemm(q, k.T, weights, 0)
-    # passes 1–2
-    small = len(k) >= LONG and scale * _largest_norm(q) * _largest_norm(k) + raised < SMALL
-    _softmax(weights, scale, bias, small, total)
+    if _shift(logits, state, means):
+        for j in range(m):
+            for i in range(n):
+                logits[j, i] -= state[0, i]
+    # 2. softmax
+    flat = logits.reshape(m * n)
+    for i in range(m * n):
+        flat[i] = exp2(flat[i])
+    add_rows(logits, state[1])
 
 
 @kernel
 def _edges(parts: Array, part: int) -> tuple[int, int, int, int]:
     return parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
+
+
+@kernel
+def _tile(t: int, n: int, wide: int, lanes: int) -> tuple[int, int, int]:
+    """Tile t of n queries: its first, the one after its last, and their number in whole vectors."""
+    a, b = t * wide, min((t + 1) * wide, n)
+    return a, b, (b - a + lanes - 1) // lanes * lanes
 
 
 @kernel
@@ -121,49 +169,88 @@ def _attend(
     num_heads: int,
     scale: Any,
     key_bias: Array | None,
-    raised: Any,
     y: Array,
+    level: Array | None,
 ) -> None:
+    lanes = VECTOR // q.itemsize
     d = q.shape[1] // num_heads
+    e = d if key_bias is None else d + 1
+    one, zero = q.dtype.type(1), q.dtype.type(0)
     i = take(share)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
             top, bottom, first, last = _edges(parts, job // num_heads)
-            left, right = job % num_heads * d, (job % num_heads + 1) * d
+            head = job % num_heads
+            left, right = head * d, (head + 1) * d
             n, m = bottom - top, last - first
-            weights, total = space[: n * m].reshape(n, m), space[n * m : n * m + n]
+            wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
+            tiles = (n + wide - 1) // wide
             bias = None if key_bias is None else key_bias[first:last]
-            # passes 1–2
-            _weights(q[top:bottom, left:right], k[first:last, left:right], scale, bias, raised, weights, total)
-            # 3. the weighted mean of the values; the division waits until the row is short
-            gemm(weights, v[first:last, left:right], y[top:bottom, left:right], 0)
-            _divide(y[top:bottom, left:right], total)
+            keys, start = _carve(space, 0, m, e)
+            values, start = _carve(space, start, m, d)
+            rows, start = _carve(space, start, wide, d)
+            panels, start = _carve(space, start, tiles, e * wide)
+            means, start = _carve(space, start, tiles, d * wide)
+            states, start = _carve(space, start, tiles, 3 * wide)
+            logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
+            _load_keys(k[first:last, left:right], bias, False, keys)
+            copy_rows(v[first:last, left:right], values)
+            for t in range(tiles):
+                a, b, w = _tile(t, n, wide, lanes)
+                _load_rows(q[top + a : top + b, left:right], scale, rows[:w])
+                _load_queries(rows[:w], bias is not None, panels[t, : e * w].reshape(e, w))
+                for r in range(3 * wide):
+                    states[t, r] = 0
+                for r in range(d * wide):
+                    means[t, r] = 0
+            for from_key in range(0, m, KEYS):
+                to_key = min(from_key + KEYS, m)
+                for t in range(tiles):
+                    a, b, w = _tile(t, n, wide, lanes)
+                    weights = logits[0, : (to_key - from_key) * w].reshape(to_key - from_key, w)
+                    # 1. logits
+                    _multiply(keys[from_key:to_key], panels[t, : e * w].reshape(e, w), weights, False)
+                    # passes 1–2
+                    mean = means[t, : d * w].reshape(d, w)
+                    _softmax(weights, states[t, : 3 * w].reshape(3, w), mean)
+                    # 3. the weighted mean of the values; the division waits until the row is short
+                    _multiply(values[from_key:to_key].T, weights, mean, True)
+            for t in range(tiles):
+                a, b, w = _tile(t, n, wide, lanes)
+                turn(means[t, : d * w].reshape(d, w), rows[:w])
+                for r in range(b - a):
+                    shift, total = states[t, r], states[t, w + r]
+                    inverse = one / total if total > zero else zero  # a query without any key gets zero
+                    row, place = rows[r], y[top + a + r, left:right]
+                    for c in range(d):
+                        place[c] = inverse * row[c]
+                    if level is not None:
+                        level[head, top + a + r] = shift + np.log2(total) if total > zero else np.inf
         i = take(share)
 
 
-def _parts(query_offsets: Array, key_offsets: Array) -> tuple[Array, Array]:
-    """The tiles of at most ROWS query rows, and where those of each segment that asks start and end among them.
+def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Array:
+    """The segments that ask, in parts of at most so many tiles of so many queries.
 
-    parts [parts, 4] int64: query rows from, to, key rows from, to; starts [asking segments + 1] int64.
+    parts [parts, 4] int64: query rows from, to, key rows from, to.
     """
     lengths = np.diff(query_offsets)
-    pieces = -(-lengths // ROWS)  # of each segment, 0 for one that asks nothing
+    tiles = -(-lengths // wide)
+    pieces = -(-tiles // most)  # of each segment, 0 for one that asks nothing
     segment = np.repeat(np.arange(len(lengths)), pieces)
     nth = np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start, length, count = query_offsets[:-1][segment], lengths[segment], pieces[segment]
-    top, bottom = start + length * nth // count, start + length * (nth + 1) // count
-    parts = np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1)
-    return parts.astype(np.int64), np.concatenate([[0], np.cumsum(pieces[pieces > 0])]).astype(np.int64)
+    start = query_offsets[:-1][segment]
+    top, bottom = (
+        start + np.minimum(tiles[segment] * (nth + i) // pieces[segment] * wide, lengths[segment]) for i in (0, 1)
+    )
+    return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
 
 
-def _raised(key_bias: Array | None, dtype: Any) -> Any:
-    """The largest size of a key bias, infinite if there is a −∞."""
-    return dtype.type(0 if key_bias is None else np.abs(key_bias).max(initial=0))
-
-
-def _largest(parts: Array, copies: int, beside: int) -> int:
-    """Room for the logits of the largest tile, so many times, and beside each row for so many numbers."""
-    return int(np.max((parts[:, 1] - parts[:, 0]) * (copies * (parts[:, 3] - parts[:, 2]) + beside), initial=1))
+def _sizes(parts: Array, lanes: int) -> tuple[Array, Array, Array]:
+    """Of every part: how many keys, how many queries a tile has room for, and how many tiles there are."""
+    n, m = parts[:, 1] - parts[:, 0], parts[:, 3] - parts[:, 2]
+    wide = np.minimum(VECTORS * lanes, -(-n // lanes) * lanes)
+    return m, wide, -(-n // wide)
 
 
 def attention_forward(
@@ -181,37 +268,31 @@ def attention_forward(
     q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
-    scale = q.dtype.type(1 / math.sqrt(q.shape[1] // num_heads))
+    d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
+    scale = q.dtype.type(1 / math.sqrt(d))
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
-    parts, _ = _parts(query_offsets, key_offsets)
+    level = np.empty((num_heads, len(q)), q.dtype) if keep else None
+    parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
+    m, wide, tiles = _sizes(parts, lanes)
+    numbers = m * (2 * d + 1) + wide * d + tiles * wide * (2 * d + 4) + np.minimum(m, KEYS) * wide
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
-    work = (q, k, v, parts, group, num_heads, scale, key_bias, _raised(key_bias, q.dtype), y)
-    run(_attend, -(-jobs // group), *work, space=(_largest(parts, 1, 1), q.dtype))
-    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y) if keep else None
+    work = (q, k, v, parts, group, num_heads, scale, key_bias, y, level)
+    run(_attend, -(-jobs // group), *work, space=(int(np.max(numbers, initial=1)) + 8 * 16, q.dtype))
+    if level is None:
+        return y, None
+    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level)
 
 
 @kernel
-def _share_out(dy: Array, y: Array, total: Array, shared: Array, mean: Array) -> None:
-    """shared ← dy / total, so that the weights need no division; mean ← Σ_keys w · dw = y · dy, row by row."""
-    for i in range(dy.shape[0]):
-        inverse, product = dy.dtype.type(0), dy.dtype.type(0)
-        if total[i] > 0:
-            inverse = dy.dtype.type(1) / total[i]
-        for j in range(dy.shape[1]):
-            shared[i, j] = inverse * dy[i, j]
-            product += y[i, j] * shared[i, j]
-        mean[i] = product
-
-
-@kernel
-def _softmax_backward(weights: Array, dweights: Array, mean: Array, scale: Any) -> None:
-    """dweights ← scale · weights · (dweights − mean), row by row."""
-    for i in range(weights.shape[0]):
-        row, drow, average = weights[i], dweights[i], mean[i]
-        for j in range(len(row)):
-            drow[j] = scale * row[j] * (drow[j] - average)
+def _softmax_backward(logits: Array, dweights: Array) -> None:
+    """logits − level ← weights, dweights − mean ← dlogits = weights · (dweights − mean)."""
+    m, n = logits.shape
+    flat, dflat = logits.reshape(m * n), dweights.reshape(m * n)
+    for i in range(m * n):
+        flat[i] = exp2(flat[i])
+        dflat[i] *= flat[i]
 
 
 @kernel
@@ -223,54 +304,100 @@ def _attend_backward(
     q: Array,
     k: Array,
     v: Array,
+    level: Array,
     parts: Array,
-    starts: Array,
     group: int,
     num_heads: int,
     scale: Any,
     key_bias: Array | None,
-    raised: Any,
     dq: Array,
     dk: Array,
     dv: Array,
 ) -> None:
-    """A job is one head of a segment: its tiles one after the other, for all of them add to its keys and values."""
+    """A job is one head of a segment: all its queries add to the gradients of its keys and values, in turn."""
+    lanes = VECTOR // q.itemsize
     d = q.shape[1] // num_heads
-    segments = len(starts) - 1
+    padded = (d + lanes - 1) // lanes * lanes
+    e = d + 1 if key_bias is None else d + 2
+    one = q.dtype.type(1)
     i = take(share)
     while i >= 0:
-        for job in range(i * group, min((i + 1) * group, segments * num_heads)):
-            left, right = job % num_heads * d, (job % num_heads + 1) * d
-            for part in range(starts[job // num_heads], starts[job // num_heads + 1]):
-                top, bottom, first, last = _edges(parts, part)
-                more = 0.0 if part == starts[job // num_heads] else 1.0
-                n, m = bottom - top, last - first
-                weights, dweights = space[: n * m].reshape(n, m), space[n * m : 2 * n * m].reshape(n, m)
-                rest = space[2 * n * m : 2 * n * m + n * (d + 2)]
-                total, mean, shared = rest[:n], rest[n : 2 * n], rest[2 * n :].reshape(n, d)
-                bias = None if key_bias is None else key_bias[first:last]
-                q_part, k_part, v_part = q[top:bottom, left:right], k[first:last, left:right], v[first:last, left:right]
-                # passes 1–2, once more
-                _weights(q_part, k_part, scale, bias, raised, weights, total)
-                _share_out(dy[top:bottom, left:right], y[top:bottom, left:right], total, shared, mean)
-                # 3. the weighted mean
-                gemm(weights.T, shared, dv[first:last, left:right], more)
-                gemm(shared, v_part.T, dweights, 0)
-                # 2. softmax: only differences from the mean gradient pass
-                _softmax_backward(weights, dweights, mean, scale)
-                # 1. logits
-                gemm(dweights, k_part, dq[top:bottom, left:right], 0)
-                gemm(dweights.T, q_part, dk[first:last, left:right], more)
+        for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
+            top, bottom, first, last = _edges(parts, job // num_heads)
+            head = job % num_heads
+            left, right = head * d, (head + 1) * d
+            n, m = bottom - top, last - first
+            wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
+            tiles = (n + wide - 1) // wide
+            bias = None if key_bias is None else key_bias[first:last]
+            keys, start = _carve(space, 0, m, e)
+            values, start = _carve(space, start, m, d + 1)
+            dkeys, start = _carve(space, start, m, padded)
+            dvalues, start = _carve(space, start, m, padded)
+            rows, start = _carve(space, start, tiles * wide, padded)
+            drows, start = _carve(space, start, tiles * wide, padded)
+            panels, start = _carve(space, start, tiles, e * wide)
+            dpanels, start = _carve(space, start, tiles, (d + 1) * wide)
+            dqueries, start = _carve(space, start, tiles, d * wide)
+            logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
+            dlogits, start = _carve(space, start, 1, min(KEYS, m) * wide)
+            _load_keys(k[first:last, left:right], bias, True, keys)
+            _load_keys(v[first:last, left:right], None, True, values)
+            dkeys[:] = 0
+            dvalues[:] = 0
+            for t in range(tiles):
+                a, b, w = _tile(t, n, wide, lanes)
+                _load_rows(q[top + a : top + b, left:right], scale, rows[a : a + w])
+                _load_rows(dy[top + a : top + b, left:right], one, drows[a : a + w])
+                panel, dpanel = panels[t, : e * w].reshape(e, w), dpanels[t, : (d + 1) * w].reshape(d + 1, w)
+                _load_queries(rows[a : a + w, :d], bias is not None, panel)
+                turn(drows[a : a + w, :d], dpanel[:d])
+                panel[d], dpanel[d] = 0, 0
+                for r in range(b - a):
+                    panel[d, r] = -level[head, top + a + r]
+                    # Σ_keys w · dw = y · dy
+                    row, drow, mean = y[top + a + r, left:right], dy[top + a + r, left:right], q.dtype.type(0)
+                    for c in range(d):
+                        mean += row[c] * drow[c]
+                    dpanel[d, r] = -mean
+            for from_key in range(0, max(m, 1), KEYS):
+                to_key = min(from_key + KEYS, m)
+                count = to_key - from_key
+                for t in range(tiles):
+                    a, b, w = _tile(t, n, wide, lanes)
+                    weights, dweights = logits[0, : count * w].reshape(count, w), dlogits[0, : count * w].reshape(count, w)
+                    # 1. logits once more, less the level of their query
+                    _multiply(keys[from_key:to_key], panels[t, : e * w].reshape(e, w), weights, False)
+                    # 3. the weighted mean; less Σ w · dw, for only differences from it pass the softmax
+                    dpanel = dpanels[t, : (d + 1) * w].reshape(d + 1, w)
+                    _multiply(values[from_key:to_key], dpanel, dweights, False)
+                    # 2. softmax, once more and back
+                    _softmax_backward(weights, dweights)
+                    # 3. the values
+                    _multiply(weights[:, : b - a], drows[a:b], dvalues[from_key:to_key], True)
+                    # 1. logits
+                    _multiply(dweights[:, : b - a], rows[a:b], dkeys[from_key:to_key], True)
+                    dquery = dqueries[t, : d * w].reshape(d, w)
+                    _multiply(keys[from_key:to_key, :d].T, dweights, dquery, from_key > 0)
+            for t in range(tiles):
+                a, b, w = _tile(t, n, wide, lanes)
+                for r in range(d * w):
+                    dqueries[t, r] *= scale
+                turn(dqueries[t, : d * w].reshape(d, w), rows[a : a + w, :d])
+                copy_rows(rows[a:b, :d], dq[top + a : top + b, left:right])
+            copy_rows(dkeys[:, :d], dk[first:last, left:right])
+            copy_rows(dvalues[:, :d], dv[first:last, left:right])
         i = take(share)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
-    q, k, v, query_offsets, key_offsets, num_heads, key_bias, y = cache
+    q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level = cache
     D, dtype = q.shape[1], q.dtype
-    scale = dtype.type(1 / math.sqrt(D // num_heads))
-    parts, starts = _parts(query_offsets, key_offsets)
-    everyone_asks = len(starts) == len(query_offsets)
+    d, lanes = D // num_heads, VECTOR // q.itemsize
+    scale = dtype.type(1 / math.sqrt(d))
+    parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
+    everyone_asks = len(parts) == len(query_offsets) - 1
     make = np.empty if everyone_asks else np.zeros  # keys nobody asks get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv
         together = make((len(q), 3 * D), dtype)
@@ -278,8 +405,12 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     else:
         dq, together = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = together[:, :D], together[:, D:]
-    jobs = (len(starts) - 1) * num_heads
+    m, wide, tiles = _sizes(parts, lanes)
+    padded = -(-d // lanes) * lanes
+    numbers = m * (2 * d + 3 + 2 * padded) + tiles * wide * (2 * padded + 3 * d + 3) + 2 * np.minimum(m, KEYS) * wide
+    jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
-    work = (dy, y, q, k, v, parts, starts, group, num_heads, scale, key_bias, _raised(key_bias, dtype))
-    run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=(_largest(parts, 2, D // num_heads + 2), dtype))
+    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, key_bias)
+    space = (int(np.max(numbers, initial=1)) + 12 * 16, dtype)
+    run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=space)
     return dq, dk, dv

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.blas import gemm
 from refvt.backends.jit import kernel
-from refvt.backends.pool import grid, workspace
-from refvt.backends.products import weight_gradient
-from refvt.backends.team import run, take
+from refvt.backends.pool import num_threads, workspace
+from refvt.backends.products import Cut, grid, multiply, packed, room, weight_gradients
+from refvt.backends.team import edges, run, span, take
+from refvt.backends.tile import ROWS
 from refvt.ops import Array
 
 
@@ -37,33 +37,46 @@ def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
 
 
 @kernel
-def _forward(
+def _cut_all(share: Any, clips: Array, P: int, parts: int, patches: Array) -> None:
+    each = len(patches) // len(clips)
+    i = take(share)
+    while i >= 0:
+        b, part = divmod(i, parts)  # some patches of one clip
+        first, last = span(part, parts, each)
+        # 1. cut
+        _cut(clips[b], P, first, patches[b * each + first : b * each + last])
+        i = take(share)
+
+
+@kernel
+def _project(
     share: Any,
-    clips: Array,
+    space: Array,
+    patches: Array,
     weight: Array,
     bias: Array,
     pos: Array,
     time: Array,
-    P: int,
-    parts: int,
-    patches: Array,
+    cut: Cut,
     y: Array,
 ) -> None:
-    S, T, D = len(pos), len(time), len(weight)
+    T, each = len(time), len(pos) * len(time)
     i = take(share)
     while i >= 0:
-        b, part = divmod(i, parts)  # some patches of one clip
-        first, last = S * T * part // parts, S * T * (part + 1) // parts
-        here, place = patches[b * S * T + first : b * S * T + last], y[b, 1 + first : 1 + last]
-        # 1. cut
-        _cut(clips[b], P, first, here)
-        # 2. project
-        gemm(here, weight.T, place, 0)
-        # 3. add the embeddings
-        for r in range(last - first):
-            s, t = divmod(first + r, T)
-            for c in range(D):
-                place[r, c] += bias[c] + pos[s, c] + time[t, c]
+        clip, part = divmod(i, cut[0] * cut[1])
+        top, bottom, left, right = edges(part, cut, each, len(weight))
+        panels = packed(weight[left:right].T, cut, space)
+        rows, places = patches[clip * each : (clip + 1) * each], y[clip, 1:]
+        for a in range(top, bottom, ROWS):
+            b = min(a + ROWS, bottom)
+            # 2. project
+            multiply(rows[a:b], panels, places[a:b, left:right], False)
+            # 3. add the embeddings
+            for r in range(a, b):
+                s, t = divmod(r, T)
+                place = places[r, left:right]
+                for j in range(right - left):
+                    place[j] += bias[left + j] + pos[s, left + j] + time[t, left + j]
         i = take(share)
 
 
@@ -92,21 +105,14 @@ def embed_forward(
     patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
     y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
-    parts = grid(S * T, 1)[0]
-    # passes 1–3
-    run(_forward, B * parts, clips, flat, bias, pos_embed[0, 1:], time_embed[0], P, parts, patches, y)
+    parts = max(1, min(4 * num_threads() // B, S * T // 64))
+    # 1. cut
+    run(_cut_all, B * parts, clips, P, parts, patches)
+    # passes 2–3
+    cut = grid(S * T, D, *flat.shape[1:], clips.itemsize)
+    space = (room(cut, *flat.shape), clips.dtype)
+    run(_project, B * cut[0] * cut[1], patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
-
-
-@kernel
-def _backward(
-    share: Any, dprojected: Array, patches: Array, cut: tuple[int, int], dweight: Array, dbias: Array
-) -> None:
-    i = take(share)
-    while i >= 0:
-        # 2. the projection
-        weight_gradient(i, cut, dprojected, patches, dweight, dbias)
-        i = take(share)
 
 
 def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, Array, Array]:
@@ -121,8 +127,6 @@ def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, A
     dpos_embed = np.concatenate([dcls[None], dprojected.sum(axis=(0, 2))])  # [1+S, D]
     # 2. the projection
     flat = np.ascontiguousarray(dprojected.reshape(-1, D))  # [B*S*T, D]
-    dweight, dbias = np.empty((D, patches.shape[1]), dy.dtype), np.empty(D, dy.dtype)
-    cut = grid(*dweight.shape)
-    run(_backward, cut[0] * cut[1], flat, patches, cut, dweight, dbias)
+    dweight, dbias = weight_gradients(flat, patches)
     # 1. clips have no gradient
     return dweight.reshape(weight.shape), dbias, dcls.reshape(1, 1, D).copy(), dpos_embed[None], dtime_embed[None]

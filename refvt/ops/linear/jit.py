@@ -1,16 +1,13 @@
-"""The linear layer in tiles of rows and columns: multiply, and finish the tile while it is still in cache."""
+"""The linear layer in tiles: multiply, and finish a few rows while they are still in cache."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from refvt.backends.blas import gemm
-from refvt.backends.jit import kernel, scaled
-from refvt.backends.pool import grid
-from refvt.backends.products import product, weight_gradient
-from refvt.backends.team import edges, run, take
+from refvt.backends.jit import scaled
+from refvt.backends.products import affine, weight_gradients
 from refvt.ops import Array
 
 
@@ -30,36 +27,9 @@ def linear_forward(
     keep: bool = True,
 ) -> tuple[Array, LinearCache | None]:
     """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
-    y = np.empty((len(x), len(bias)), x.dtype)  # [tokens, D]
-    cut = grid(*y.shape)
     # passes 1–3
-    run(product, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y)
+    y = affine(x, weight, bias, residual, gain)  # [tokens, D]
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None
-
-
-@kernel
-def _backward(
-    share: Any,
-    dy: Array,
-    x: Array,
-    weight: Array,
-    cut: tuple[int, int],
-    weight_cut: tuple[int, int],
-    dx: Array,
-    dweight: Array,
-    dbias: Array,
-) -> None:
-    n, E = x.shape
-    i = take(share)
-    while i >= 0:
-        if i < cut[0] * cut[1]:
-            a, b, c, d = edges(i, cut, n, E)
-            # 1. the multiply: the rows of dx
-            gemm(dy[a:b], weight[:, c:d], dx[a:b, c:d], 0)
-        else:
-            # 1. the multiply: dweight and dbias
-            weight_gradient(i - cut[0] * cut[1], weight_cut, dy, x, dweight, dbias)
-        i = take(share)
 
 
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array, Array | None]:
@@ -73,8 +43,6 @@ def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array,
         dproduct = np.empty_like(dy)
         scaled(dy, gain, dproduct)
     # 1. the multiply
-    dx, dweight, dbias = np.empty_like(x), np.empty_like(weight), np.empty(len(weight), x.dtype)
-    cut, weight_cut = grid(*x.shape), grid(*weight.shape)
-    count = cut[0] * cut[1] + weight_cut[0] * weight_cut[1]
-    run(_backward, count, dproduct, x, weight, cut, weight_cut, dx, dweight, dbias)
+    dx = affine(dproduct, weight.T)
+    dweight, dbias = weight_gradients(dproduct, x)
     return dx, dweight, dbias, dresidual

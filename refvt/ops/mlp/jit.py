@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.blas import gemm
-from refvt.backends.jit import erfc, exp, kernel, scaled
-from refvt.backends.pool import grid, workspace
-from refvt.backends.products import product, weight_gradient
+from refvt.backends.jit import bell, kernel, scaled
+from refvt.backends.pool import workspace
+from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, take
+from refvt.backends.tile import ROWS
 from refvt.ops import Array
 
 
@@ -21,9 +21,10 @@ class GeluCache(NamedTuple):
 
 @kernel
 def _gelu(x: Array, y: Array) -> None:
-    half, root = x.dtype.type(0.5), x.dtype.type(-math.sqrt(0.5))
+    one, zero = x.dtype.type(1), x.dtype.type(0)
     for i in range(x.size):
-        y[i] = x[i] * half * erfc(x[i] * root)
+        _, tail = bell(x[i])
+        y[i] = x[i] * (tail if x[i] < zero else one - tail)
 
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
@@ -36,11 +37,10 @@ def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
 
 @kernel
 def _gelu_backward(dy: Array, x: Array, dx: Array) -> None:
-    half, root = x.dtype.type(0.5), x.dtype.type(-math.sqrt(0.5))
-    norm = x.dtype.type(1 / math.sqrt(2 * math.pi))
+    one, zero, norm = x.dtype.type(1), x.dtype.type(0), x.dtype.type(1 / math.sqrt(2 * math.pi))
     for i in range(x.size):
-        cdf = half * erfc(x[i] * root)
-        dx[i] = dy[i] * (cdf + x[i] * norm * exp(-half * x[i] * x[i]))
+        height, tail = bell(x[i])
+        dx[i] = dy[i] * ((tail if x[i] < zero else one - tail) + x[i] * norm * height)
 
 
 def gelu_backward(dy: Array, cache: GeluCache) -> Array:
@@ -64,7 +64,7 @@ class MlpCache(NamedTuple):
 @kernel
 def _bias_gelu(hidden: Array, bias: Array, before: Array | None, top: int, bottom: int, left: int, right: int) -> None:
     """hidden ← gelu(hidden + bias) in one tile; what stood before GELU goes to ``before``, if it is wanted."""
-    half, root = hidden.dtype.type(0.5), hidden.dtype.type(-math.sqrt(0.5))
+    one, zero = hidden.dtype.type(1), hidden.dtype.type(0)
     shift = bias[left:right]
     for i in range(top, bottom):
         row = hidden[i, left:right]
@@ -74,21 +74,24 @@ def _bias_gelu(hidden: Array, bias: Array, before: Array | None, top: int, botto
             a = row[j] + shift[j]
             if before is not None:
                 stored[j] = a
-            row[j] = a * half * erfc(a * root)
+            _, tail = bell(a)
+            row[j] = a * (tail if a < zero else one - tail)
 
 
 @kernel
 def _widen(
-    share: Any, x: Array, weight: Array, bias: Array, cut: tuple[int, int], hidden: Array, before: Array | None
+    share: Any, space: Array, x: Array, weight: Array, bias: Array, cut: Cut, hidden: Array, before: Array | None
 ) -> None:
-    n, F = hidden.shape
     i = take(share)
     while i >= 0:
-        a, b, c, d = edges(i, cut, n, F)
-        # 1. widen
-        gemm(x[a:b], weight[c:d].T, hidden[a:b, c:d], 0)
-        # passes 1–2: bias, activate
-        _bias_gelu(hidden, bias, before, a, b, c, d)
+        top, bottom, left, right = edges(i, cut, *hidden.shape)
+        panels = packed(weight[left:right].T, cut, space)
+        for a in range(top, bottom, ROWS):
+            b = min(a + ROWS, bottom)
+            # 1. widen
+            multiply(x[a:b], panels, hidden[a:b, left:right], False)
+            # passes 1–2: bias, activate
+            _bias_gelu(hidden, bias, before, a, b, left, right)
         i = take(share)
 
 
@@ -107,15 +110,14 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     n, F = len(x), len(fc1_bias)
-    y = np.empty((n, len(fc2_bias)), x.dtype)  # [tokens, D]
     before = np.empty((n, F), x.dtype) if keep else None
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
-    cut = grid(n, F)
+    cut = grid(n, F, x.shape[1], x.itemsize)
     # passes 1–2
-    run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before)
-    cut = grid(*y.shape)
+    space = (room(cut, *fc1_weight.shape), x.dtype)
+    run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before, space=space)
     # passes 3–4
-    run(product, cut[0] * cut[1], hidden, fc2_weight, fc2_bias, residual, gain, cut, y)
+    y = affine(hidden, fc2_weight, fc2_bias, residual, gain)  # [tokens, D]
     if before is None:
         return y, None
     return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None)
@@ -124,61 +126,31 @@ def mlp_forward(
 @kernel
 def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: int, left: int, right: int) -> None:
     """hidden ← gelu(before), and dbefore (dhidden until now) ← dhidden · gelu'(before), in one tile."""
-    half, root = before.dtype.type(0.5), before.dtype.type(-math.sqrt(0.5))
-    norm = before.dtype.type(1 / math.sqrt(2 * math.pi))
+    one, zero, norm = before.dtype.type(1), before.dtype.type(0), before.dtype.type(1 / math.sqrt(2 * math.pi))
     for i in range(top, bottom):
         stored, gradient, row = before[i, left:right], dbefore[i, left:right], hidden[i, left:right]
         for j in range(len(row)):
             a = stored[j]
-            cdf = half * erfc(a * root)
+            height, tail = bell(a)
+            cdf = tail if a < zero else one - tail
             row[j] = a * cdf
-            gradient[j] *= cdf + a * norm * exp(-half * a * a)
+            gradient[j] *= cdf + a * norm * height
 
 
 @kernel
 def _narrow_backward(
-    share: Any, dy: Array, weight: Array, before: Array, cut: tuple[int, int], dbefore: Array, hidden: Array
+    share: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
 ) -> None:
-    n, F = before.shape
     i = take(share)
     while i >= 0:
-        a, b, c, d = edges(i, cut, n, F)
-        # 3. narrow
-        gemm(dy[a:b], weight[:, c:d], dbefore[a:b, c:d], 0)
-        # 2. activate: hidden once more, and its derivative
-        _gelu_again(before, dbefore, hidden, a, b, c, d)
-        i = take(share)
-
-
-@kernel
-def _widen_backward(
-    share: Any,
-    dy: Array,
-    hidden: Array,
-    dbefore: Array,
-    x: Array,
-    fc1_weight: Array,
-    cuts: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
-    dx: Array,
-    dfc1_weight: Array,
-    dfc1_bias: Array,
-    dfc2_weight: Array,
-    dfc2_bias: Array,
-) -> None:
-    n, D = x.shape
-    first, second = cuts[0][0] * cuts[0][1], cuts[1][0] * cuts[1][1]
-    i = take(share)
-    while i >= 0:
-        if i < first:
-            # 1. widen
-            a, b, c, d = edges(i, cuts[0], n, D)
-            gemm(dbefore[a:b], fc1_weight[:, c:d], dx[a:b, c:d], 0)
-        elif i < first + second:
-            # 1. its parameters
-            weight_gradient(i - first, cuts[1], dbefore, x, dfc1_weight, dfc1_bias)
-        else:
-            # 3. the parameters of the narrowing
-            weight_gradient(i - first - second, cuts[2], dy, hidden, dfc2_weight, dfc2_bias)
+        top, bottom, left, right = edges(i, cut, *before.shape)
+        panels = packed(weight[:, left:right], cut, space)
+        for a in range(top, bottom, ROWS):
+            b = min(a + ROWS, bottom)
+            # 3. narrow
+            multiply(dy[a:b], panels, dbefore[a:b, left:right], False)
+            # 2. activate: hidden once more, and its derivative
+            _gelu_again(before, dbefore, hidden, a, b, left, right)
         i = take(share)
 
 
@@ -193,15 +165,12 @@ def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array
         dproduct = np.empty_like(dy)
         scaled(dy, gain, dproduct)
     hidden, dbefore = (workspace(f"mlp.{name}", (n, F), x.dtype) for name in ("hidden", "dbefore"))
-    cut = grid(n, F)
+    cut = grid(n, F, len(fc2_weight), x.itemsize)
     # passes 3–2
-    run(_narrow_backward, cut[0] * cut[1], dproduct, fc2_weight, before, cut, dbefore, hidden)
-    # pass 1, and the parameters of pass 3
-    dx = np.empty_like(x)
-    dfc1_weight, dfc1_bias = np.empty_like(fc1_weight), np.empty(F, x.dtype)
-    dfc2_weight, dfc2_bias = np.empty_like(fc2_weight), np.empty(len(fc2_weight), x.dtype)
-    cuts = grid(*x.shape), grid(*fc1_weight.shape), grid(*fc2_weight.shape)
-    count = sum(down * across for down, across in cuts)
-    gradients = (dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias)
-    run(_widen_backward, count, dproduct, hidden, dbefore, x, fc1_weight, cuts, *gradients)
-    return (*gradients, dresidual)
+    space = (room(cut, F, len(fc2_weight)), x.dtype)
+    run(_narrow_backward, cut[0] * cut[1], dproduct, fc2_weight, before, cut, dbefore, hidden, space=space)
+    dfc2_weight, dfc2_bias = weight_gradients(dproduct, hidden)
+    # 1. widen
+    dx = affine(dbefore, fc1_weight.T)
+    dfc1_weight, dfc1_bias = weight_gradients(dbefore, x)
+    return dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual
