@@ -23,7 +23,7 @@ __all__ = ["COLUMNS", "Backend", "Implementation", "Unavailable", "available", "
 # column of the rooms, module with the moves on its arrays
 COLUMNS = {
     "reference": ("reference", "refvt.backends.host"),
-    "jit": ("jit", "refvt.backends.host"),
+    "jit": ("jit", "refvt.backends.host_jit"),
     "cuda": ("cuda", "refvt.backends.device"),
 }
 

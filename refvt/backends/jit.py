@@ -17,7 +17,7 @@ from scipy.special import erfcx
 
 from refvt.ops import Array
 
-__all__ = ["bell", "column_sums", "exp", "exp2", "finish", "kernel", "scaled"]
+__all__ = ["bell", "exp", "exp2", "finish", "kernel"]
 
 # so that loops vectorise, sums may be reordered and divisions by zero are not looked for; NaN does not occur (the
 # model refuses it at its door), −∞ does
@@ -150,26 +150,3 @@ def finish(
             if residual is not None:
                 value += rest[j]
             row[j] = value
-
-
-@kernel
-def scaled(dy: Array, gain: Array, out: Array) -> None:
-    """out ← gain · dy, row by row."""
-    for i in range(dy.shape[0]):
-        for j in range(dy.shape[1]):
-            out[i, j] = gain[i] * dy[i, j]
-
-
-@kernel
-def column_sums(x: Array, out: Array) -> None:
-    """out[j] = Σ_i x[i, j], in blocks of 64 rows so that rounding does not pile up."""
-    n, D = x.shape
-    block = np.empty(D, x.dtype)
-    out[:] = 0
-    for start in range(0, n, 64):
-        block[:] = 0
-        for i in range(start, min(start + 64, n)):
-            for j in range(D):
-                block[j] += x[i, j]
-        for j in range(D):
-            out[j] += block[j]

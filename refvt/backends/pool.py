@@ -1,11 +1,8 @@
-"""How the CPU columns share the machine: how many threads, how work is cut for them, BLAS at one thread each.
+"""What the jit column has of the machine: how many threads, and memory that was touched before.
 
-A BLAS that spins with threads of its own beside ours costs up to ten times the work itself. So while a model runs
-(``session``) every BLAS of the process is limited to one thread, and the caller's own settings come back afterwards;
-the parallelism comes from ``refvt.backends.team``, whose threads each call BLAS on tiles of their own.
-
-What a tile computes never depends on who computes it: at a fixed number of threads results are the same to the bit.
-Only ``grid`` looks at that number, so between numbers a product may differ by rounding.
+The first look at a fresh page of memory costs more than a whole pass over it: a training step that asks the system for
+its gradients anew spends a tenth of its time on that. So temporaries lie in a ``workspace`` of their thread, and results
+in ``fresh`` memory that is handed out again once nobody looks at the array any more.
 """
 
 from __future__ import annotations
@@ -13,23 +10,21 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from refvt.ops import Array
 
-__all__ = ["grid", "num_threads", "session", "set_num_threads", "workspace"]
+__all__ = ["fresh", "num_threads", "set_num_threads", "workspace"]
 
 LINE = 64  # bytes of a cache line
+LEAST_LENT = 1 << 15  # bytes; below that np.empty hands out what was used before by itself
+MOST_IDLE = 1 << 29  # bytes kept for later results; what comes back beyond that is given to the system
 
-_lock = threading.Lock()
-_depth = 0
-_limit: Any = None
-_controller: ThreadpoolController | None = None
+_lock = threading.RLock()  # the collector may return a block while its own thread is at it
+_blocks: dict[int, list[Array]] = {}  # by size
+_idle = 0
 _threads = 0  # 0: not chosen yet
 _local = threading.local()
 
@@ -52,39 +47,51 @@ def set_num_threads(number: int) -> None:
     _threads = number
 
 
-@contextmanager
-def session() -> Iterator[None]:
-    """While inside, BLAS uses one thread per caller; the setting from before comes back at the end. May be nested."""
-    global _depth, _limit, _controller
-    with _lock:
-        if _depth == 0:
-            if _controller is None:
-                _controller = ThreadpoolController().select(user_api="blas")
-            _limit = _controller.limit(limits=1)
-        _depth += 1
-    try:
-        yield
-    finally:
+class _Lease:
+    """Memory lent to one result. It comes back when the last array that looks at it is gone."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: Array) -> None:
+        self.block = block
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self.block.__array_interface__
+
+    def __del__(self) -> None:
+        global _idle
+        size = self.block.nbytes
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                _limit.restore_original_limits()
-                _limit = None
+            if _idle + size <= MOST_IDLE:
+                _idle += size
+                _blocks.setdefault(size, []).append(self.block)
 
 
-def grid(rows: int, columns: int, finest: int = 64) -> tuple[int, int]:
-    """Into how many parts to cut the rows and the columns of a matrix product: at least one tile for every thread.
+def fresh(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array, as ``np.empty`` gives one, in memory that was used before where there is some."""
+    global _idle
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LEAST_LENT:
+        return np.empty(shape, dtype)
+    step = 1 << (size.bit_length() - 4)  # sizes go up in steps of at most an eighth, so that later ones fit
+    size_class = -(-size // step) * step
+    block = None
+    with _lock:
+        if _blocks.get(size_class):
+            block = _blocks[size_class].pop()
+            _idle -= size_class
+    lease = _Lease(_aligned(size_class) if block is None else block)
+    lent: Array = np.asarray(lease)
+    return lent[:size].view(dtype).reshape(shape)
 
-    A tile lays out its rows of the one factor and its columns of the other for BLAS, so of all cuts the one that lays
-    out least in total is best. Nothing is cut finer than ``finest``.
-    """
-    threads = num_threads()
-    cuts = [(down, -(-threads // down)) for down in range(1, threads + 1)]
-    fine = [cut for cut in cuts if cut[0] * finest <= max(rows, finest) and cut[1] * finest <= max(columns, finest)]
-    down, across = min(fine, key=lambda cut: cut[1] * rows + cut[0] * columns, default=(1, 1))
-    # a large product in more tiles: a thread that was held up then leaves the others less to wait for
-    more = max(1, min(rows // (down * 384), 4))
-    return down * more, across
+
+def _aligned(size: int) -> Array:
+    """So many bytes from the start of a cache line: vectors that lie across two lines cost two loads."""
+    block = np.empty(size + LINE, dtype=np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + size]
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -92,8 +99,6 @@ def workspace(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffers: dict[str, Array] = _local.__dict__.setdefault("buffers", {})
     if name not in buffers or buffers[name].nbytes < size:
-        bytes_ = np.empty(size + LINE, dtype=np.uint8)
-        start = -bytes_.ctypes.data % LINE  # vectors that lie across two cache lines cost two loads
-        buffers[name] = bytes_[start : start + size]
+        buffers[name] = _aligned(size)
     view: Array = buffers[name][:size].view(dtype).reshape(shape)
     return view

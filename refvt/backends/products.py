@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from refvt.backends.jit import column_sums, finish, kernel
-from refvt.backends.pool import num_threads
+from refvt.backends.jit import finish, kernel
+from refvt.backends.pool import fresh, num_threads
 from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, copy_rows, tile, turn
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
 from refvt.ops import Array
 
 __all__ = ["Cut", "affine", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
@@ -22,29 +20,40 @@ CACHE = 400_000  # bytes of packed panels, well within a second cache
 TASKS = 4  # for each thread, so that one that was held up does not leave the others long to wait for
 FEWEST = 256  # rows of a task that are worth packing for
 DEPTH = 256  # rows added up at a time for a weight's gradient
+BLOCK = 64  # rows added up at a time for a bias's, so that rounding does not pile up
+FEWEST_GRADIENT = 96  # rows of a weight's gradient that are worth packing for
 AHEAD = 8  # tiles whose rows of the left factor are packed at a time
 
 Cut = tuple[int, int, int, int]  # parts down and across, and of how many rows and columns each of them is a multiple
 
 
+def _panels(columns: int, itemsize: int) -> tuple[int, int]:
+    """How wide to make the panels of so many columns, and how many there are: 64 columns are two of 32, not 48 and 16."""
+    lanes = VECTOR // itemsize
+    vectors = max(1, -(-columns // lanes))
+    wide = -(-vectors // -(-vectors // VECTORS)) * lanes
+    return wide, max(1, -(-columns // wide))
+
+
 def grid(rows: int, columns: int, depth: int, itemsize: int) -> Cut:
     """How to cut x Wᵀ [rows, columns] in tasks; nothing in the result depends on it."""
-    wide = VECTORS * VECTOR // itemsize
-    panels = -(-columns // wide)
-    together = max(1, min(panels, CACHE // (max(depth, 1) * wide * itemsize)))
+    wide, panels = _panels(columns, itemsize)
     threads = num_threads()
+    together = max(1, min(panels, CACHE // (max(depth, 1) * wide * itemsize)))
     across = -(-panels // together)
-    across = min(panels, -(-across // threads) * threads) if rows < FEWEST * threads else across
+    if rows < FEWEST * threads:  # each thread its own columns
+        across = min(panels, -(-across // threads) * threads)
     down = max(1, min(-(-TASKS * threads // across), rows // FEWEST))
     return down, across, ROWS, wide
 
 
 def _weight_grid(rows: int, columns: int, itemsize: int) -> Cut:
     """How to cut a weight's gradient [rows, columns] in tasks."""
-    wide = VECTORS * VECTOR // itemsize
-    panels = -(-columns // wide)
+    wide, panels = _panels(columns, itemsize)
+    threads = num_threads()
     across = -(-panels // max(1, CACHE // (DEPTH * wide * itemsize)))
-    down = max(1, min(-(-TASKS * num_threads() // (2 * across)), rows // (2 * ROWS)))
+    down = max(1, min(-(-2 * threads // across), rows // FEWEST_GRADIENT))
+    across = min(panels, max(across, -(-threads // down)))
     return down, across, ROWS, wide
 
 
@@ -87,7 +96,7 @@ def packed(b: Array, cut: Cut, space: Array) -> Array:
     k, n = b.shape
     wide = cut[3]
     count = (n + wide - 1) // wide
-    panels = space[: count * k * wide].reshape(count, k, wide)
+    panels = view(space, 0, count * k, wide).reshape(count, k, wide)
     pack(b, panels)
     return panels
 
@@ -128,7 +137,7 @@ def affine(
     x [n, E], weight [D, E] (its rows or its columns contiguous), bias [D], residual [n, D], gain [n] → [n, D]. Residual
     and gain only with a bias.
     """
-    y = np.empty((len(x), len(weight)), x.dtype)
+    y = fresh((len(x), len(weight)), x.dtype)
     cut = grid(*y.shape, x.shape[1], x.itemsize)
     space = (room(cut, *weight.shape), x.dtype)
     run(_affine, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y, space=space)
@@ -136,10 +145,24 @@ def affine(
 
 
 @kernel
+def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
+    """total ← Σ rows (or total + Σ rows) over their first columns; ``sums`` has room for a row."""
+    if not add:
+        total[:] = 0
+    two = 2 * VECTOR // rows.itemsize
+    for first in range(0, len(rows), BLOCK):
+        sums[:] = 0
+        for j in range(0, len(sums), two):
+            add_rows(rows[first : first + BLOCK, j : j + two], sums[j : j + two])
+        for j in range(len(total)):
+            total[j] += sums[j]
+
+
+@kernel
 def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
     n = len(x)
     wide = AHEAD * ROWS
-    ready, rest = space[: DEPTH * wide].reshape(DEPTH, wide), space[DEPTH * wide :]
+    ready, sums, rest = view(space, 0, DEPTH, wide), space[DEPTH * wide : (DEPTH + 1) * wide], space[(DEPTH + 1) * wide :]
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *dweight.shape)
@@ -149,19 +172,19 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
             for ahead in range(top, bottom, wide):
                 until = min(ahead + wide, bottom)
                 copy_rows(dy[first:last, ahead:until], ready)
+                if left == 0:
+                    _add_columns(ready[: last - first], sums, dbias[ahead:until], first > 0)
                 for a in range(ahead, until, ROWS):
                     b = min(a + ROWS, until)
                     strip = ready[: last - first, a - ahead : b - ahead].T
                     multiply(strip, panels, dweight[a:b, left:right], first > 0)
-        if left == 0:
-            column_sums(dy[:, top:bottom], dbias[top:bottom])
         i = take(share)
 
 
 def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """dweight = dyᵀ x and dbias = Σ dy, sums over all rows: dy [n, D], x [n, E] → [D, E], [D]."""
-    dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
+    dweight, dbias = fresh((dy.shape[1], x.shape[1]), x.dtype), fresh(dy.shape[1], x.dtype)
     cut = _weight_grid(*dweight.shape, x.itemsize)
-    space = (room(cut, x.shape[1], DEPTH) + AHEAD * DEPTH * ROWS, x.dtype)
+    space = (room(cut, x.shape[1], DEPTH) + AHEAD * (DEPTH + 1) * ROWS, x.dtype)
     run(_sums, cut[0] * cut[1], dy, x, cut, dweight, dbias, space=space)
     return dweight, dbias

@@ -32,7 +32,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refvt.backends import pool
 from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads, workspace
 from refvt.ops import Array
@@ -238,10 +237,9 @@ def _enter(kernel: Callable[..., None], share: Share, space: _Space, arguments: 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Held around a whole run of the model: the helpers wake up while its first arrays are made; see pool.session."""
+    """Held around a whole run of the model: the helpers wake up while its first arrays are made."""
     _team.wake(num_threads() - 1)
-    with pool.session():
-        yield
+    yield
 
 
 def run(kernel: Callable[..., None], count: int, *arguments: Any, space: _Space = None) -> None:

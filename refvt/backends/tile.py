@@ -23,12 +23,13 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 from refvt.backends.jit import kernel
 from refvt.ops import Array
 
-__all__ = ["ROWS", "VECTOR", "VECTORS", "add_rows", "copy_rows", "max_rows", "tile", "turn"]
+__all__ = ["ROWS", "VECTOR", "VECTORS", "add_rows", "copy_rows", "max_rows", "tile", "turn", "view"]
 
 _features = {name for name, there in llvm.get_host_cpu_features().items() if there}
 VECTOR = 64 if "avx512f" in _features else 32 if "avx" in _features else 16  # bytes
@@ -214,6 +215,35 @@ max_rows = _fold(
     lambda builder, a, b: builder.select(builder.fcmp_ordered(">", b, a), b, a),
     "out[j] ← the largest of out[j] and x[i, j]; out is one to VECTORS whole vectors, rows of x are contiguous.",
 )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def view(typing_context: Any, memory: Any, start: Any, rows: Any, columns: Any) -> Any:
+    """The numbers from ``start`` on of a contiguous array, whatever its shape, as [rows, columns].
+
+    What slicing and reshape do, without asking whether it can be done: that takes longer than a short attention.
+    """
+    size = memory.dtype.bitwidth // 8
+    array_type = types.Array(memory.dtype, 2, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(signature.args[0])(context, builder, arguments[0])
+        start, rows, columns = (
+            context.cast(builder, x, k, types.intp) for x, k in zip(arguments[1:], signature.args[1:], strict=True)
+        )
+        array = context.make_array(array_type)(context, builder)
+        context.populate_array(
+            array,
+            data=builder.gep(whole.data, [start]),
+            shape=[rows, columns],
+            strides=[builder.mul(columns, _WORD(size)), _WORD(size)],
+            itemsize=_WORD(size),
+            meminfo=whole.meminfo,
+            parent=whole.parent,
+        )
+        return impl_ret_borrowed(context, builder, array_type, array._getvalue())
+
+    return array_type(memory, start, rows, columns), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

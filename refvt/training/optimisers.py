@@ -12,12 +12,13 @@ Sources: Kingma and Ba 2015 (arXiv 1412.6980), Loshchilov and Hutter 2019 (arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
-from refvt.backends import pool
+from refvt.backends.jit import kernel
+from refvt.backends.team import run, take
 from refvt.ops import Array
 from refvt.training.vectors import Vector
 
@@ -25,7 +26,7 @@ __all__ = ["EMBEDDINGS", "OPTIMISERS", "Adam", "clip_scale", "global_norm", "wit
 
 OPTIMISERS = ("adamw", "adam")
 EMBEDDINGS = ("cls_token", "pos_embed", "time_embed")
-TILE = 1 << 14  # numbers updated at once: their temporaries stay in a core's cache
+TILE = 1 << 14  # numbers of a task
 
 
 def without_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
@@ -38,33 +39,25 @@ def without_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
     }
 
 
-def _tiles(start: int, stop: int) -> list[slice]:
-    return [slice(first, min(first + TILE, stop)) for first in range(start, stop, TILE)]
+def _tiles(start: int, stop: int) -> list[tuple[int, int]]:
+    return [(first, min(first + TILE, stop)) for first in range(start, stop, TILE)]
 
 
-def _on_all_threads(task: Callable[[int], None], count: int) -> None:
-    """task(0), …, task(count − 1); NumPy lets go of the interpreter while it computes."""
-    threads = min(pool.num_threads(), count)
-
-    def share(first: int) -> None:
-        for i in range(first, count, threads):
-            task(i)
-
-    with pool.session(), ThreadPoolExecutor(threads) as team:
-        for _ in team.map(share, range(threads)):
-            pass
+@kernel
+def _squares(share: Any, vector: Array, sums: Array) -> None:
+    i = take(share)
+    while i >= 0:
+        total = 0.0
+        for j in range(i * TILE, min((i + 1) * TILE, len(vector))):
+            total += float(vector[j]) * float(vector[j])
+        sums[i] = total
+        i = take(share)
 
 
 def global_norm(gradients: Vector) -> float:
     """The L2 norm of all gradients together, summed in double precision."""
-    parts = _tiles(0, len(gradients.vector))
-    sums = np.zeros(len(parts))
-
-    def tile(i: int) -> None:
-        g = gradients.vector[parts[i]].astype(np.float64)
-        sums[i] = g @ g
-
-    _on_all_threads(tile, len(parts))
+    sums = np.zeros(-(-len(gradients.vector) // TILE))
+    run(_squares, len(sums), gradients.vector, sums)
     return math.sqrt(sums.sum())
 
 
@@ -95,31 +88,52 @@ class Adam:
         self.steps = 0
         self._decoupled, self._betas, self._epsilon = decoupled, betas, epsilon
         # one tile never spans two parameters that decay differently
-        self._tiles: list[tuple[slice, float]] = []
-        for start, stop, decays in _runs(parameters, spared):
-            self._tiles += [(tile, weight_decay * decays) for tile in _tiles(start, stop)]
+        runs = _runs(parameters, spared)
+        tiles = [(*tile, weight_decay * decays) for start, stop, decays in runs for tile in _tiles(start, stop)]
+        self._tiles = np.array([tile[:2] for tile in tiles], np.int64)
+        self._decay = np.array([tile[2] for tile in tiles])
 
     def step(self, gradients: Vector, rate: float, scale: float = 1.0) -> None:
         """One step with the rate η on ``scale`` times the gradients, which stay as they are."""
         self.steps += 1
         beta1, beta2 = self._betas
-        correction1, correction2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        corrections = 1 - beta1**self.steps, 1 - beta2**self.steps
+        vectors = self.parameters.vector, self.m.vector, self.v.vector, gradients.vector
+        numbers = tuple(map(float, (rate, scale, beta1, beta2, *corrections, self._epsilon)))
+        run(_move, len(self._tiles), self._tiles, self._decay, self._decoupled, *vectors, numbers)
 
-        def tile(i: int) -> None:
-            part, decay = self._tiles[i]
-            w, m, v = self.parameters.vector[part], self.m.vector[part], self.v.vector[part]
-            g: Array = gradients.vector[part] * scale
-            if decay and self._decoupled:
-                w *= 1 - rate * decay
-            elif decay:
-                g += decay * w
-            m *= beta1
-            m += (1 - beta1) * g
-            v *= beta2
-            v += (1 - beta2) * g * g
-            w -= rate / correction1 * m / (np.sqrt(v / correction2) + self._epsilon)
 
-        _on_all_threads(tile, len(self._tiles))
+@kernel
+def _move(
+    share: Any,
+    tiles: Array,
+    decays: Array,
+    decoupled: bool,
+    parameters: Array,
+    m: Array,
+    v: Array,
+    gradients: Array,
+    numbers: tuple[float, ...],
+) -> None:
+    real = parameters.dtype.type
+    rate, scale, beta1, beta2, correction1, correction2, epsilon = numbers
+    keep1, more1, keep2, more2 = real(beta1), real(1 - beta1), real(beta2), real(1 - beta2)
+    step, inverse, little = real(rate / correction1), real(1 / correction2), real(epsilon)
+    i = take(share)
+    while i >= 0:
+        start, stop = tiles[i]
+        shrink, pull = real(1), real(0)
+        if decoupled:
+            shrink = real(1 - rate * decays[i])
+        else:
+            pull = real(decays[i])
+        for j in range(start, stop):
+            w = parameters[j]
+            g = real(scale) * gradients[j] + pull * w
+            m[j] = keep1 * m[j] + more1 * g
+            v[j] = keep2 * v[j] + more2 * g * g
+            parameters[j] = shrink * w - step * m[j] / (np.sqrt(v[j] * inverse) + little)
+        i = take(share)
 
 
 def _runs(parameters: Vector, spared: Collection[str]) -> list[tuple[int, int, bool]]:

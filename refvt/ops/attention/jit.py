@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import exp2, kernel
-from refvt.backends.pool import num_threads
+from refvt.backends.pool import fresh, num_threads
 from refvt.backends.team import run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
 from refvt.ops import Array
 
 TILES = 16  # of queries in one task of the forward pass, at most
@@ -40,20 +40,19 @@ class AttentionCache(NamedTuple):
 @kernel
 def _carve(space: Array, start: int, rows: int, columns: int) -> tuple[Array, int]:
     """An array out of a thread's memory, and where the next one may start: on a cache line."""
-    end = start + rows * columns
-    return space[start:end].reshape(rows, columns), (end + 15) // 16 * 16
+    return view(space, start, rows, columns), (start + rows * columns + 15) // 16 * 16
 
 
 @kernel
 def _load_rows(source: Array, scale: Any, target: Array) -> None:
     """target ← scale · source, zero in the rows and columns that it has beyond those."""
     m, d = source.shape
+    flat = view(target, 0, 1, target.size)[0]
+    if m < len(target) or d < target.shape[1]:
+        for i in range(len(flat)):
+            flat[i] = 0
     copy_rows(source, target)
-    target[m:] = 0
-    if d < target.shape[1]:
-        target[:, d:] = 0
-    flat = target.reshape(target.size)
-    for i in range(target.size):
+    for i in range(len(flat)):
         flat[i] *= scale
 
 
@@ -90,13 +89,11 @@ def _load_keys(k: Array, bias: Array | None, shifted: bool, keys: Array) -> None
 @kernel
 def _load_queries(rows: Array, has_bias: bool, panel: Array) -> None:
     """rows [w, d] → panel [d + …, w]: a column for each query, in powers of two, and 1 for the bias of a key."""
-    d = rows.shape[1]
+    d, w = rows.shape[1], panel.shape[1]
     turn(rows, panel[:d])
-    raised = rows.dtype.type(LOG2E)
-    for c in range(d):
-        row = panel[c]
-        for j in range(len(row)):
-            row[j] *= raised
+    raised, flat = rows.dtype.type(LOG2E), view(panel, 0, 1, panel.size)[0]
+    for i in range(d * w):
+        flat[i] *= raised
     if has_bias:
         panel[-1] = 1
 
@@ -139,7 +136,7 @@ def _softmax(logits: Array, state: Array, means: Array) -> None:
             for i in range(n):
                 logits[j, i] -= state[0, i]
     # 2. softmax
-    flat = logits.reshape(m * n)
+    flat = view(logits, 0, 1, m * n)[0]
     for i in range(m * n):
         flat[i] = exp2(flat[i])
     add_rows(logits, state[1])
@@ -198,7 +195,7 @@ def _attend(
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 _load_rows(q[top + a : top + b, left:right], scale, rows[:w])
-                _load_queries(rows[:w], bias is not None, panels[t, : e * w].reshape(e, w))
+                _load_queries(rows[:w], bias is not None, view(panels[t], 0, e, w))
                 for r in range(3 * wide):
                     states[t, r] = 0
                 for r in range(d * wide):
@@ -207,17 +204,17 @@ def _attend(
                 to_key = min(from_key + KEYS, m)
                 for t in range(tiles):
                     a, b, w = _tile(t, n, wide, lanes)
-                    weights = logits[0, : (to_key - from_key) * w].reshape(to_key - from_key, w)
+                    weights = view(logits[0], 0, to_key - from_key, w)
                     # 1. logits
-                    _multiply(keys[from_key:to_key], panels[t, : e * w].reshape(e, w), weights, False)
+                    _multiply(keys[from_key:to_key], view(panels[t], 0, e, w), weights, False)
                     # passes 1–2
-                    mean = means[t, : d * w].reshape(d, w)
-                    _softmax(weights, states[t, : 3 * w].reshape(3, w), mean)
+                    mean = view(means[t], 0, d, w)
+                    _softmax(weights, view(states[t], 0, 3, w), mean)
                     # 3. the weighted mean of the values; the division waits until the row is short
                     _multiply(values[from_key:to_key].T, weights, mean, True)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                turn(means[t, : d * w].reshape(d, w), rows[:w])
+                turn(view(means[t], 0, d, w), rows[:w])
                 for r in range(b - a):
                     shift, total = states[t, r], states[t, w + r]
                     inverse = one / total if total > zero else zero  # a query without any key gets zero
@@ -270,8 +267,8 @@ def attention_forward(
     """
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     scale = q.dtype.type(1 / math.sqrt(d))
-    y = np.empty(q.shape, q.dtype)  # [tokens, D]
-    level = np.empty((num_heads, len(q)), q.dtype) if keep else None
+    y = fresh(q.shape, q.dtype)  # [tokens, D]
+    level = fresh((num_heads, len(q)), q.dtype) if keep else None
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
     m, wide, tiles = _sizes(parts, lanes)
     numbers = m * (2 * d + 1) + wide * d + tiles * wide * (2 * d + 4) + np.minimum(m, KEYS) * wide
@@ -289,7 +286,7 @@ def attention_forward(
 def _softmax_backward(logits: Array, dweights: Array) -> None:
     """logits − level ← weights, dweights − mean ← dlogits = weights · (dweights − mean)."""
     m, n = logits.shape
-    flat, dflat = logits.reshape(m * n), dweights.reshape(m * n)
+    flat, dflat = view(logits, 0, 1, m * n)[0], view(dweights, 0, 1, m * n)[0]
     for i in range(m * n):
         flat[i] = exp2(flat[i])
         dflat[i] *= flat[i]
@@ -349,7 +346,7 @@ def _attend_backward(
                 a, b, w = _tile(t, n, wide, lanes)
                 _load_rows(q[top + a : top + b, left:right], scale, rows[a : a + w])
                 _load_rows(dy[top + a : top + b, left:right], one, drows[a : a + w])
-                panel, dpanel = panels[t, : e * w].reshape(e, w), dpanels[t, : (d + 1) * w].reshape(d + 1, w)
+                panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
                 _load_queries(rows[a : a + w, :d], bias is not None, panel)
                 turn(drows[a : a + w, :d], dpanel[:d])
                 panel[d], dpanel[d] = 0, 0
@@ -365,11 +362,11 @@ def _attend_backward(
                 count = to_key - from_key
                 for t in range(tiles):
                     a, b, w = _tile(t, n, wide, lanes)
-                    weights, dweights = logits[0, : count * w].reshape(count, w), dlogits[0, : count * w].reshape(count, w)
+                    weights, dweights = view(logits[0], 0, count, w), view(dlogits[0], 0, count, w)
                     # 1. logits once more, less the level of their query
-                    _multiply(keys[from_key:to_key], panels[t, : e * w].reshape(e, w), weights, False)
+                    _multiply(keys[from_key:to_key], view(panels[t], 0, e, w), weights, False)
                     # 3. the weighted mean; less Σ w · dw, for only differences from it pass the softmax
-                    dpanel = dpanels[t, : (d + 1) * w].reshape(d + 1, w)
+                    dpanel = view(dpanels[t], 0, d + 1, w)
                     _multiply(values[from_key:to_key], dpanel, dweights, False)
                     # 2. softmax, once more and back
                     _softmax_backward(weights, dweights)
@@ -377,13 +374,13 @@ def _attend_backward(
                     _multiply(weights[:, : b - a], drows[a:b], dvalues[from_key:to_key], True)
                     # 1. logits
                     _multiply(dweights[:, : b - a], rows[a:b], dkeys[from_key:to_key], True)
-                    dquery = dqueries[t, : d * w].reshape(d, w)
+                    dquery = view(dqueries[t], 0, d, w)
                     _multiply(keys[from_key:to_key, :d].T, dweights, dquery, from_key > 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 for r in range(d * w):
                     dqueries[t, r] *= scale
-                turn(dqueries[t, : d * w].reshape(d, w), rows[a : a + w, :d])
+                turn(view(dqueries[t], 0, d, w), rows[a : a + w, :d])
                 copy_rows(rows[a:b, :d], dq[top + a : top + b, left:right])
             copy_rows(dkeys[:, :d], dk[first:last, left:right])
             copy_rows(dvalues[:, :d], dv[first:last, left:right])
@@ -398,12 +395,12 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     scale = dtype.type(1 / math.sqrt(d))
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
     everyone_asks = len(parts) == len(query_offsets) - 1
-    make = np.empty if everyone_asks else np.zeros  # keys nobody asks get no gradient
+    make = fresh if everyone_asks else np.zeros  # keys nobody asks get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv
         together = make((len(q), 3 * D), dtype)
         dq, dk, dv = (together[:, i * D : (i + 1) * D] for i in range(3))
     else:
-        dq, together = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
+        dq, together = fresh(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = together[:, :D], together[:, D:]
     m, wide, tiles = _sizes(parts, lanes)
     padded = -(-d // lanes) * lanes

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from refvt.backends.jit import scaled
+from refvt.backends.host_jit import copied, scaled
 from refvt.backends.products import affine, weight_gradients
 from refvt.ops import Array
 
@@ -36,12 +34,11 @@ def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array,
     """Returns dx, dweight, dbias, dresidual (None if there was no residual)."""
     x, weight, gain, has_residual = cache
     # 3. the skip connection hands the gradient on as it is
-    dresidual = dy.copy() if has_residual else None
+    dresidual = copied(dy) if has_residual else None
     # 2. the gain
     dproduct = dy
     if gain is not None:
-        dproduct = np.empty_like(dy)
-        scaled(dy, gain, dproduct)
+        dproduct = scaled(dy, gain)
     # 1. the multiply
     dx = affine(dproduct, weight.T)
     dweight, dbias = weight_gradients(dproduct, x)

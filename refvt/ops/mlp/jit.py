@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import bell, kernel, scaled
-from refvt.backends.pool import workspace
+from refvt.backends.host_jit import copied, scaled
+from refvt.backends.jit import bell, kernel
+from refvt.backends.pool import fresh, workspace
 from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, take
 from refvt.backends.tile import ROWS
@@ -29,7 +30,7 @@ def _gelu(x: Array, y: Array) -> None:
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
     """y = x · Φ(x), element by element; any shape."""
-    y = np.empty(x.shape, x.dtype)
+    y = fresh(x.shape, x.dtype)
     # 1. the activation
     _gelu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y, GeluCache(x) if keep else None
@@ -46,7 +47,7 @@ def _gelu_backward(dy: Array, x: Array, dx: Array) -> None:
 def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     """Returns dx = dy · (Φ(x) + x · φ(x))."""
     (x,) = cache
-    dx = np.empty(x.shape, x.dtype)
+    dx = fresh(x.shape, x.dtype)
     # 1. the activation
     _gelu_backward(np.ascontiguousarray(dy).reshape(-1), np.ascontiguousarray(x).reshape(-1), dx.reshape(-1))
     return dx
@@ -110,7 +111,7 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     n, F = len(x), len(fc1_bias)
-    before = np.empty((n, F), x.dtype) if keep else None
+    before = fresh((n, F), x.dtype) if keep else None
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
     cut = grid(n, F, x.shape[1], x.itemsize)
     # passes 1–2
@@ -159,11 +160,10 @@ def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array
     x, fc1_weight, fc2_weight, before, gain, has_residual = cache
     n, F = before.shape
     # 4. skip connection and gain
-    dresidual = dy.copy() if has_residual else None
+    dresidual = copied(dy) if has_residual else None
     dproduct = dy
     if gain is not None:
-        dproduct = np.empty_like(dy)
-        scaled(dy, gain, dproduct)
+        dproduct = scaled(dy, gain)
     hidden, dbefore = (workspace(f"mlp.{name}", (n, F), x.dtype) for name in ("hidden", "dbefore"))
     cut = grid(n, F, len(fc2_weight), x.itemsize)
     # passes 3–2

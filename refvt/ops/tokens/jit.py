@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import kernel
+from refvt.backends.pool import fresh
 from refvt.backends.team import run, span, take
 from refvt.ops import Array
 from refvt.ops.tokens import segment_lengths
 
 ROWS = 256  # rows of a tile: nothing here but copying
-COLUMNS = 96  # columns of a tile where rows must be summed in order
+COLUMNS = 192  # columns of a tile where rows must be summed in order
 
 
 class GatherCache(NamedTuple):
@@ -28,13 +29,14 @@ def _gather(share: Any, x: Array, index: Array, parts: int, y: Array) -> None:
         top, bottom = span(part, parts, len(index))
         # 1. copy rows
         for i in range(top, bottom):
-            j = index[i]
+            j, row = index[i], y[i]
             if j >= 0:
-                for c in range(x.shape[1]):
-                    y[i, c] = x[j, c]
+                source = x[j]
+                for c in range(len(row)):
+                    row[c] = source[c]
             else:
-                for c in range(x.shape[1]):
-                    y[i, c] = 0
+                for c in range(len(row)):
+                    row[c] = 0
         part = take(share)
 
 
@@ -45,7 +47,7 @@ def _flat(x: Array) -> Array:
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
     """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
-    y = np.empty((len(index), *x.shape[1:]), dtype=x.dtype)
+    y = fresh((len(index), *x.shape[1:]), x.dtype)
     parts = -(-len(index) // ROWS)
     # pass 1
     run(_gather, parts, _flat(x), index, parts, _flat(y))
@@ -58,21 +60,28 @@ def _scatter(share: Any, dy: Array, index: Array, parts: int, dx: Array) -> None
     while part >= 0:
         # 1. every thread walks all rows in order, in its own columns: the same sum on every run
         start, stop = span(part, parts, dx.shape[1])
-        for j in range(len(dx)):
-            dx[j, start:stop] = 0
+        seen = np.zeros(len(dx), np.bool_)
         for i in range(len(index)):
             j = index[i]
             if j >= 0:
                 row, more = dx[j, start:stop], dy[i, start:stop]
-                for c in range(len(row)):
-                    row[c] += more[c]
+                if seen[j]:
+                    for c in range(len(row)):
+                        row[c] += more[c]
+                else:  # most rows were taken once
+                    for c in range(len(row)):
+                        row[c] = more[c]
+                seen[j] = True
+        for j in range(len(dx)):
+            if not seen[j]:
+                dx[j, start:stop] = 0
         part = take(share)
 
 
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
     index, shape = cache.source, cache.shape
-    dx = np.empty(shape, dtype=dy.dtype)
+    dx = fresh(shape, dy.dtype)
     target = _flat(dx)
     parts = -(-target.shape[1] // COLUMNS)
     # pass 1
@@ -111,7 +120,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
     lengths = segment_lengths(offsets)
-    y = np.empty((len(lengths), x.shape[1]), dtype=x.dtype)
+    y = fresh((len(lengths), x.shape[1]), x.dtype)
     parts = -(-len(lengths) // ROWS)
     # passes 1–2
     run(_means, parts, x, offsets, parts, y)
@@ -134,7 +143,7 @@ def _spread(share: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> Non
 
 def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:
     """Returns dx: every row of segment i gets dy[i] / length."""
-    dx = np.empty((cache.rows, dy.shape[1]), dtype=dy.dtype)
+    dx = fresh((cache.rows, dy.shape[1]), dy.dtype)
     parts = -(-len(dy) // ROWS)
     # passes 2–1
     run(_spread, parts, dy, cache.offsets, parts, dx)

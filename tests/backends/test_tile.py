@@ -1,0 +1,120 @@
+"""The tile and its helpers against NumPy: every number of rows, columns and steps, and nothing written beside them."""
+
+import numpy as np
+import pytest
+
+from refvt.backends.jit import kernel
+from refvt.backends.products import affine, pack, weight_gradients
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
+
+DTYPES = [np.float32, np.float64]
+
+
+@kernel
+def _tile(a, b, c, add):
+    tile(a, b, c, add)
+
+
+@kernel
+def _add_rows(x, out):
+    add_rows(x, out)
+
+
+@kernel
+def _max_rows(x, out):
+    max_rows(x, out)
+
+
+@kernel
+def _copy_rows(source, target):
+    copy_rows(source, target)
+
+
+@kernel
+def _view(memory, start, rows, columns):
+    return view(memory, start, rows, columns)
+
+
+def whole(rng, *shape, dtype):
+    """Whole numbers: sums of them are exact in any order."""
+    return rng.integers(-8, 9, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [0, 1, 7])
+def test_a_tile_is_a_matrix_product(dtype, depth):
+    rng = np.random.default_rng(depth)
+    lanes = VECTOR // np.dtype(dtype).itemsize
+    for rows in range(1, ROWS + 1):
+        for columns in {1, lanes - 1, lanes, lanes + 1, 2 * lanes, VECTORS * lanes - 3, VECTORS * lanes}:
+            b = whole(rng, depth, VECTORS * lanes + 5, dtype=dtype)[:, : VECTORS * lanes]
+            for a in (whole(rng, rows, depth, dtype=dtype), whole(rng, depth, rows + 2, dtype=dtype)[:, 1 : rows + 1].T):
+                for add in (False, True):
+                    room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
+                    before = room.copy()
+                    _tile(a, b, room[:rows, :columns], add)
+                    expected = before.copy()
+                    expected[:rows, :columns] = a @ b[:, :columns] + add * before[:rows, :columns]
+                    assert np.array_equal(room, expected), (rows, columns, add)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (16, 16), (33, 40), (64, 7)])
+def test_turning_and_copying(dtype, shape):
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((shape[0], shape[1] + 3)).astype(dtype)
+    source = wide[:, 1:-2]
+    target, copy = np.zeros((shape[1], shape[0] + 2), dtype), np.zeros((shape[0] + 1, shape[1] + 1), dtype)
+    turn(source, target[:, :-2])
+    assert np.array_equal(target[:, :-2], source.T)
+    assert not target[:, -2:].any()
+    _copy_rows(source, copy)
+    assert np.array_equal(copy[:-1, :-1], source)
+    assert not copy[-1].any()
+    assert not copy[:, -1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vectors", range(1, VECTORS + 1))
+def test_folding_rows(dtype, vectors):
+    rng = np.random.default_rng(vectors)
+    n = vectors * VECTOR // np.dtype(dtype).itemsize
+    x, out = whole(rng, 11, n + 2, dtype=dtype)[:, 1:-1], whole(rng, n, dtype=dtype)
+    total, largest = out.copy(), out.copy()
+    _add_rows(x, total)
+    _max_rows(x, largest)
+    assert np.array_equal(total, out + x.sum(axis=0))
+    assert np.array_equal(largest, np.maximum(out, x.max(axis=0)))
+
+
+def test_a_view_looks_at_the_same_numbers():
+    memory = np.arange(20.0)
+    seen = _view(memory, 3, 2, 4)
+    assert np.array_equal(seen, memory[3:11].reshape(2, 4))
+    assert np.may_share_memory(seen, memory)
+
+
+@pytest.mark.parametrize("columns", [5, 48, 100])
+def test_panels_hold_every_column_and_zeros(columns):
+    rng = np.random.default_rng(0)
+    b = rng.standard_normal((20, columns)).astype(np.float32)
+    for layout in (b, np.asfortranarray(b)):
+        panels = np.full((-(-columns // 48), 20, 48), 7, np.float32)
+        pack(layout, panels)
+        side_by_side = panels.transpose(1, 0, 2).reshape(20, -1)
+        assert np.array_equal(side_by_side[:, :columns], b)
+        assert not side_by_side[:, columns:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "D", "E"), [(0, 5, 7), (1, 3, 4), (300, 70, 50), (700, 130, 300)])
+def test_products_of_layers(dtype, n, D, E):
+    rng = np.random.default_rng(n)
+    x, weight, bias = whole(rng, n, E, dtype=dtype), whole(rng, D, E, dtype=dtype), whole(rng, D, dtype=dtype)
+    dy, residual, gain = whole(rng, n, D, dtype=dtype), whole(rng, n, D, dtype=dtype), whole(rng, n, dtype=dtype)
+    assert np.array_equal(affine(x, weight), x @ weight.T)
+    assert np.array_equal(affine(x, weight, bias, residual, gain), residual + gain[:, None] * (x @ weight.T + bias))
+    assert np.array_equal(affine(dy, weight.T), dy @ weight)
+    dweight, dbias = weight_gradients(dy, x)
+    assert np.array_equal(dweight, dy.T @ x)
+    assert np.array_equal(dbias, dy.sum(axis=0))
