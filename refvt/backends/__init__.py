@@ -55,6 +55,7 @@ class Backend:
         self.session: Callable[[], AbstractContextManager[None]] = nullcontext
         if name == "jit":
             self.session = import_module("refvt.backends.team").session
+            import_module("refvt.backends.pool").keep_freed_memory()
         self.operations: dict[str, Implementation] = {}
         for room in ROOMS:
             signatures = import_module(f"refvt.ops.{room}").OPERATIONS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,15 +39,14 @@ def columns(x: Array, start: int, stop: int) -> Array:
 
 def join_columns(parts: Sequence[Array]) -> Array:
     """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]; no copy if they still lie side by side."""
-    base = parts[0].base
-    if isinstance(base, np.ndarray) and base.shape == (len(parts[0]), sum(part.shape[1] for part in parts)):
-        edges = np.cumsum([0] + [part.shape[1] for part in parts])
-        beside = (base[:, a:b] for a, b in pairwise(edges))
-        if all(
-            part.__array_interface__["data"] == view.__array_interface__["data"] and part.strides == view.strides
-            for part, view in zip(parts, beside, strict=True)
-        ):
-            return base
+    first, width = parts[0], sum(part.shape[1] for part in parts)
+    strides = (width * first.itemsize, first.itemsize)
+    if first.base is not None and all(
+        part.base is first.base and part.strides == strides and part.dtype == first.dtype for part in parts
+    ):
+        ends = [part.ctypes.data + part.shape[1] * part.itemsize for part in parts]
+        if all(end == part.ctypes.data for end, part in zip(ends, parts[1:], strict=False)):
+            return np.lib.stride_tricks.as_strided(first, (len(first), width), strides)
     return np.concatenate(parts, axis=1)
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from refvt.backends.host import add_to_column, columns, from_numpy, join_columns, join_rows, on_device, to_numpy, wait, zeros
+import numpy as np
+
+from refvt.backends.host import (
+    add_to_column,
+    columns,
+    from_numpy,
+    join_columns,
+    join_rows,
+    on_device,
+    to_numpy,
+    wait,
+    zeros,
+)
 from refvt.backends.jit import kernel
-from refvt.backends.pool import fresh
 from refvt.backends.team import run, span, take
 from refvt.ops import Array
 
@@ -47,7 +58,7 @@ def add(*terms: Array | None) -> Array:
         if not (total.flags.c_contiguous and term.flags.c_contiguous and total.shape == term.shape):
             total = total + term
             continue
-        more = fresh(total.shape, total.dtype)
+        more = np.empty(total.shape, total.dtype)
         parts = -(-total.size // NUMBERS)
         run(_add, parts, total.reshape(-1), term.reshape(-1), parts, more.reshape(-1))
         total = more
@@ -71,7 +82,7 @@ def _scaled(share: Any, x: Array, gain: Array | None, parts: int, y: Array) -> N
 
 def scaled(x: Array, gain: Array | None) -> Array:
     """gain · x row by row, x [n, D], gain [n]; a plain copy without one."""
-    y = fresh(x.shape, x.dtype)
+    y = np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
     run(_scaled, parts, x, gain, parts, y)
     return y

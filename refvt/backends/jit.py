@@ -49,7 +49,7 @@ HALF_WAY = np.float32(127.5)
 BIAS, FRACTION = np.int32(127), np.int32(23)  # of a float32's exponent, and how many bits stand below it
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _power(f, biased):  # type: ignore[no-untyped-def]
     """2^(f + biased − 127) for |f| ≤ ½: short chains, so that they overlap."""
     f2 = f * f
@@ -100,7 +100,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 def bell(x: float) -> tuple[float, float]:
-    """e^(−x²/2), and the tail Φ(−|x|) of the normal distribution; in float32 each to a relative 4e-7 (and x² · 6e-8)."""
+    """e^(−x²/2), and the tail Φ(−|x|) of the normal distribution; in float32 each to 4e-7 + x² · 6e-8, relatively."""
     return math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from refvt.backends.jit import finish, kernel
-from refvt.backends.pool import fresh, num_threads
+from refvt.backends.pool import num_threads
 from refvt.backends.team import edges, run, take
 from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
 from refvt.ops import Array
@@ -28,7 +30,7 @@ Cut = tuple[int, int, int, int]  # parts down and across, and of how many rows a
 
 
 def _panels(columns: int, itemsize: int) -> tuple[int, int]:
-    """How wide to make the panels of so many columns, and how many there are: 64 columns are two of 32, not 48 and 16."""
+    """How wide to make the panels of so many columns, and how many: 64 columns are two of 32, not 48 and 16."""
     lanes = VECTOR // itemsize
     vectors = max(1, -(-columns // lanes))
     wide = -(-vectors // -(-vectors // VECTORS)) * lanes
@@ -70,8 +72,7 @@ def pack(b: Array, panels: Array) -> None:
 
     Rows or columns of b must be contiguous.
     """
-    k, n = b.shape
-    wide = panels.shape[2]
+    n, wide = b.shape[1], panels.shape[2]
     for p in range(len(panels)):
         left, right = p * wide, min((p + 1) * wide, n)
         if b.strides[1] == b.itemsize:
@@ -96,7 +97,7 @@ def packed(b: Array, cut: Cut, space: Array) -> Array:
     k, n = b.shape
     wide = cut[3]
     count = (n + wide - 1) // wide
-    panels = view(space, 0, count * k, wide).reshape(count, k, wide)
+    panels: Array = view(space, 0, count * k, wide).reshape(count, k, wide)
     pack(b, panels)
     return panels
 
@@ -137,8 +138,8 @@ def affine(
     x [n, E], weight [D, E] (its rows or its columns contiguous), bias [D], residual [n, D], gain [n] → [n, D]. Residual
     and gain only with a bias.
     """
-    y = fresh((len(x), len(weight)), x.dtype)
-    cut = grid(*y.shape, x.shape[1], x.itemsize)
+    y = np.empty((len(x), len(weight)), x.dtype)
+    cut = grid(len(x), len(weight), x.shape[1], x.itemsize)
     space = (room(cut, *weight.shape), x.dtype)
     run(_affine, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y, space=space)
     return y
@@ -162,7 +163,11 @@ def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
 def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
     n = len(x)
     wide = AHEAD * ROWS
-    ready, sums, rest = view(space, 0, DEPTH, wide), space[DEPTH * wide : (DEPTH + 1) * wide], space[(DEPTH + 1) * wide :]
+    ready, sums, rest = (
+        view(space, 0, DEPTH, wide),
+        space[DEPTH * wide : (DEPTH + 1) * wide],
+        space[(DEPTH + 1) * wide :],
+    )
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *dweight.shape)
@@ -183,8 +188,8 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
 
 def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """dweight = dyᵀ x and dbias = Σ dy, sums over all rows: dy [n, D], x [n, E] → [D, E], [D]."""
-    dweight, dbias = fresh((dy.shape[1], x.shape[1]), x.dtype), fresh(dy.shape[1], x.dtype)
-    cut = _weight_grid(*dweight.shape, x.itemsize)
+    dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
+    cut = _weight_grid(dy.shape[1], x.shape[1], x.itemsize)
     space = (room(cut, x.shape[1], DEPTH) + AHEAD * (DEPTH + 1) * ROWS, x.dtype)
     run(_sums, cut[0] * cut[1], dy, x, cut, dweight, dbias, space=space)
     return dweight, dbias

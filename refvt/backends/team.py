@@ -170,15 +170,18 @@ class _Helper:
         threading.Thread(target=self.serve, name=f"refvt-{seat}", daemon=True).start()
 
     def serve(self) -> None:
-        team, last = self.team, 0
+        team, last, served = self.team, 0, 0
         while True:
             last = _await_job(team.board, self.seat, last, PATIENCE)
             if last == 0:
                 self.asleep = True
-                self.call.wait()
-                self.call.clear()
+                # a job may have come up after the last look, and its call before we lay down
+                if team.number == served or not team.wants(self.seat):
+                    self.call.wait()
+                    self.call.clear()
                 self.asleep = False
                 continue
+            served = last
             try:
                 kernel, count, space, arguments = team.job
                 _enter(kernel, Share(team.board, count, 0), space, arguments)
@@ -194,9 +197,13 @@ class _Team:
         self.lock = threading.Lock()
         self.board = np.zeros(96, np.int64)
         self.helpers: list[_Helper] = []
-        self.number = 0
+        self.number, self.leading = 0, False
         self.job: tuple[Callable[..., None], int, _Space, tuple[Any, ...]]
         self.error: BaseException | None = None
+
+    def wants(self, seat: int) -> bool:
+        """Is there a job, perhaps not open yet, that the helper of this seat may join?"""
+        return self.leading and seat < self.board[SEATS] and bool(self.board[NEXT] < self.board[COUNT])
 
     def wake(self, number: int) -> None:
         """Call so many helpers to the board, if they sleep; there may be fewer."""
@@ -212,6 +219,7 @@ class _Team:
         self.job = (kernel, count, space, arguments)
         board = self.board
         board[NEXT], board[COUNT], board[SEATS] = 0, count, helpers
+        self.leading = True
         self.wake(helpers)
         try:
             _enter(kernel, Share(self.board, count, self.number), space, arguments)
@@ -219,6 +227,8 @@ class _Team:
             board[NEXT] = count
             _close(board)
             raise
+        finally:
+            self.leading = False
         if self.error is not None:
             error, self.error = self.error, None
             raise error

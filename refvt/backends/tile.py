@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -264,7 +263,12 @@ def copy_rows(typing_context: Any, source: Any, target: Any) -> Any:
             for kind, first, last in ((vector, _WORD(0), whole), (source.real, whole, length)):
                 step = _WORD(VECTOR if kind is vector else size)
                 with cgutils.for_range_slice(builder, first, last, step, _WORD) as (offset, _):
-                    _store(builder, _load(builder, builder.gep(here, [offset]), kind, size), builder.gep(there, [offset]), size)
+                    _store(
+                        builder,
+                        _load(builder, builder.gep(here, [offset]), kind, size),
+                        builder.gep(there, [offset]),
+                        size,
+                    )
         return context.get_dummy_value()
 
     return types.void(source, target), generate

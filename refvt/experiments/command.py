@@ -98,7 +98,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("refvt-experiments", options.experiment + ("-quick" if options.quick else ""))
     folders = [_folder("--out", out)] + ([_folder("--publish", options.publish)] if options.publish else [])
 
-    grid = Grid(shortened(recipe, epochs), seeds, out, options.backend, progress=not options.json)
+    recipe = recipe if weights is not None else shortened(recipe, epochs)
+    grid = Grid(recipe, seeds, out, options.backend, progress=not options.json)
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, weights)
     else:

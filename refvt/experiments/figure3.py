@@ -181,7 +181,7 @@ def _reading(figures: dict[str, Any], tokens: int, layers: int) -> list[str]:
     if moving is None or still is None:
         said.append("All patches that enter the joint blocks are of one kind, moving or still: nothing to compare.")
         return said
-    order = "as long as" if moving == still else "longer than" if moving > still else "shorter than"
+    order = "as long as" if f"{moving:.2f}" == f"{still:.2f}" else "longer than" if moving > still else "shorter than"
     said.append(
         f"Patches in which something moves live {order} the others: {moving:.2f} against {still:.2f} of {layers} "
         f"layers. The paper's figure shows them living longer. {100 * figures['share_of_patches_moving']:.0f} % of "

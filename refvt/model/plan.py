@@ -54,33 +54,35 @@ def compact_plan(alive: Array, row_of: Array, halted_keys: str, cls_only: bool) 
     where CLS alone asks and clips without a living CLS stay out.
     """
     B, N = alive.shape
-    rows: list[Array] = []  # per clip: rows of the state before, −1 for the ghost
-    bias: list[Array] = []
-    queries: list[Array] = []  # per clip: rows of the block that ask
-    leaving: list[Array] = []
-    entered = 0
-    for b in range(B):
-        living = np.flatnonzero(alive[b])
-        if len(living) == 0 or (cls_only and not alive[b, 0]):
-            living = living[:0]
-        halted = N - len(living)
-        ghosts = int(halted_keys == "zero" and halted > 0 and len(living) > 0)
-        asking = living[:1] if cls_only else living
-        queries.append(entered + np.arange(len(asking)))
-        leaving.append(b * N + asking)
-        rows.append(np.concatenate([row_of[b * N + living], np.full(ghosts, -1)]))
-        bias.append(np.concatenate([np.zeros(len(living)), np.full(ghosts, np.log(max(halted, 1)))]))
-        entered += len(living) + ghosts
-    if entered == 0:
+    living = alive & alive[:, :1] if cls_only else alive
+    counts = living.sum(axis=1)
+    # a column for each token, and behind them one for the ghost
+    there = np.empty((B, N + 1), dtype=bool)
+    there[:, :N] = living
+    there[:, N] = (halted_keys == "zero") & (counts > 0) & (counts < N)
+    if not there.any():
         return None
-    entering, key_bias, asking = np.concatenate(rows), np.concatenate(bias), np.concatenate(queries)
-    everyone_asks = len(asking) == entered
+    before = np.full((B, N + 1), -1)  # rows of the state before, −1 for the ghost
+    before[:, :N] = row_of.reshape(B, N)
+    bias = np.zeros((B, N + 1))
+    bias[:, N] = np.log(np.maximum(N - counts, 1))
+    entering, key_bias = before[there], bias[there]
+    asks = living.copy()
+    if cls_only:
+        asks[:, 1:] = False
+    everyone_asks = asks.sum() == len(entering)
+    place = np.cumsum(there).reshape(B, N + 1)[:, :N] - 1  # rows of the block
     nothing_moves = np.array_equal(entering, np.arange(len(entering))) and len(entering) == int(row_of.max()) + 1
     return LayerPlan(
         None if nothing_moves else entering,
-        np.concatenate([[0], np.cumsum([len(r) for r in rows])]),
+        _offsets(there),
         key_bias if key_bias.any() else None,
-        None if everyone_asks else asking,
-        None if everyone_asks else np.concatenate([[0], np.cumsum([len(r) for r in queries])]),
-        np.concatenate(leaving),
+        None if everyone_asks else place[asks],
+        None if everyone_asks else _offsets(asks),
+        np.flatnonzero(asks),
     )
+
+
+def _offsets(chosen: Array) -> Array:
+    """[B+1] where each clip's rows start, of those chosen [B, …] bool."""
+    return np.concatenate([[0], np.cumsum(chosen.sum(axis=1))])

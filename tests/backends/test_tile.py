@@ -48,7 +48,10 @@ def test_a_tile_is_a_matrix_product(dtype, depth):
     for rows in range(1, ROWS + 1):
         for columns in {1, lanes - 1, lanes, lanes + 1, 2 * lanes, VECTORS * lanes - 3, VECTORS * lanes}:
             b = whole(rng, depth, VECTORS * lanes + 5, dtype=dtype)[:, : VECTORS * lanes]
-            for a in (whole(rng, rows, depth, dtype=dtype), whole(rng, depth, rows + 2, dtype=dtype)[:, 1 : rows + 1].T):
+            for a in (
+                whole(rng, rows, depth, dtype=dtype),
+                whole(rng, depth, rows + 2, dtype=dtype)[:, 1 : rows + 1].T,
+            ):
                 for add in (False, True):
                     room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
                     before = room.copy()

@@ -12,6 +12,7 @@ from refvt.data import MovingDigits
 from refvt.experiments import command, figure3, frontier, table1
 from refvt.experiments.runs import without_halting
 from refvt.training import RECIPES
+from refvt.training.recipe import find_recipe
 from tests.experiments.tiny import tiny_recipe
 
 NAMES = ("table1", "frontier", "figure3", "variants")
@@ -201,14 +202,16 @@ def test_figure3_follows_tokens_to_their_halt(done):
     assert 0 < share < 1
 
 
-def test_figure3_takes_weights(done, tmp_path, capsys):
+def test_figure3_takes_weights(done, tmp_path, capsys, monkeypatch):
     folder, reports = done
+    monkeypatch.setitem(command.STEPS, "figure3", (1, 1))  # nothing is trained, so nothing of the recipe is shortened
     weights = folder / "runs/recipe/seed0/model.safetensors"
     shared = ["--quick", "--recipe", str(folder / "tiny.json"), "--backend", "reference"]
     assert main(["experiment", "figure3", *shared, "--weights", str(weights), "--out", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["runs"] == []
     assert report["figures"] == reports["figure3"]["figures"]
+    assert report["recipe"] == find_recipe(str(folder / "tiny.json")).as_dict()
     assert "--weights model.safetensors" in report["command"]
 
 

@@ -49,11 +49,11 @@ BUGS = [
     ("glimpser", "cls[:, None] + 1 + places.reshape", "cls[:, None] + places.reshape", "model-prune-one"),
     ("glimpser", "select(ops.gather.forward(q, of_cls, keep=False)[0], k)", "select(k, k)", "model-prune-one"),
     # who takes part
-    ("plan", "np.log(max(halted, 1))", "0 * np.log(max(halted, 1))", "model-zero"),
-    ("plan", "np.log(max(halted, 1))", "np.log(halted + 1)", "model-zero"),
-    ("plan", 'ghosts = int(halted_keys == "zero" and', 'ghosts = int(halted_keys == "none" and', "model-zero"),
-    ("plan", 'ghosts = int(halted_keys == "zero" and', "ghosts = int(", "model-masked"),
-    ("plan", "asking = living[:1] if cls_only", "asking = living[-1:] if cls_only", "model-never"),
+    ("plan", "np.log(np.maximum(N - counts, 1))", "0", "model-zero"),
+    ("plan", "np.log(np.maximum(N - counts, 1))", "np.log(N - counts + 1)", "model-zero"),
+    ("plan", '(halted_keys == "zero") &', '(halted_keys == "none") &', "model-zero"),
+    ("plan", '(halted_keys == "zero") &', "True &", "model-masked"),
+    ("plan", "asks[:, 1:] = False", "asks[:, :-1] = False", "model-never"),
     ("plan", 'if halted_keys == "masked" and layer > 1 else None', 'if halted_keys == "never" else None', "model-masked"),
     ("plan", "entering = None if layer == 1 else", "entering = None if True else", "model-zero"),
     # joint blocks

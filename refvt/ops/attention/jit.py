@@ -1,8 +1,8 @@
 """Segmented attention in tiles: one head, 48 queries (three vectors), all keys of their segment.
 
-Everything lies with a column for each query: logits [keys, queries], so that softmax runs down columns, a vector of them
-at a time, and what it leaves is already laid out as the right factor of the next product. No N×N array exists: a thread
-holds the logits of one tile and a few hundred keys.
+Everything lies with a column for each query: logits [keys, queries], so that softmax runs down columns, a vector of
+them at a time, and what it leaves is already laid out as the right factor of the next product. No N×N array exists: a
+thread holds the logits of one tile and a few hundred keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import exp2, kernel
-from refvt.backends.pool import fresh, num_threads
+from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
 from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
 from refvt.ops import Array
@@ -267,8 +267,8 @@ def attention_forward(
     """
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     scale = q.dtype.type(1 / math.sqrt(d))
-    y = fresh(q.shape, q.dtype)  # [tokens, D]
-    level = fresh((num_heads, len(q)), q.dtype) if keep else None
+    y = np.empty(q.shape, q.dtype)  # [tokens, D]
+    level = np.empty((num_heads, len(q)), q.dtype) if keep else None
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
     m, wide, tiles = _sizes(parts, lanes)
     numbers = m * (2 * d + 1) + wide * d + tiles * wide * (2 * d + 4) + np.minimum(m, KEYS) * wide
@@ -395,12 +395,12 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     scale = dtype.type(1 / math.sqrt(d))
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
     everyone_asks = len(parts) == len(query_offsets) - 1
-    make = fresh if everyone_asks else np.zeros  # keys nobody asks get no gradient
+    make = np.empty if everyone_asks else np.zeros  # keys nobody asks get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv
         together = make((len(q), 3 * D), dtype)
         dq, dk, dv = (together[:, i * D : (i + 1) * D] for i in range(3))
     else:
-        dq, together = fresh(q.shape, dtype), make((len(k), 2 * D), dtype)
+        dq, together = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = together[:, :D], together[:, D:]
     m, wide, tiles = _sizes(parts, lanes)
     padded = -(-d // lanes) * lanes

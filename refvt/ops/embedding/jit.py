@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import kernel
-from refvt.backends.pool import fresh, num_threads, workspace
+from refvt.backends.pool import num_threads, workspace
 from refvt.backends.products import Cut, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, span, take
 from refvt.backends.tile import ROWS
@@ -102,8 +102,8 @@ def embed_forward(
     S = (H // P) * (W // P)
     flat = weight.reshape(D, -1)
     size = (B * S * T, flat.shape[1])  # [B*S*T, C*P*P]
-    patches = fresh(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
-    y = fresh((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
+    patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
+    y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
     parts = max(1, min(4 * num_threads() // B, S * T // 64))
     # 1. cut

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import kernel
-from refvt.backends.pool import fresh
 from refvt.backends.team import run, span, take
 from refvt.ops import Array
 
@@ -59,7 +58,7 @@ def _forward(
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
     """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
-    y, mean, inverse_std = (fresh(shape, x.dtype) for shape in (x.shape, len(x), len(x)))
+    y, mean, inverse_std = (np.empty(shape, x.dtype) for shape in (x.shape, len(x), len(x)))
     parts = -(-len(x) // ROWS)
     # passes 1–3
     run(_forward, parts, x, weight, bias, x.dtype.type(EPS), parts, y, mean, inverse_std)
@@ -124,7 +123,7 @@ def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, 
     """Returns dx, dweight, dbias."""
     x, mean, inverse_std, weight = cache
     parts = -(-len(x) // ROWS)
-    dx = fresh(x.shape, x.dtype)
+    dx = np.empty(x.shape, x.dtype)
     dweight, dbias = (np.zeros((parts, x.shape[1]), x.dtype) for _ in range(2))  # one row per tile
     # passes 3–1
     run(_backward, parts, dy, x, mean, inverse_std, weight, parts, dx, dweight, dbias)

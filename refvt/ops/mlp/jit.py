@@ -9,7 +9,7 @@ import numpy as np
 
 from refvt.backends.host_jit import copied, scaled
 from refvt.backends.jit import bell, kernel
-from refvt.backends.pool import fresh, workspace
+from refvt.backends.pool import workspace
 from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, take
 from refvt.backends.tile import ROWS
@@ -30,7 +30,7 @@ def _gelu(x: Array, y: Array) -> None:
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
     """y = x · Φ(x), element by element; any shape."""
-    y = fresh(x.shape, x.dtype)
+    y = np.empty(x.shape, x.dtype)
     # 1. the activation
     _gelu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y, GeluCache(x) if keep else None
@@ -47,7 +47,7 @@ def _gelu_backward(dy: Array, x: Array, dx: Array) -> None:
 def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     """Returns dx = dy · (Φ(x) + x · φ(x))."""
     (x,) = cache
-    dx = fresh(x.shape, x.dtype)
+    dx = np.empty(x.shape, x.dtype)
     # 1. the activation
     _gelu_backward(np.ascontiguousarray(dy).reshape(-1), np.ascontiguousarray(x).reshape(-1), dx.reshape(-1))
     return dx
@@ -111,7 +111,7 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     n, F = len(x), len(fc1_bias)
-    before = fresh((n, F), x.dtype) if keep else None
+    before = np.empty((n, F), x.dtype) if keep else None
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
     cut = grid(n, F, x.shape[1], x.itemsize)
     # passes 1–2
