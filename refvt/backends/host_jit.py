@@ -24,17 +24,30 @@ from refvt.ops import Array
 __all__ = [
     "add",
     "add_to_column",
+    "by_rows",
     "columns",
     "copied",
     "from_numpy",
     "join_columns",
     "join_rows",
     "on_device",
+    "packable",
     "scaled",
     "to_numpy",
     "wait",
     "zeros",
 ]
+
+
+def by_rows(x: Array) -> Array:
+    """x [n, D] itself if the numbers of a row lie side by side, else a copy: generated code reads rows as vectors."""
+    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def packable(weight: Array) -> Array:
+    """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
+    return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
+
 
 NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refvt.backends.host_jit import by_rows, packable
 from refvt.backends.jit import finish, kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import edges, run, take
@@ -138,6 +139,7 @@ def affine(
     x [n, E], weight [D, E] (its rows or its columns contiguous), bias [D], residual [n, D], gain [n] → [n, D]. Residual
     and gain only with a bias.
     """
+    weight = packable(weight)
     y = np.empty((len(x), len(weight)), x.dtype)
     cut = grid(len(x), len(weight), x.shape[1], x.itemsize)
     space = (room(cut, *weight.shape), x.dtype)
@@ -188,6 +190,7 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
 
 def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """dweight = dyᵀ x and dbias = Σ dy, sums over all rows: dy [n, D], x [n, E] → [D, E], [D]."""
+    dy, x = by_rows(dy), by_rows(x)
     dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
     cut = _weight_grid(dy.shape[1], x.shape[1], x.itemsize)
     space = (room(cut, x.shape[1], DEPTH) + AHEAD * (DEPTH + 1) * ROWS, x.dtype)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends.host_jit import by_rows
 from refvt.backends.jit import exp2, kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
@@ -265,6 +266,7 @@ def attention_forward(
     q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
+    q, k, v = by_rows(q), by_rows(k), by_rows(v)
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     scale = q.dtype.type(1 / math.sqrt(d))
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
@@ -390,7 +392,7 @@ def _attend_backward(
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level = cache
-    D, dtype = q.shape[1], q.dtype
+    dy, D, dtype = by_rows(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
     scale = dtype.type(1 / math.sqrt(d))
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))

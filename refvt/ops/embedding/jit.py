@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends.host_jit import packable
 from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads, workspace
 from refvt.backends.products import Cut, grid, multiply, packed, room, weight_gradients
@@ -100,7 +101,7 @@ def embed_forward(
     if H % P or W % P:
         raise ValueError(f"clips: height and width must be multiples of {P}, got {H}×{W}")
     S = (H // P) * (W // P)
-    flat = weight.reshape(D, -1)
+    flat = packable(weight.reshape(D, -1))
     size = (B * S * T, flat.shape[1])  # [B*S*T, C*P*P]
     patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
     y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
@@ -109,7 +110,7 @@ def embed_forward(
     # 1. cut
     run(_cut_all, B * parts, clips, P, parts, patches)
     # passes 2–3
-    cut = grid(S * T, D, *flat.shape[1:], clips.itemsize)
+    cut = grid(S * T, D, flat.shape[1], clips.itemsize)
     space = (room(cut, *flat.shape), clips.dtype)
     run(_project, B * cut[0] * cut[1], patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.host_jit import copied, scaled
+from refvt.backends.host_jit import copied, packable, scaled
 from refvt.backends.jit import bell, kernel
 from refvt.backends.pool import workspace
 from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
@@ -110,6 +110,7 @@ def mlp_forward(
 
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
+    fc1_weight, fc2_weight = packable(fc1_weight), packable(fc2_weight)
     n, F = len(x), len(fc1_bias)
     before = np.empty((n, F), x.dtype) if keep else None
     hidden = workspace("mlp.hidden", (n, F), x.dtype)

@@ -1,0 +1,41 @@
+"""Operations of the jit column take arrays however they lie in memory, and give what they give for contiguous ones."""
+
+import numpy as np
+import pytest
+
+from refvt import backends
+
+rng = np.random.default_rng(0)
+OFFSETS = np.array([0, 13, 13, 40])
+CASES = {
+    "linear": [rng.standard_normal(shape) for shape in ((40, 24), (36, 24), (36,), (40, 36), (40,))],
+    "mlp": [rng.standard_normal(shape) for shape in ((40, 24), (70, 24), (70,), (24, 70), (24,), (40, 24), (40,))],
+    "attention": [*(rng.standard_normal((40, 24)) for _ in range(3)), OFFSETS, OFFSETS, 2, rng.standard_normal(40)],
+    "layernorm": [rng.standard_normal(shape) for shape in ((40, 24), (24,), (24,))],
+    "embed": [
+        rng.standard_normal(shape)
+        for shape in ((2, 3, 2, 8, 12), (20, 3, 4, 4), (20,), (1, 1, 20), (1, 7, 20), (1, 2, 20))
+    ],
+}
+LAYOUTS = {
+    "columns": np.asfortranarray,
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "backwards": lambda x: x[::-1].copy()[::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_how_arrays_lie_does_not_matter(name, layout, dtype):
+    operation, lay = backends.get("jit").operations[name], LAYOUTS[layout]
+    straight = [x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in CASES[name]]
+    turned = [lay(x) if isinstance(x, np.ndarray) and x.ndim > 1 else x for x in straight]
+    results = []
+    for arguments, cotangent in ((straight, np.ascontiguousarray), (turned, lay)):
+        y, cache = operation.forward(*arguments)
+        dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        results.append([y, *operation.backward(cotangent(dy), cache)])
+    for one, other in zip(*results, strict=True):
+        # compiled for another layout a sum may run in another order: at most 96 terms, each rounded once
+        assert np.abs(one - other).max() <= 96 * np.finfo(dtype).eps * np.abs(one).max()
