@@ -131,22 +131,20 @@ def _bell(x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def finish(
-    y: Array, bias: Array, residual: Array | None, gain: Array | None, top: int, bottom: int, left: int, right: int
-) -> None:
+def finish(y: Array, bias: Array, residual: Array, gain: Array, top: int, bottom: int, left: int, right: int) -> None:
     """y ← residual + gain · (y + bias), in one tile: rows top … bottom, columns left … right.
 
-    Each row's piece is cut out first: only then is it known to be contiguous, and can be vectorised.
+    What is an empty array is not there. Each row's piece is cut out first: only then is it known to be contiguous, and can be vectorised.
     """
     shift = bias[left:right]
     for i in range(top, bottom):
         row = y[i, left:right]
-        if residual is not None:
+        for j in range(len(shift)):
+            row[j] += shift[j]
+        if len(gain) > 0:
+            for j in range(len(row)):
+                row[j] *= gain[i]
+        if len(residual) > 0:
             rest = residual[i, left:right]
-        for j in range(len(row)):
-            value = row[j] + shift[j]
-            if gain is not None:
-                value *= gain[i]
-            if residual is not None:
-                value += rest[j]
-            row[j] = value
+            for j in range(len(row)):
+                row[j] += rest[j]

@@ -109,12 +109,13 @@ def _affine(
     space: Array,
     x: Array,
     weight: Array,
-    bias: Array | None,
-    residual: Array | None,
-    gain: Array | None,
+    bias: Array,
+    residual: Array,
+    gain: Array,
     cut: Cut,
     y: Array,
 ) -> None:
+    """What is not there comes as an empty array: one kernel is compiled for all."""
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
@@ -122,8 +123,7 @@ def _affine(
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             multiply(x[a:b], panels, y[a:b, left:right], False)
-            if bias is not None:
-                finish(y, bias, residual, gain, a, b, left, right)
+            finish(y, bias, residual, gain, a, b, left, right)
         i = take(share)
 
 
@@ -136,14 +136,19 @@ def affine(
 ) -> Array:
     """residual + gain · (x Wᵀ + bias), every few rows finished while they are in the first cache.
 
-    x [n, E], weight [D, E] (its rows or its columns contiguous), bias [D], residual [n, D], gain [n] → [n, D]. Residual
-    and gain only with a bias.
+    x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → [n, D].
     """
     weight = packable(weight)
     y = np.empty((len(x), len(weight)), x.dtype)
     cut = grid(len(x), len(weight), x.shape[1], x.itemsize)
     space = (room(cut, *weight.shape), x.dtype)
-    run(_affine, cut[0] * cut[1], x, weight, bias, residual, gain, cut, y, space=space)
+    nothing = np.empty(0, x.dtype)
+    epilogue = (
+        nothing if bias is None else bias,
+        nothing.reshape(0, 0) if residual is None else residual,
+        nothing if gain is None else gain,
+    )
+    run(_affine, cut[0] * cut[1], x, weight, *epilogue, cut, y, space=space)
     return y
 
 

@@ -41,6 +41,7 @@ __all__ = ["Share", "edges", "run", "session", "span", "take"]
 OPEN, NEXT, COUNT, SEATS, ACTIVE = range(0, 80, 16)  # each on a cache line (pair) of its own
 PATIENCE = 400_000  # looks at the board before a helper goes to sleep: about a millisecond
 POLITE = 1_000  # looks after which a waiting thread offers its processor to others
+NAP = 0.002  # seconds
 CAN_YIELD = hasattr(os, "sched_yield")
 
 
@@ -170,18 +171,20 @@ class _Helper:
         threading.Thread(target=self.serve, name=f"refvt-{seat}", daemon=True).start()
 
     def serve(self) -> None:
-        team, last, served = self.team, 0, 0
+        team, last, served, nap = self.team, 0, 0, NAP
         while True:
             last = _await_job(team.board, self.seat, last, PATIENCE)
             if last == 0:
                 self.asleep = True
-                # a job may have come up after the last look, and its call before we lay down
-                if team.number == served or not team.wants(self.seat):
-                    self.call.wait()
-                    self.call.clear()
+                # a job may be there that is not open yet, its kernel being compiled: then only a nap, a longer one each
+                # time, for compiling needs the interpreter
+                expected = team.number != served and team.wants(self.seat)
+                self.call.wait(nap if expected else None)
+                self.call.clear()
+                nap = 2 * nap if expected else NAP
                 self.asleep = False
                 continue
-            served = last
+            served, nap = last, NAP
             try:
                 kernel, count, space, arguments = team.job
                 _enter(kernel, Share(team.board, count, 0), space, arguments)

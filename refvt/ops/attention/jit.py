@@ -72,8 +72,8 @@ def _multiply(a: Array, b: Array, c: Array, add: bool) -> None:
 
 
 @kernel
-def _load_keys(k: Array, bias: Array | None, shifted: bool, keys: Array) -> None:
-    """k [m, d] → keys [m, d + …]: with ``shifted`` one more coordinate, 1, and with a bias one more, the bias.
+def _load_keys(k: Array, bias: Array, shifted: bool, keys: Array) -> None:
+    """k [m, d] → keys [m, d + …]: with ``shifted`` one more coordinate, 1, and with a bias [m] one more, the bias.
 
     What a query has there is then added to its logit by the product itself.
     """
@@ -81,10 +81,9 @@ def _load_keys(k: Array, bias: Array | None, shifted: bool, keys: Array) -> None
     copy_rows(k, keys)
     if shifted:
         keys[:, d] = 1
-    if bias is not None:
-        raised = k.dtype.type(LOG2E)
-        for j in range(len(k)):
-            keys[j, -1] = bias[j] * raised
+    raised = k.dtype.type(LOG2E)
+    for j in range(len(bias)):
+        keys[j, -1] = bias[j] * raised
 
 
 @kernel
@@ -166,13 +165,15 @@ def _attend(
     group: int,
     num_heads: int,
     scale: Any,
-    key_bias: Array | None,
+    key_bias: Array,
     y: Array,
-    level: Array | None,
+    level: Array,
 ) -> None:
+    """key_bias and level are empty where there is no bias, and no level wanted: one kernel is compiled for all."""
     lanes = VECTOR // q.itemsize
     d = q.shape[1] // num_heads
-    e = d if key_bias is None else d + 1
+    biased, wanted = len(key_bias) > 0, len(level) > 0
+    e = d + 1 if biased else d
     one, zero = q.dtype.type(1), q.dtype.type(0)
     i = take(share)
     while i >= 0:
@@ -183,7 +184,7 @@ def _attend(
             n, m = bottom - top, last - first
             wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
             tiles = (n + wide - 1) // wide
-            bias = None if key_bias is None else key_bias[first:last]
+            bias = key_bias[first:last]
             keys, start = _carve(space, 0, m, e)
             values, start = _carve(space, start, m, d)
             rows, start = _carve(space, start, wide, d)
@@ -196,7 +197,7 @@ def _attend(
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 _load_rows(q[top + a : top + b, left:right], scale, rows[:w])
-                _load_queries(rows[:w], bias is not None, view(panels[t], 0, e, w))
+                _load_queries(rows[:w], biased, view(panels[t], 0, e, w))
                 for r in range(3 * wide):
                     states[t, r] = 0
                 for r in range(d * wide):
@@ -222,7 +223,7 @@ def _attend(
                     row, place = rows[r], y[top + a + r, left:right]
                     for c in range(d):
                         place[c] = inverse * row[c]
-                    if level is not None:
+                    if wanted:
                         level[head, top + a + r] = shift + np.log2(total) if total > zero else np.inf
         i = take(share)
 
@@ -242,6 +243,11 @@ def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Ar
         start + np.minimum(tiles[segment] * (nth + i) // pieces[segment] * wide, lengths[segment]) for i in (0, 1)
     )
     return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
+
+
+def _or_none(key_bias: Array | None, dtype: Any) -> Array:
+    """An empty array for no bias."""
+    return np.empty(0, dtype) if key_bias is None else key_bias
 
 
 def _sizes(parts: Array, lanes: int) -> tuple[Array, Array, Array]:
@@ -270,16 +276,16 @@ def attention_forward(
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     scale = q.dtype.type(1 / math.sqrt(d))
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
-    level = np.empty((num_heads, len(q)), q.dtype) if keep else None
+    level = np.empty((num_heads if keep else 0, len(q)), q.dtype)
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
     m, wide, tiles = _sizes(parts, lanes)
     numbers = m * (2 * d + 1) + wide * d + tiles * wide * (2 * d + 4) + np.minimum(m, KEYS) * wide
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
-    work = (q, k, v, parts, group, num_heads, scale, key_bias, y, level)
+    work = (q, k, v, parts, group, num_heads, scale, _or_none(key_bias, q.dtype), y, level)
     run(_attend, -(-jobs // group), *work, space=(int(np.max(numbers, initial=1)) + 8 * 16, q.dtype))
-    if level is None:
+    if not keep:
         return y, None
     return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level)
 
@@ -308,7 +314,7 @@ def _attend_backward(
     group: int,
     num_heads: int,
     scale: Any,
-    key_bias: Array | None,
+    key_bias: Array,
     dq: Array,
     dk: Array,
     dv: Array,
@@ -317,7 +323,8 @@ def _attend_backward(
     lanes = VECTOR // q.itemsize
     d = q.shape[1] // num_heads
     padded = (d + lanes - 1) // lanes * lanes
-    e = d + 1 if key_bias is None else d + 2
+    biased = len(key_bias) > 0
+    e = d + 2 if biased else d + 1
     one = q.dtype.type(1)
     i = take(share)
     while i >= 0:
@@ -328,7 +335,7 @@ def _attend_backward(
             n, m = bottom - top, last - first
             wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
             tiles = (n + wide - 1) // wide
-            bias = None if key_bias is None else key_bias[first:last]
+            bias = key_bias[first:last]
             keys, start = _carve(space, 0, m, e)
             values, start = _carve(space, start, m, d + 1)
             dkeys, start = _carve(space, start, m, padded)
@@ -341,7 +348,7 @@ def _attend_backward(
             logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
             dlogits, start = _carve(space, start, 1, min(KEYS, m) * wide)
             _load_keys(k[first:last, left:right], bias, True, keys)
-            _load_keys(v[first:last, left:right], None, True, values)
+            _load_keys(v[first:last, left:right], key_bias[:0], True, values)
             dkeys[:] = 0
             dvalues[:] = 0
             for t in range(tiles):
@@ -349,7 +356,7 @@ def _attend_backward(
                 _load_rows(q[top + a : top + b, left:right], scale, rows[a : a + w])
                 _load_rows(dy[top + a : top + b, left:right], one, drows[a : a + w])
                 panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
-                _load_queries(rows[a : a + w, :d], bias is not None, panel)
+                _load_queries(rows[a : a + w, :d], biased, panel)
                 turn(drows[a : a + w, :d], dpanel[:d])
                 panel[d], dpanel[d] = 0, 0
                 for r in range(b - a):
@@ -409,7 +416,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     numbers = m * (2 * d + 3 + 2 * padded) + tiles * wide * (2 * padded + 3 * d + 3) + 2 * np.minimum(m, KEYS) * wide
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
-    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, key_bias)
+    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, _or_none(key_bias, dtype))
     space = (int(np.max(numbers, initial=1)) + 12 * 16, dtype)
     run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=space)
     return dq, dk, dv
