@@ -134,7 +134,8 @@ def _bell(x):  # type: ignore[no-untyped-def]
 def finish(y: Array, bias: Array, residual: Array, gain: Array, top: int, bottom: int, left: int, right: int) -> None:
     """y ← residual + gain · (y + bias), in one tile: rows top … bottom, columns left … right.
 
-    What is an empty array is not there. Each row's piece is cut out first: only then is it known to be contiguous, and can be vectorised.
+    What is an empty array is not there. Each row's piece is cut out first: only then is it known to be contiguous, and
+    can be vectorised.
     """
     shift = bias[left:right]
     for i in range(top, bottom):
