@@ -245,7 +245,7 @@ def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Ar
     return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
 
 
-def _or_none(key_bias: Array | None, dtype: Any) -> Array:
+def _or_empty(key_bias: Array | None, dtype: Any) -> Array:
     """An empty array for no bias."""
     return np.empty(0, dtype) if key_bias is None else key_bias
 
@@ -283,7 +283,7 @@ def attention_forward(
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
-    work = (q, k, v, parts, group, num_heads, scale, _or_none(key_bias, q.dtype), y, level)
+    work = (q, k, v, parts, group, num_heads, scale, _or_empty(key_bias, q.dtype), y, level)
     run(_attend, -(-jobs // group), *work, space=(int(np.max(numbers, initial=1)) + 8 * 16, q.dtype))
     if not keep:
         return y, None
@@ -416,7 +416,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     numbers = m * (2 * d + 3 + 2 * padded) + tiles * wide * (2 * padded + 3 * d + 3) + 2 * np.minimum(m, KEYS) * wide
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
-    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, _or_none(key_bias, dtype))
+    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, _or_empty(key_bias, dtype))
     space = (int(np.max(numbers, initial=1)) + 12 * 16, dtype)
     run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=space)
     return dq, dk, dv
