@@ -1,4 +1,4 @@
-"""The moves of ``host.py`` for the jit column: those that touch every number run on all threads, in lent memory."""
+"""The moves of ``host.py`` for the jit column: those that touch every number run on all threads."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ __all__ = [
     "zeros",
 ]
 
+NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
+
 
 def by_rows(x: Array) -> Array:
     """x [n, D] itself if the numbers of a row lie side by side, else a copy: generated code reads rows as vectors."""
@@ -47,9 +49,6 @@ def by_rows(x: Array) -> Array:
 def packable(weight: Array) -> Array:
     """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
     return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
-
-
-NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
 
 
 @kernel

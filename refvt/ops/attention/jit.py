@@ -143,8 +143,12 @@ def _softmax(logits: Array, state: Array, means: Array) -> None:
 
 
 @kernel
-def _edges(parts: Array, part: int) -> tuple[int, int, int, int]:
-    return parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
+def _job(parts: Array, job: int, num_heads: int, lanes: int) -> tuple[int, int, int, int, int, int, int]:
+    """One head of one part: query rows from, to, key rows from, to, the head, queries of a tile, and how many tiles."""
+    part, head = parts[job // num_heads], job % num_heads
+    n = part[1] - part[0]
+    wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
+    return part[0], part[1], part[2], part[3], head, wide, (n + wide - 1) // wide
 
 
 @kernel
@@ -178,12 +182,9 @@ def _attend(
     i = take(share)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
-            top, bottom, first, last = _edges(parts, job // num_heads)
-            head = job % num_heads
+            top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
             left, right = head * d, (head + 1) * d
             n, m = bottom - top, last - first
-            wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
-            tiles = (n + wide - 1) // wide
             bias = key_bias[first:last]
             keys, start = _carve(space, 0, m, e)
             values, start = _carve(space, start, m, d)
@@ -329,12 +330,9 @@ def _attend_backward(
     i = take(share)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
-            top, bottom, first, last = _edges(parts, job // num_heads)
-            head = job % num_heads
+            top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
             left, right = head * d, (head + 1) * d
             n, m = bottom - top, last - first
-            wide = min(VECTORS * lanes, (n + lanes - 1) // lanes * lanes)
-            tiles = (n + wide - 1) // wide
             bias = key_bias[first:last]
             keys, start = _carve(space, 0, m, e)
             values, start = _carve(space, start, m, d + 1)

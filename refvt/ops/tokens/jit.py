@@ -46,7 +46,7 @@ def _flat(x: Array) -> Array:
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
     """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
-    y = np.empty((len(index), *x.shape[1:]), x.dtype)
+    y = np.empty((len(index), *x.shape[1:]), dtype=x.dtype)
     parts = -(-len(index) // ROWS)
     # pass 1
     run(_gather, parts, _flat(x), index, parts, _flat(y))
@@ -80,7 +80,7 @@ def _scatter(share: Any, dy: Array, index: Array, parts: int, dx: Array) -> None
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
     index, shape = cache.source, cache.shape
-    dx = np.empty(shape, dy.dtype)
+    dx = np.empty(shape, dtype=dy.dtype)
     target = _flat(dx)
     parts = -(-target.shape[1] // COLUMNS)
     # pass 1
@@ -119,7 +119,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
     lengths = segment_lengths(offsets)
-    y = np.empty((len(lengths), x.shape[1]), x.dtype)
+    y = np.empty((len(lengths), x.shape[1]), dtype=x.dtype)
     parts = -(-len(lengths) // ROWS)
     # passes 1–2
     run(_means, parts, x, offsets, parts, y)
@@ -142,7 +142,7 @@ def _spread(share: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> Non
 
 def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:
     """Returns dx: every row of segment i gets dy[i] / length."""
-    dx = np.empty((cache.rows, dy.shape[1]), dy.dtype)
+    dx = np.empty((cache.rows, dy.shape[1]), dtype=dy.dtype)
     parts = -(-len(dy) // ROWS)
     # passes 2–1
     run(_spread, parts, dy, cache.offsets, parts, dx)
