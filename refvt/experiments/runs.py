@@ -28,7 +28,7 @@ from refvt.training.evaluation import Evaluation, evaluate
 from refvt.training.loop import LOG, MODEL, RECIPE, train
 from refvt.training.recipe import Recipe, difference
 
-__all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "shortened", "without_halting"]
+__all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "without_halting"]
 
 # Scores of σ(−50) = 2e-22 in every layer, whatever the state: every token lives to the end and y is its last state.
 NO_HALTING: dict[str, Any] = {"config.halting_scale": 0.0, "config.halting_center": 50.0, "ponder_weight": 0.0}
@@ -176,18 +176,6 @@ class Grid:
             for run, seed in bar:
                 bar.set_description(f"{run.name} seed {seed}")
                 yield run, seed
-
-
-def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe in another number of epochs; what grows over its first epochs keeps its share of them."""
-    share = epochs / recipe.epochs
-    return recipe.changed(
-        {
-            "epochs": epochs,
-            "warmup_epochs": share * recipe.warmup_epochs,
-            "ponder_warmup_epochs": share * recipe.ponder_warmup_epochs,
-        }
-    )
 
 
 def without_halting(config: HaltingVTConfig) -> float:

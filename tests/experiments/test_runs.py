@@ -9,7 +9,7 @@ import refvt
 from refvt import flops
 from refvt.data import MovingDigits
 from refvt.experiments import runs
-from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_by_halting, shortened, without_halting
+from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_by_halting, without_halting
 from refvt.training import TrainingError
 from tests.experiments.tiny import tiny_recipe
 
@@ -131,13 +131,6 @@ def test_sampled_frames_are_evenly_spaced_frames_of_the_same_clips():
     assert (len(half), half.num_classes, half.multi_label, half.target(3)) == (6, 8, False, 3)
     assert repr(data) in repr(half)
     assert repr(half) != repr(quarter)
-
-
-def test_shortened_keeps_the_shares_of_what_grows():
-    recipe = tiny_recipe(epochs=30, warmup_epochs=3, ponder_warmup_epochs=10)
-    short = shortened(recipe, 6)
-    assert (short.epochs, short.warmup_epochs, short.ponder_warmup_epochs) == (6, pytest.approx(0.6), pytest.approx(2))
-    assert shortened(recipe, 30) == recipe
 
 
 def test_without_halting_every_token_lives_whatever_its_state():
