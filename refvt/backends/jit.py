@@ -15,9 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 from scipy.special import erfcx
 
-from refvt.ops import Array
-
-__all__ = ["bell", "exp", "exp2", "finish", "kernel"]
+__all__ = ["bell", "exp", "exp2", "kernel"]
 
 # so that loops vectorise, sums may be reordered and divisions by zero are not looked for; NaN does not occur (the
 # model refuses it at its door), −∞ does
@@ -128,24 +126,3 @@ def _bell(x):  # type: ignore[no-untyped-def]
         return height, height * t * (low + t4 * (high + t4 * (a8 + a9 * t)))
 
     return bell32
-
-
-@kernel
-def finish(y: Array, bias: Array, residual: Array, gain: Array, top: int, bottom: int, left: int, right: int) -> None:
-    """y ← residual + gain · (y + bias), in one tile: rows top … bottom, columns left … right.
-
-    What is an empty array is not there. Each row's piece is cut out first: only then is it known to be contiguous, and
-    can be vectorised.
-    """
-    shift = bias[left:right]
-    for i in range(top, bottom):
-        row = y[i, left:right]
-        for j in range(len(shift)):
-            row[j] += shift[j]
-        if len(gain) > 0:
-            for j in range(len(row)):
-                row[j] *= gain[i]
-        if len(residual) > 0:
-            rest = residual[i, left:right]
-            for j in range(len(row)):
-                row[j] += rest[j]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refvt.backends.host_jit import by_rows, packable
-from refvt.backends.jit import finish, kernel
+from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import edges, run, take
 from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
@@ -85,11 +85,12 @@ def pack(b: Array, panels: Array) -> None:
 
 
 @kernel
-def multiply(a: Array, panels: Array, c: Array, add: bool) -> None:
-    """c ← a b, or c + a b, of a few rows a [≤ ROWS, k] and packed b."""
+def multiply(a: Array, panels: Array, c: Array, start: Array, gain: Array, base: Array) -> None:
+    """c ← base + gain · (start + a b), of a few rows a [≤ ROWS, k] and packed b; what is empty is not there."""
     wide = panels.shape[2]
     for p in range(len(panels)):
-        tile(a, panels[p], c[:, p * wide : (p + 1) * wide], add)
+        left, right = p * wide, (p + 1) * wide
+        tile(a, panels[p], c[:, left:right], start[left:right], gain, base[:, left:right])
 
 
 @kernel
@@ -120,10 +121,10 @@ def _affine(
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
         panels = packed(weight[left:right].T, cut, space)
+        shift = bias[left:right]
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
-            multiply(x[a:b], panels, y[a:b, left:right], False)
-            finish(y, bias, residual, gain, a, b, left, right)
+            multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
         i = take(share)
 
 
@@ -134,7 +135,7 @@ def affine(
     residual: Array | None = None,
     gain: Array | None = None,
 ) -> Array:
-    """residual + gain · (x Wᵀ + bias), every few rows finished while they are in the first cache.
+    """residual + gain · (x Wᵀ + bias).
 
     x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → [n, D].
     """
@@ -144,8 +145,8 @@ def affine(
     space = (room(cut, *weight.shape), x.dtype)
     nothing = np.empty(0, x.dtype)
     epilogue = (
-        nothing if bias is None else bias,
-        nothing.reshape(0, 0) if residual is None else residual,
+        nothing if bias is None else np.ascontiguousarray(bias),
+        nothing.reshape(0, 0) if residual is None else by_rows(residual),
         nothing if gain is None else gain,
     )
     run(_affine, cut[0] * cut[1], x, weight, *epilogue, cut, y, space=space)
@@ -168,7 +169,7 @@ def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
 
 @kernel
 def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
-    n = len(x)
+    n, nothing = len(x), space[:0]
     wide = AHEAD * ROWS
     ready, sums, rest = (
         view(space, 0, DEPTH, wide),
@@ -188,8 +189,8 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
                     _add_columns(ready[: last - first], sums, dbias[ahead:until], first > 0)
                 for a in range(ahead, until, ROWS):
                     b = min(a + ROWS, until)
-                    strip = ready[: last - first, a - ahead : b - ahead].T
-                    multiply(strip, panels, dweight[a:b, left:right], first > 0)
+                    strip, sum_ = ready[: last - first, a - ahead : b - ahead].T, dweight[a:b, left:right]
+                    multiply(strip, panels, sum_, nothing, nothing, sum_ if first > 0 else sum_[:0])
         i = take(share)
 
 

@@ -2,13 +2,14 @@
 
 Every matrix product of the jit column is made of one small product,
 
-    c[i, j] (+)= Σ_k a[i, k] · b[k, j],        i < ROWS,  j < 3 vectors
+    c[i, j] = base[i, j] + gain[i] · (start[j] + Σ_k a[i, k] · b[k, j]),        i < ROWS,  j < 3 vectors
 
 A processor multiplies and adds one vector (16 float32 with AVX-512, 8 with AVX, 4 with NEON) per cycle and arithmetic
 unit, if it need not wait: a sum of its own in a register for each (i, vector of j) keeps all of them busy, since none
 of these additions waits for another. Each step k loads three vectors of b and ROWS numbers of a, each spread over a
 vector, for 3·ROWS multiply-adds. So it is arithmetic that takes the time as long as b comes from the first or second
-cache. Sums run over k in order: what a number of c is never depends on where tiles are cut.
+cache. What a layer adds to its product (bias, gain, skip connection) is added while the sums are still in registers.
+Sums run over k in order: what a number of c is never depends on where tiles are cut.
 
 It is written in LLVM's own language, because whether a compiler keeps 24 sums in registers must not be left to luck.
 """
@@ -40,7 +41,7 @@ _WORD, _INDEX = ir.IntType(64), ir.IntType(32)
 
 
 class _View:
-    """A two-dimensional array as generated code sees it: addresses of its numbers, its shape."""
+    """An array as generated code sees it: addresses of its numbers, its shape."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -74,7 +75,31 @@ def _spread(builder: Any, number: Any, vector: Any) -> Any:
     return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing, first)
 
 
-def _product(builder: Any, a: _View, b: _View, c: _View, add: Any, vectors: int, size: int) -> None:
+class _Epilogue:
+    """What is done with the sums of a tile before they are stored: gain · (start + sum) + base, each if it is there.
+
+    start [n], gain [m] and base [m, n]; an empty array, or None when the code is made, is not there.
+    """
+
+    def __init__(self, builder: Any, start: _View | None, gain: _View | None, base: _View | None, real: Any) -> None:
+        self.builder, self.start, self.gain, self.base = builder, start, gain, base
+        # the rows of an absent gain all read this
+        self.one = cgutils.alloca_once_value(builder, ir.Constant(real, 1.0))
+
+    def there(self, part: _View | None) -> Any:
+        if part is None:
+            return ir.IntType(1)(0)
+        return self.builder.icmp_signed(">", part.shape[0], _WORD(0))
+
+    def factor(self, i: Any) -> Any:
+        """The gain of row i."""
+        if self.gain is None:
+            return self.builder.load(self.one)
+        place = self.gain.number(self.gain.row(i))
+        return self.builder.load(self.builder.select(self.there(self.gain), place, self.one))
+
+
+def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vectors: int, size: int) -> None:
     """The code of one tile, so many vectors wide."""
     lanes = VECTOR // size
     vector = ir.VectorType(a.real, lanes)
@@ -89,10 +114,26 @@ def _product(builder: Any, a: _View, b: _View, c: _View, add: Any, vectors: int,
         there = builder.icmp_signed("<", _WORD(i), rows)
         starts.append(a.row(builder.select(there, _WORD(i), last)))
 
-    before, step, after = builder.block, builder.append_basic_block("step"), builder.append_basic_block("after")
+    # where the sums begin: at ``start`` if all columns are there, else at zero
     zero = ir.Constant(vector, [0.0] * lanes)
+    whole = builder.icmp_signed("==", columns, _WORD(vectors * lanes))
+    first_sums = [zero] * vectors
+    if after.start is not None:
+        begin = builder.block
+        with builder.if_then(builder.and_(whole, after.there(after.start))):
+            loaded = [
+                _load(builder, builder.gep(after.start.data, [_WORD(j * VECTOR)]), vector, size) for j in range(vectors)
+            ]
+            there_block = builder.block
+        for j in range(vectors):
+            phi = builder.phi(vector)
+            phi.add_incoming(zero, begin)
+            phi.add_incoming(loaded[j], there_block)
+            first_sums[j] = phi
+
+    before, step, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
     some = builder.icmp_signed(">", depth, _WORD(0))
-    builder.cbranch(some, step, after)
+    builder.cbranch(some, step, end)
     builder.position_at_end(step)
     k, a_offset = builder.phi(_WORD), builder.phi(_WORD)
     b_row = builder.phi(b.data.type)
@@ -112,66 +153,89 @@ def _product(builder: Any, a: _View, b: _View, c: _View, add: Any, vectors: int,
         phi.add_incoming(then, step)
     for i in range(ROWS):
         for j in range(vectors):
-            sums[i][j].add_incoming(zero, before)
+            sums[i][j].add_incoming(first_sums[j], before)
             sums[i][j].add_incoming(added[i][j], step)
-    builder.cbranch(builder.icmp_signed("<", following, depth), step, after)
-    builder.position_at_end(after)
+    builder.cbranch(builder.icmp_signed("<", following, depth), step, end)
+    builder.position_at_end(end)
     totals = [[builder.phi(vector) for _ in range(vectors)] for _ in range(ROWS)]
     for i in range(ROWS):
         for j in range(vectors):
-            totals[i][j].add_incoming(zero, before)
+            totals[i][j].add_incoming(first_sums[j], before)
             totals[i][j].add_incoming(added[i][j], step)
 
-    whole = builder.icmp_signed("==", columns, _WORD(vectors * lanes))
     with builder.if_else(whole) as (straight, piecewise):
         with straight:
+            based = after.there(after.base)
             for i in range(ROWS):
                 with builder.if_then(builder.icmp_signed("<", _WORD(i), rows)):
                     row = c.row(_WORD(i))
                     places = [builder.gep(row, [_WORD(j * VECTOR)]) for j in range(vectors)]
-                    with builder.if_else(add) as (more, fresh):
+                    gained = totals[i]
+                    if after.gain is not None:
+                        factor = _spread(builder, after.factor(_WORD(i)), vector)
+                        gained = [builder.fmul(factor, total) for total in totals[i]]
+                    if after.base is None:
+                        for place, value in zip(places, gained, strict=True):
+                            _store(builder, value, place, size)
+                        continue
+                    with builder.if_else(based) as (more, fresh):
                         with more:
-                            for place, total in zip(places, totals[i], strict=True):
-                                there = _load(builder, place, vector, size)
-                                _store(builder, builder.fadd(there, total), place, size)
+                            below = after.base.row(_WORD(i))
+                            there = [
+                                _load(builder, builder.gep(below, [_WORD(j * VECTOR)]), vector, size)
+                                for j in range(vectors)
+                            ]
+                            for place, value, old in zip(places, gained, there, strict=True):
+                                _store(builder, builder.fadd(old, value), place, size)
                         with fresh:
-                            for place, total in zip(places, totals[i], strict=True):
-                                _store(builder, total, place, size)
+                            for place, value in zip(places, gained, strict=True):
+                                _store(builder, value, place, size)
         with piecewise:  # the right edge: by way of memory, number by number
             room = cgutils.alloca_once(builder, vector, ROWS * vectors)
             for i in range(ROWS):
                 for j in range(vectors):
                     _store(builder, totals[i][j], builder.gep(room, [_WORD(i * vectors + j)]), size)
             numbers = builder.bitcast(room, a.real.as_pointer())
+            nothing = cgutils.alloca_once_value(builder, ir.Constant(a.real, 0.0))
             with cgutils.for_range(builder, rows) as outer, cgutils.for_range(builder, columns) as inner:
                 offset = builder.add(builder.mul(outer.index, _WORD(vectors * lanes)), inner.index)
                 value = builder.load(builder.gep(numbers, [offset]))
-                place = c.number(c.row(outer.index), builder.mul(inner.index, _WORD(size)))
-                there = builder.select(add, builder.load(place), ir.Constant(a.real, 0.0))
-                builder.store(builder.fadd(there, value), place)
+                across = builder.mul(inner.index, _WORD(size))
+                if after.start is not None:
+                    place = after.start.number(after.start.data, across)
+                    value = builder.fadd(value, builder.load(builder.select(after.there(after.start), place, nothing)))
+                value = builder.fmul(value, after.factor(outer.index))
+                if after.base is not None:
+                    place = after.base.number(after.base.row(outer.index), across)
+                    value = builder.fadd(builder.load(builder.select(after.there(after.base), place, nothing)), value)
+                builder.store(value, c.number(c.row(outer.index), across))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def tile(typing_context: Any, a: Any, b: Any, c: Any, add: Any) -> Any:
-    """c ← a b, or c ← c + a b with ``add``. a [m, k], b [k, …], c [m, n]; m ≤ ROWS, n ≤ VECTORS vectors.
+def tile(typing_context: Any, a: Any, b: Any, c: Any, start: Any, gain: Any, base: Any) -> Any:
+    """c ← base + gain · (start + a b), row by row. a [m, k], b [k, …], c [m, n]; m ≤ ROWS, n ≤ VECTORS vectors.
 
-    a may lie as it likes. Rows of b and of c must be contiguous, and rows of b filled up to whole vectors.
+    start [n], gain [m] and base [m, n], which may be c itself, are not there if they are empty, or None.
+    a may lie as it likes. Rows of b, c and base must be contiguous, and rows of b filled up to whole vectors.
     """
     size = a.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        views = (_View(context, builder, k, x) for k, x in zip(signature.args[:3], arguments[:3], strict=True))
-        a, b, c = views
-        add = arguments[3]
+        a, b, c = (_View(context, builder, k, x) for k, x in zip(signature.args[:3], arguments[:3], strict=True))
+        start, gain, base = (
+            None if kind == types.none else _View(context, builder, kind, value)
+            for kind, value in zip(signature.args[3:], arguments[3:], strict=True)
+        )
+        after = _Epilogue(builder, start, gain, base, a.real)
         for vectors in range(1, VECTORS + 1):
             low, high = (_WORD((vectors - i) * VECTOR // size) for i in (1, 0))
             columns = c.shape[1]
             fits = builder.and_(builder.icmp_signed(">", columns, low), builder.icmp_signed("<=", columns, high))
             with builder.if_then(fits):
-                _product(builder, a, b, c, add, vectors, size)
+                _product(builder, a, b, c, after, vectors, size)
         return context.get_dummy_value()
 
-    return types.void(a, b, c, types.boolean), generate
+    return types.void(a, b, c, start, gain, base), generate
 
 
 def _fold(name: str, combine: Callable[[Any, Any, Any], Any], text: str) -> Any:

@@ -98,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("refvt-experiments", options.experiment + ("-quick" if options.quick else ""))
     folders = [_folder("--out", out)] + ([_folder("--publish", options.publish)] if options.publish else [])
 
-    # only the number of epochs: were the ponder weight to grow in fewer of them too, tokens would halt before anything is
-    # learnt, and with them what could be learnt
+    # only the number of epochs: were the ponder weight to grow in fewer of them too, tokens would halt before anything
+    # is learnt, and with them what could be learnt
     recipe = recipe if weights is not None else recipe.changed({"epochs": epochs})
     grid = Grid(recipe, seeds, out, options.backend, progress=not options.json)
     if options.experiment == "figure3":

@@ -11,8 +11,13 @@ DTYPES = [np.float32, np.float64]
 
 
 @kernel
-def _tile(a, b, c, add):
-    tile(a, b, c, add)
+def _tile(a, b, c, start, gain, base):
+    tile(a, b, c, start, gain, base)
+
+
+@kernel
+def _bare_tile(a, b, c, base):
+    tile(a, b, c, None, None, base)
 
 
 @kernel
@@ -55,10 +60,32 @@ def test_a_tile_is_a_matrix_product(dtype, depth):
                 for add in (False, True):
                     room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
                     before = room.copy()
-                    _tile(a, b, room[:rows, :columns], add)
+                    c = room[:rows, :columns]
+                    _bare_tile(a, b, c, c if add else c[:0])
                     expected = before.copy()
                     expected[:rows, :columns] = a @ b[:, :columns] + add * before[:rows, :columns]
                     assert np.array_equal(room, expected), (rows, columns, add)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_base", [False, True])
+@pytest.mark.parametrize("has_gain", [False, True])
+@pytest.mark.parametrize("has_start", [False, True])
+def test_what_a_tile_adds_to_its_product(dtype, has_start, has_gain, has_base):
+    rng = np.random.default_rng(0)
+    lanes = VECTOR // np.dtype(dtype).itemsize
+    for rows in (1, ROWS - 1, ROWS):
+        for columns in (1, lanes, 2 * lanes - 1, 2 * lanes, VECTORS * lanes - 3, VECTORS * lanes):
+            a, b = whole(rng, rows, 5, dtype=dtype), whole(rng, 5, VECTORS * lanes, dtype=dtype)
+            start = whole(rng, columns * has_start, dtype=dtype)
+            gain = whole(rng, rows * has_gain, dtype=dtype)
+            base = whole(rng, rows * has_base, columns + 1, dtype=dtype)[:, :-1]
+            room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
+            expected = room.copy()
+            product = a @ b[:, :columns] + (start if has_start else 0)
+            expected[:rows, :columns] = product * (gain[:, None] if has_gain else 1) + (base if has_base else 0)
+            _tile(a, b, room[:rows, :columns], start, gain, base)
+            assert np.array_equal(room, expected), (rows, columns)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -68,7 +68,8 @@ def _multiply(a: Array, b: Array, c: Array, add: bool) -> None:
     wide = -(-vectors // max(1, -(-vectors // VECTORS))) * lanes
     for i in range(0, c.shape[0], ROWS):
         for j in range(0, c.shape[1], wide):
-            tile(a[i : i + ROWS], b[:, j : j + wide], c[i : i + ROWS, j : j + wide], add)
+            place = c[i : i + ROWS, j : j + wide]
+            tile(a[i : i + ROWS], b[:, j : j + wide], place, None, None, place if add else place[:0])
 
 
 @kernel

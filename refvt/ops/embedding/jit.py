@@ -61,7 +61,7 @@ def _project(
     cut: Cut,
     y: Array,
 ) -> None:
-    T, each = len(time), len(pos) * len(time)
+    T, each, nothing = len(time), len(pos) * len(time), space[:0]
     i = take(share)
     while i >= 0:
         clip, part = divmod(i, cut[0] * cut[1])
@@ -71,13 +71,14 @@ def _project(
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 2. project
-            multiply(rows[a:b], panels, places[a:b, left:right], False)
+            corner = places[a:b, left:right]
+            multiply(rows[a:b], panels, corner, bias[left:right], nothing, corner[:0])
             # 3. add the embeddings
             for r in range(a, b):
                 s, t = divmod(r, T)
                 place = places[r, left:right]
                 for j in range(right - left):
-                    place[j] += bias[left + j] + pos[s, left + j] + time[t, left + j]
+                    place[j] += pos[s, left + j] + time[t, left + j]
         i = take(share)
 
 

@@ -12,7 +12,7 @@ from refvt.backends.jit import bell, kernel
 from refvt.backends.pool import workspace
 from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS
+from refvt.backends.tile import ROWS, copy_rows
 from refvt.ops import Array
 
 
@@ -63,36 +63,28 @@ class MlpCache(NamedTuple):
 
 
 @kernel
-def _bias_gelu(hidden: Array, bias: Array, before: Array | None, top: int, bottom: int, left: int, right: int) -> None:
-    """hidden ← gelu(hidden + bias) in one tile; what stood before GELU goes to ``before``, if it is wanted."""
-    one, zero = hidden.dtype.type(1), hidden.dtype.type(0)
-    shift = bias[left:right]
-    for i in range(top, bottom):
-        row = hidden[i, left:right]
-        if before is not None:
-            stored = before[i, left:right]
-        for j in range(len(row)):
-            a = row[j] + shift[j]
-            if before is not None:
-                stored[j] = a
-            _, tail = bell(a)
-            row[j] = a * (tail if a < zero else one - tail)
-
-
-@kernel
 def _widen(
-    share: Any, space: Array, x: Array, weight: Array, bias: Array, cut: Cut, hidden: Array, before: Array | None
+    share: Any, space: Array, x: Array, weight: Array, bias: Array, cut: Cut, hidden: Array, before: Array
 ) -> None:
+    """What stands before GELU goes to ``before`` too, unless that is empty."""
+    one, zero, nothing = x.dtype.type(1), x.dtype.type(0), space[:0]
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *hidden.shape)
         panels = packed(weight[left:right].T, cut, space)
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
+            corner = hidden[a:b, left:right]
             # 1. widen
-            multiply(x[a:b], panels, hidden[a:b, left:right], False)
-            # passes 1–2: bias, activate
-            _bias_gelu(hidden, bias, before, a, b, left, right)
+            multiply(x[a:b], panels, corner, bias[left:right], nothing, corner[:0])
+            if len(before) > 0:
+                copy_rows(corner, before[a:b, left:right])
+            # 2. activate
+            for r in range(b - a):
+                row = corner[r]
+                for j in range(len(row)):
+                    _, tail = bell(row[j])
+                    row[j] *= tail if row[j] < zero else one - tail
         i = take(share)
 
 
@@ -112,7 +104,7 @@ def mlp_forward(
     """
     fc1_weight, fc2_weight = packable(fc1_weight), packable(fc2_weight)
     n, F = len(x), len(fc1_bias)
-    before = np.empty((n, F), x.dtype) if keep else None
+    before = np.empty((n if keep else 0, F), x.dtype)
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
     cut = grid(n, F, x.shape[1], x.itemsize)
     # passes 1–2
@@ -120,9 +112,7 @@ def mlp_forward(
     run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before, space=space)
     # passes 3–4
     y = affine(hidden, fc2_weight, fc2_bias, residual, gain)  # [tokens, D]
-    if before is None:
-        return y, None
-    return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None)
+    return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None) if keep else None
 
 
 @kernel
@@ -143,6 +133,7 @@ def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: 
 def _narrow_backward(
     share: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
 ) -> None:
+    nothing = space[:0]
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *before.shape)
@@ -150,7 +141,8 @@ def _narrow_backward(
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 3. narrow
-            multiply(dy[a:b], panels, dbefore[a:b, left:right], False)
+            corner = dbefore[a:b, left:right]
+            multiply(dy[a:b], panels, corner, nothing, nothing, corner[:0])
             # 2. activate: hidden once more, and its derivative
             _gelu_again(before, dbefore, hidden, a, b, left, right)
         i = take(share)
