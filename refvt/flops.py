@@ -5,8 +5,8 @@ on the tokens that enter it (the Glimpser's MLP on the kept ones), q kᵀ and we
 count the ghost token, the saving of the CLS-only last block, LayerNorm, softmax, GELU, embeddings and the two heads.
 
 *Executed* is what the matrix multiplies of compact execution amount to: the ghost's key and value come on top, the last
-block is computed for CLS alone, of the frames of a selecting Glimpser block only CLS and the kept patches ask, and the
-heads count.
+block is computed for CLS alone, of the frames of a selecting Glimpser block only CLS and the kept patches ask, the two
+layers after temporal attention are one where no gradient is asked for, and the heads count.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from refvt.model.config import HaltingVTConfig
+from refvt.model.glimpser import merges
 from refvt.ops import Array
 
 __all__ = [
@@ -70,8 +71,12 @@ def executed_joint_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array
     return np.asarray(queries * per_query + keys * 2 * D * D + 2 * queries * keys * D)
 
 
-def executed_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array:
-    """Multiply-adds compact execution spends on each clip, heads included. alive [B, L, N'] → int64 [B]."""
+def executed_multiply_adds(config: HaltingVTConfig, alive: Array, training: bool = False) -> Array:
+    """Multiply-adds compact execution spends on each clip, heads included. alive [B, L, N'] → int64 [B].
+
+    training: of a forward pass that is followed by a backward pass. What is done once for the whole batch, the product
+    of two weights, counts with its first clip.
+    """
     heads = config.width * (config.num_classes + 2)
     # temporal_fc runs over all rows of the state; CLS's row is multiplied and then dropped by its gain of zero
     cls_rows = config.glimpser_depth * config.width**2
@@ -87,7 +92,12 @@ def executed_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array:
             else:
                 selection += T * D * D - T * (sizes[g] - sizes[g + 1]) * (2 * D * D + 2 * (1 + sizes[g]) * D)
     fixed = sum(fixed_multiply_adds(config).values()) + heads + cls_rows + selection
-    return np.asarray(fixed + executed_joint_multiply_adds(config, alive).sum(axis=1))
+    counts = np.asarray(fixed + executed_joint_multiply_adds(config, alive).sum(axis=1))
+    for g in range(config.glimpser_depth):
+        if not training and merges(config, sizes[g]):
+            counts -= sizes[g] * T * D * D
+            counts[:1] += D**3 + D * D
+    return counts
 
 
 def implied_share(config: HaltingVTConfig, gflops: float) -> tuple[float, float]:

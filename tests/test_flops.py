@@ -37,6 +37,12 @@ def counting(monkeypatch):
             return right.forward(*arguments, **settings)
 
         monkeypatch.setitem(table.operations, name, Implementation(right.operation, forward, right.backward))
+
+    def product(a, b, right=table.arrays.product):
+        total[0] += a.size * b.shape[1]
+        return right(a, b)
+
+    monkeypatch.setattr(table.arrays, "product", product)
     return total
 
 
@@ -52,6 +58,10 @@ def test_executed_is_what_the_operations_are_given(monkeypatch, halted_keys, fus
     total[0] = 0
     out = model(clips, full_ponder=True)
     assert flops.executed_multiply_adds(model.config, out.alive).sum() == total[0]
+    # only forward passes are counted
+    total[0] = 0
+    loss, _ = model.loss_and_gradients(clips, np.zeros(3, np.int64), None)
+    assert flops.executed_multiply_adds(model.config, loss.output.alive, training=True).sum() == total[0]
 
 
 def test_convention_counts_living_tokens_only():

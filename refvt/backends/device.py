@@ -9,6 +9,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, upload
+from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
 
 
@@ -99,6 +100,11 @@ def add(*terms: Array | None) -> Array:
         _add.cells(left.shape[0], left.shape[1], left, right, both)
         total = both.reshape(tuple(term.shape))
     return total
+
+
+def product(a: Array, b: Array) -> Array:
+    """a b, of two weights: the weight of b followed by a."""
+    return plain(a, b)
 
 
 @kernel("F n f")

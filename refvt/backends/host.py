@@ -66,6 +66,12 @@ def add(*terms: Array | None) -> Array:
     return total
 
 
+def product(a: Array, b: Array) -> Array:
+    """a b, of two weights: the weight of b followed by a."""
+    result: Array = a @ b
+    return result
+
+
 def add_to_column(x: Array, column: int, values: Array) -> Array:
     """A copy of x with values added to one column."""
     result = x.copy()

@@ -18,20 +18,20 @@ from refvt.backends.host import (
     zeros,
 )
 from refvt.backends.jit import kernel
+from refvt.backends.products import affine
 from refvt.backends.team import run, span, take
 from refvt.ops import Array
 
 __all__ = [
     "add",
     "add_to_column",
-    "by_rows",
     "columns",
     "copied",
     "from_numpy",
     "join_columns",
     "join_rows",
     "on_device",
-    "packable",
+    "product",
     "scaled",
     "to_numpy",
     "wait",
@@ -39,16 +39,6 @@ __all__ = [
 ]
 
 NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
-
-
-def by_rows(x: Array) -> Array:
-    """x [n, D] itself if the numbers of a row lie side by side, else a copy: generated code reads rows as vectors."""
-    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
-
-
-def packable(weight: Array) -> Array:
-    """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
-    return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
 
 
 @kernel
@@ -98,6 +88,11 @@ def scaled(x: Array, gain: Array | None) -> Array:
     parts = -(-x.size // NUMBERS)
     run(_scaled, parts, x, gain, parts, y)
     return y
+
+
+def product(a: Array, b: Array) -> Array:
+    """a b, of two weights: the weight of b followed by a."""
+    return affine(a, b.T)
 
 
 def copied(x: Array) -> Array:

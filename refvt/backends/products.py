@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends.host_jit import by_rows, packable
 from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, by_rows, copy_rows, packable, tile, turn, view
 from refvt.ops import Array
 
-__all__ = ["Cut", "affine", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
+__all__ = ["Cut", "affine", "dots", "few", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
 
 CACHE = 400_000  # bytes of packed panels, well within a second cache
 TASKS = 4  # for each thread, so that one that was held up does not leave the others long to wait for
+FEW = 2  # rows for which a weight is not packed at all
 FEWEST = 256  # rows of a task that are worth packing for
 DEPTH = 256  # rows added up at a time for a weight's gradient
 BLOCK = 64  # rows added up at a time for a bias's, so that rounding does not pile up
@@ -94,6 +94,28 @@ def multiply(a: Array, panels: Array, c: Array, start: Array, gain: Array, base:
 
 
 @kernel
+def dots(a: Array, weight: Array, c: Array, start: Array, gain: Array, base: Array) -> None:
+    """c ← base + gain · (start + a weightᵀ) for a row or two: weights are read once, as they lie. As in ``multiply``."""
+    one, zero = a.dtype.type(1), a.dtype.type(0)
+    for j in range(len(weight)):
+        right = weight[j]
+        for i in range(len(a)):
+            left, total = a[i], zero
+            for k in range(len(right)):
+                total += left[k] * right[k]
+            if len(start) > 0:
+                total += start[j]
+            total *= gain[i] if len(gain) > 0 else one
+            c[i, j] = base[i, j] + total if len(base) > 0 else total
+
+
+@kernel
+def few(x: Array, weight: Array) -> bool:
+    """Are these too few rows to pack the weight for?"""
+    return len(x) <= FEW and weight.strides[1] == weight.itemsize  # type: ignore[no-any-return]
+
+
+@kernel
 def packed(b: Array, cut: Cut, space: Array) -> Array:
     """The panels of b [k, n], in a thread's own memory."""
     k, n = b.shape
@@ -120,11 +142,14 @@ def _affine(
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
-        panels = packed(weight[left:right].T, cut, space)
-        shift = bias[left:right]
-        for a in range(top, bottom, ROWS):
-            b = min(a + ROWS, bottom)
-            multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
+        part, shift = weight[left:right], bias[left:right]
+        if few(x, weight):
+            dots(x, part, y[:, left:right], shift, gain, residual[:, left:right])
+        else:
+            panels = packed(part.T, cut, space)
+            for a in range(top, bottom, ROWS):
+                b = min(a + ROWS, bottom)
+                multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
         i = take(share)
 
 

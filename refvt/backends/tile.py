@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -29,7 +30,19 @@ from numba.extending import intrinsic
 from refvt.backends.jit import kernel
 from refvt.ops import Array
 
-__all__ = ["ROWS", "VECTOR", "VECTORS", "add_rows", "copy_rows", "max_rows", "tile", "turn", "view"]
+__all__ = [
+    "ROWS",
+    "VECTOR",
+    "VECTORS",
+    "add_rows",
+    "by_rows",
+    "copy_rows",
+    "max_rows",
+    "packable",
+    "tile",
+    "turn",
+    "view",
+]
 
 _features = {name for name, there in llvm.get_host_cpu_features().items() if there}
 VECTOR = 64 if "avx512f" in _features else 32 if "avx" in _features else 16  # bytes
@@ -38,6 +51,16 @@ VECTORS = 3  # of a row of c
 ROWS = 8 if VECTOR == 64 or "neon" in _features else 4
 
 _WORD, _INDEX = ir.IntType(64), ir.IntType(32)
+
+
+def by_rows(x: Array) -> Array:
+    """x [n, D] itself if the numbers of a row lie side by side, else a copy: generated code reads rows as vectors."""
+    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def packable(weight: Array) -> Array:
+    """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
+    return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
 
 
 class _View:

@@ -271,11 +271,11 @@ def multiply_adds(config: HaltingVTConfig, alive: Array, compact: bool, train: b
     Dense execution computes every token in every joint block, the last one included.
     """
     if compact:
-        forward = int(flops.executed_multiply_adds(config, alive).sum())
+        forward = int(flops.executed_multiply_adds(config, alive, train).sum())
     else:
         everyone = np.ones((1, config.joint_depth, config.joint_tokens), dtype=bool)
         joint = config.joint_depth * int(flops.joint_multiply_adds(config, np.asarray(config.joint_tokens)))
-        outside = flops.executed_multiply_adds(config, everyone)[0]
+        outside = flops.executed_multiply_adds(config, everyone, training=True)[0]
         outside -= flops.executed_joint_multiply_adds(config, everyone)[0].sum()
         if torch:
             outside -= config.glimpser_depth * config.width**2  # PyTorch's temporal_fc leaves CLS out

@@ -74,8 +74,11 @@ def attention_half_forward(
     queries: Array | Callable[[Array, Array], tuple[Array, Array]] | None = None,
     key_bias: Array | None = None,
     gain: Array | None = None,
+    project: bool = True,
 ) -> tuple[Array, tuple[Array, Array], AttentionHalfCache | None]:
     """out = residual + gain · proj(attention(qkv(norm(x)))), and the q and k that were used.
+
+    Without ``project`` (and without a cache) the attention comes out as it is, for a layer that projects it.
 
     x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None); query_offsets cuts
     *them* into segments. residual and gain belong to the m rows that come out. Who asks may depend on the keys: then
@@ -108,6 +111,8 @@ def attention_half_forward(
         q, k, v, query_offsets, key_offsets, num_heads, key_bias, keep=scope.keep
     )
     scope.see(f"{attn_name}.y", y)
+    if not project:
+        return y, (q, k), None
     # 4. projection, gain, skip connection
     out, proj_cache = ops.linear.forward(y, *scope.pair(f"{attn_name}.proj"), residual, gain, keep=scope.keep)
     scope.see(f"{attn_name}.proj", out)

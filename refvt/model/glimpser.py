@@ -5,7 +5,8 @@ patch lie next to each other, which is the order temporal attention wants; spati
 each frame with its own copy of CLS in front. ``_orders`` holds the index arrays that lead from one to the other.
 
 The scores that decide who goes on need the keys and the query of CLS, no more. So in compact execution only CLS and the
-patches that are kept ask: the others would be dropped with their answers (unless *fuse* keeps a sum of them).
+patches that are kept ask: the others would be dropped with their answers (unless *fuse* keeps a sum of them). And where
+no gradient is asked for, the two linear layers after temporal attention are one (``merged``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from refvt.model.blocks import (
 from refvt.model.config import HaltingVTConfig
 from refvt.ops import Array
 
-__all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward"]
+__all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward", "merges"]
 
 
 class GlimpserGains(NamedTuple):
@@ -122,6 +123,22 @@ class GlimpserCache(NamedTuple):
     mlp: MlpHalfCache
 
 
+def merges(config: HaltingVTConfig, patches: int) -> bool:
+    """Is it less work to multiply the two layers after temporal attention than to apply both? For ``patches`` a frame.
+
+    W₂ W₁ costs D³, each of the S·T patches of a clip then D² less. (Not a question of the batch: a clip must be
+    computed alike alone and in company.)
+    """
+    return patches * config.num_frames > config.width
+
+
+def _merged(scope: Scope, first: str, second: str) -> tuple[Array, Array]:
+    """Weight and bias of second(first(·)): W₂ W₁ and W₂ b₁ + b₂."""
+    (W1, b1), (W2, b2) = scope.pair(first), scope.pair(second)
+    bias, _ = scope.ops.linear.forward(b1.reshape(1, -1), W2, b2, keep=False)
+    return scope.ops.arrays.product(W2, W1), bias.reshape(-1)
+
+
 def glimpser_forward(
     scope: Scope,
     config: HaltingVTConfig,
@@ -144,6 +161,7 @@ def glimpser_forward(
     selects = config.keep_rates[i] < 1
     fuses = selects and config.fuse_dropped
     few_ask = compact and selects and not fuses
+    merged = compact and not keep and not scope.tracing and gains is None and merges(config, S)
 
     def rows_of(gain: Array, repeats: int) -> Array:
         return np.repeat(gain.ravel(), repeats).astype(dtype)
@@ -151,13 +169,14 @@ def glimpser_forward(
     # 1. temporal attention along every patch's path, then temporal_fc, added to the patches (gain 0 keeps CLS as it is)
     paths, temporal_rows_cache = ops.gather.forward(x, order.patch_rows, keep=keep)  # [B·S·T, D]
     gain = None if gains is None else rows_of(gains.temporal, T)
+    names = f"{block}.temporal_norm1", f"{block}.temporal_attn"
     moved, _, temporal_cache = attention_half_forward(
-        scope, f"{block}.temporal_norm1", f"{block}.temporal_attn", paths, None, A, order.time_offsets, gain=gain
+        scope, *names, paths, None, A, order.time_offsets, gain=gain, project=not merged
     )
+    fc = f"{block}.temporal_fc"
+    layer = _merged(scope, f"{block}.temporal_attn.proj", fc) if merged else scope.pair(fc)
     moved, to_state_cache = ops.gather.forward(moved, order.from_time, keep=keep)  # [B·N, D]
-    x, temporal_fc_cache = ops.linear.forward(
-        moved, *scope.pair(f"{block}.temporal_fc"), x, order.is_patch.astype(dtype), keep=keep
-    )
+    x, temporal_fc_cache = ops.linear.forward(moved, *layer, x, order.is_patch.astype(dtype), keep=keep)
     scope.see(f"{block}.temporal_fc", x)
 
     # 2. spatial attention in every frame, a copy of CLS with its patches

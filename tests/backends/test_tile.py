@@ -137,7 +137,7 @@ def test_panels_hold_every_column_and_zeros(columns):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "D", "E"), [(0, 5, 7), (1, 3, 4), (300, 70, 50), (700, 130, 300)])
+@pytest.mark.parametrize(("n", "D", "E"), [(0, 5, 7), (1, 3, 4), (2, 130, 300), (300, 70, 50), (700, 130, 300)])
 def test_products_of_layers(dtype, n, D, E):
     rng = np.random.default_rng(n)
     x, weight, bias = whole(rng, n, E, dtype=dtype), whole(rng, D, E, dtype=dtype), whole(rng, D, dtype=dtype)

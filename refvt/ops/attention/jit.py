@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.host_jit import by_rows
 from refvt.backends.jit import exp2, kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, by_rows, copy_rows, max_rows, tile, turn, view
 from refvt.ops import Array
 
 TILES = 16  # of queries in one task of the forward pass, at most

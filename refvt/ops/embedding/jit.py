@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.host_jit import packable
 from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads, workspace
 from refvt.backends.products import Cut, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, span, take
-from refvt.backends.tile import ROWS
+from refvt.backends.tile import ROWS, packable
 from refvt.ops import Array
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.host_jit import copied, packable, scaled
+from refvt.backends.host_jit import copied, scaled
 from refvt.backends.jit import bell, kernel
 from refvt.backends.pool import workspace
-from refvt.backends.products import Cut, affine, grid, multiply, packed, room, weight_gradients
+from refvt.backends.products import Cut, affine, dots, few, grid, multiply, packed, room, weight_gradients
 from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS, copy_rows
+from refvt.backends.tile import ROWS, copy_rows, packable
 from refvt.ops import Array
 
 
@@ -71,17 +71,22 @@ def _widen(
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *hidden.shape)
-        panels = packed(weight[left:right].T, cut, space)
+        part, shift = weight[left:right], bias[left:right]
+        unpacked = few(x, weight)
+        panels = packed(part[: 0 if unpacked else right - left].T, cut, space)
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             corner = hidden[a:b, left:right]
             # 1. widen
-            multiply(x[a:b], panels, corner, bias[left:right], nothing, corner[:0])
+            if unpacked:
+                dots(x[a:b], part, corner, shift, nothing, corner[:0])
+            else:
+                multiply(x[a:b], panels, corner, shift, nothing, corner[:0])
             if len(before) > 0:
                 copy_rows(corner, before[a:b, left:right])
-            # 2. activate
-            for r in range(b - a):
-                row = corner[r]
+            # 2. activate; of a piece of a row of ``hidden`` it is known that it is contiguous, of one of ``corner`` not
+            for r in range(a, b):
+                row = hidden[r, left:right]
                 for j in range(len(row)):
                     _, tail = bell(row[j])
                     row[j] *= tail if row[j] < zero else one - tail
