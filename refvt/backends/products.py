@@ -95,7 +95,7 @@ def multiply(a: Array, panels: Array, c: Array, start: Array, gain: Array, base:
 
 @kernel
 def dots(a: Array, weight: Array, c: Array, start: Array, gain: Array, base: Array) -> None:
-    """c ← base + gain · (start + a weightᵀ) for a row or two: weights are read once, as they lie. As in ``multiply``."""
+    """c ← base + gain · (start + a weightᵀ) for a row or two, weights as they lie; as in ``multiply``."""
     one, zero = a.dtype.type(1), a.dtype.type(0)
     for j in range(len(weight)):
         right = weight[j]
@@ -112,7 +112,7 @@ def dots(a: Array, weight: Array, c: Array, start: Array, gain: Array, base: Arr
 @kernel
 def few(x: Array, weight: Array) -> bool:
     """Are these too few rows to pack the weight for?"""
-    return len(x) <= FEW and weight.strides[1] == weight.itemsize  # type: ignore[no-any-return]
+    return len(x) <= FEW and weight.strides[1] == weight.itemsize
 
 
 @kernel
