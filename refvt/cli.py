@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, backends.DeviceError) as error:
         return _fail(str(error), 2)
 
 

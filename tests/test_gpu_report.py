@@ -58,7 +58,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(pretended, tmp_path, m
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "## laws: DOES NOT HOLD" in page
     assert "RuntimeError: the device is lost" in page
-    assert page.count(": holds") == 4
+    assert page.count(": holds") == 6
 
 
 def test_what_failed_is_named(pretended, tmp_path):
@@ -70,6 +70,32 @@ def test_what_failed_is_named(pretended, tmp_path):
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "- failed: op-gelu: y: 3.00 of its budget" in page
     assert "- ambiguous: model-zero:" in page
+
+
+@pytest.mark.parametrize(("code", "errors"), [(0, 0), (9, 2)])
+def test_what_the_sanitizer_says(pretended, tmp_path, monkeypatch, code, errors):
+    """A program of that name which says what it is told to."""
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\necho =========   COMPUTE-SANITIZER\necho "$@" >> {tmp_path}/asked\n'
+        f"echo ========= ERROR SUMMARY: {errors} errors\nexit {code}\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    assert gpu_report.main(["--out", str(tmp_path / "report")]) == (1 if errors else 0)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert page.count(f"ERROR SUMMARY: {errors} errors.") == 2
+    assert page.count("- failed: output: COMPUTE-SANITIZER") == (2 if errors else 0)
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[1] for line in asked] == ["memcheck", "racecheck"]
+    assert all("golden verify --tiny --backend cuda" in line for line in asked)
+
+
+def test_the_sanitizer_is_left_out_where_it_is_not_installed(pretended, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_report.main(["--out", str(tmp_path / "report")]) == 0
+    assert "Left out: compute-sanitizer" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_without_a_gpu_one_sentence(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from typing import Any
 
 from refvt.ops import ROOMS, Operation
 
-__all__ = ["COLUMNS", "Backend", "Implementation", "Unavailable", "available", "default", "get"]
+__all__ = ["COLUMNS", "Backend", "DeviceError", "Implementation", "Unavailable", "available", "default", "get"]
 
 # column of the rooms, module with the moves on its arrays
 COLUMNS = {
@@ -30,6 +30,10 @@ COLUMNS = {
 
 class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
     """A backend of refvt that this machine cannot run; the message says what is missing."""
+
+
+class DeviceError(RuntimeError):
+    """A GPU that ran out of memory or stopped answering; the message says which, and what can be done."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class Backend:
         column, moves = COLUMNS[name]
         self.name = name
         self.arrays: ModuleType = import_module(moves)
-        # held around a whole run of the model: what the column's threads need (NumPy's own need nothing)
+        # held around a whole run of the model: what the column's threads need, what its device's errors mean
         self.session: Callable[[], AbstractContextManager[None]] = nullcontext
         if name == "jit":
             self.session = import_module("refvt.backends.team").session
             import_module("refvt.backends.pool").keep_freed_memory()
+        elif name == "cuda":
+            self.session = self.arrays.session
         self.operations: dict[str, Implementation] = {}
         for room in ROOMS:
             signatures = import_module(f"refvt.ops.{room}").OPERATIONS

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
+from refvt.backends import DeviceError
 from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, upload
 from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
+
+DLPACK_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+LEGACY_STREAM = 1  # DLPack's name for the default stream, on which all kernels run
 
 
 def from_numpy(array: Any, dtype: str | None = None) -> Array:
@@ -28,6 +34,24 @@ def to_numpy(array: Any) -> Array:
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
     return fill(empty(shape, dtype), 0)
+
+
+def write(x: Any, values: Any) -> None:
+    """x ← values, of the same shape, from the host or the device; x is contiguous."""
+    if x.size:
+        x.copy_to_device(upload(values, x.dtype).reshape(tuple(x.shape)))
+
+
+@kernel("f f x")
+def _add_scaled(total, x, factor):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < total.shape[0]:
+        total[i] += factor * x[i]
+
+
+def add_scaled(total: Array, x: Array, factor: float) -> None:
+    """total ← total + factor · x, of one shape, both contiguous."""
+    _add_scaled.each(total.size, total.reshape(-1), x.reshape(-1), total.dtype.type(factor))
 
 
 def columns(x: Array, start: int, stop: int) -> Array:
@@ -137,12 +161,61 @@ def wait() -> None:
 def on_device(array: Any) -> Array | None:
     """An array that lies on the device as the kernels take it, without a copy; None for anything else.
 
-    Any library's array will do that has ``__cuda_array_interface__`` (PyTorch, CuPy, JAX, numba). The work that fills
-    it is waited for, if it names its stream.
+    Any library's array will do that has ``__cuda_array_interface__`` (PyTorch, CuPy, JAX, numba) or speaks DLPack. The
+    work that fills it is waited for, if it names its stream.
     """
     if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
         return array  # type: ignore[no-any-return]
-    return cuda.as_cuda_array(array) if hasattr(array, "__cuda_array_interface__") else None
+    if hasattr(array, "__cuda_array_interface__"):
+        return cuda.as_cuda_array(array)  # type: ignore[no-any-return]
+    if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in DLPACK_DEVICES:
+        view: Array = cuda.from_cuda_array_interface(*_described(array), sync=False)
+        return view
+    return None
+
+
+def _described(array: Any) -> tuple[dict[str, Any], Any]:
+    """An array known by DLPack in the words of ``__cuda_array_interface__``, and what keeps its memory alive."""
+    from cuda.core.utils import StridedMemoryView
+
+    exported = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)
+    dtype, strides = np.dtype(exported.dtype), exported.strides
+    interface = {
+        "shape": tuple(exported.shape),
+        "typestr": dtype.str,
+        "data": (exported.ptr, exported.readonly),
+        "strides": None if strides is None else tuple(dtype.itemsize * stride for stride in strides),
+        "version": 3,
+    }
+    return interface, exported
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Held around work on the GPU: what its driver complains of is said in one sentence, as a DeviceError."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except Exception as error:
+        found = re.search(r"CUDA_ERROR_\w+", str(error))
+        if found is None:
+            raise
+        raise DeviceError(_complaint(found[0])) from error
+
+
+def _complaint(name: str) -> str:
+    if name != "CUDA_ERROR_OUT_OF_MEMORY":
+        return (
+            f"cuda: the GPU stopped answering ({name}): what lay in its memory is lost, and this process cannot use it "
+            "any more; start it anew"
+        )
+    try:
+        free, total = (size / 2**20 for size in cuda.current_context().get_memory_info())
+    except Exception:  # what is left to say does not depend on it
+        return "cuda: the GPU's memory is full: give fewer clips at once, or a smaller model"
+    room = f"{free:.0f} of {total:.0f} MiB are free"
+    return f"cuda: the GPU's memory is full ({room}): give fewer clips at once, or a smaller model"
 
 
 def check_clips(clips: Any, dtype: str) -> None:

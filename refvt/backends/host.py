@@ -32,6 +32,22 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
     return np.zeros(shape, dtype=dtype)
 
 
+def fill(x: Array, value: float) -> Array:
+    """Set every element; returns x."""
+    x[...] = value
+    return x
+
+
+def write(x: Array, values: Array) -> None:
+    """x ← values, of the same shape."""
+    x[...] = values
+
+
+def add_scaled(total: Array, x: Array, factor: float) -> None:
+    """total ← total + factor · x, of one shape."""
+    total += total.dtype.type(factor) * x
+
+
 def columns(x: Array, start: int, stop: int) -> Array:
     """x[:, start:stop] as a view: q, k and v are columns of one qkv, the halting logit is column 0 of the state."""
     return x[:, start:stop]

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 
 from refvt.backends.host import (
+    add_scaled,
     add_to_column,
     columns,
+    fill,
     from_numpy,
     join_columns,
     join_rows,
     on_device,
     to_numpy,
     wait,
+    write,
     zeros,
 )
 from refvt.backends.jit import kernel
@@ -24,9 +27,11 @@ from refvt.ops import Array
 
 __all__ = [
     "add",
+    "add_scaled",
     "add_to_column",
     "columns",
     "copied",
+    "fill",
     "from_numpy",
     "join_columns",
     "join_rows",
@@ -35,6 +40,7 @@ __all__ = [
     "scaled",
     "to_numpy",
     "wait",
+    "write",
     "zeros",
 ]
 

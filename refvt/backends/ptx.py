@@ -41,6 +41,7 @@ def every_kernel(itemsize: int = 4) -> list[Kernel]:
     for room in ROOMS:
         import_module(f"refvt.ops.{room}.cuda")
     import_module("refvt.backends.device")
+    import_module("refvt.training.optimisers_cuda")
     attention = import_module("refvt.ops.attention.cuda").kernels(HEAD_WIDTH, itemsize)
     own = (attention.forward, attention.backward_queries, attention.backward_keys)
     others = [k for k in KERNELS if not re.fullmatch(r"attention\..*_\d+", k.name)]

@@ -179,10 +179,9 @@ def _verify_training(
     """
     assert case.config is not None
     model = HaltingVT(HaltingVTConfig(**case.config), _under(arrays, "start/"), backend=backend, dtype=dtype)
-    moves = backends.get(backend).arrays
-    start = {name: np.asarray(moves.to_numpy(value)) for name, value in model.parameters.items()}
-    shapes = {name: value.shape for name, value in start.items()}
-    parameters, gradients = Vector(shapes, dtype).set(start), Vector(shapes, dtype)
+    shapes = {name: tuple(value.shape) for name, value in model.parameters.items()}
+    parameters, gradients = Vector(shapes, dtype, backend).set(model.parameters), Vector(shapes, dtype, backend)
+    model.parameters, moves = parameters.arrays, parameters.moves
     rate, settings = case.settings["rate"], {"weight_decay": case.settings["weight_decay"]}
     settings["epsilon"] = case.settings["adam_epsilon"]
     adamw = Adam(parameters, without_decay(shapes, norms_and_biases=False), **settings)
@@ -191,13 +190,12 @@ def _verify_training(
     losses: list[float] = []
     decided: dict[str, list[Array]] = {name: [] for name in _under(arrays, "decisions/")}
     for _ in arrays["losses"]:
-        model.parameters = {name: moves.from_numpy(value, dtype) for name, value in parameters.arrays.items()}
-        loss, found = model.loss_and_gradients(*targets, **weights)
-        gradients.set({name: moves.to_numpy(value) for name, value in found.items()})
+        loss, found = model.loss_and_gradients(*targets, **weights, arrays="device")
+        gradients.set(found)
         if case.settings["optimiser"] == "adamw":
             adamw.step(gradients, rate)
         else:
-            parameters.vector -= rate * gradients.vector
+            moves.add_scaled(parameters.vector, gradients.vector, -rate)
         losses.append(loss.total)
         own = loss.output.decisions
         assert own.kept is not None
@@ -211,7 +209,7 @@ def _verify_training(
         hold(f"decisions.{name}", np.stack(choices), f"decisions/{name}")
     hold("losses", np.array(losses), "losses")
     for name, value in parameters.arrays.items():
-        hold(f"final {name}", value, f"final/{name}")
+        hold(f"final {name}", moves.to_numpy(value), f"final/{name}")
 
 
 def _differing(free: Decisions, forced: Decisions) -> list[tuple[str, int]]:

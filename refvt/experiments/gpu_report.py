@@ -1,4 +1,4 @@
-"""Everything a GPU is asked in one go: golden cases, laws and times, in a few minutes, left as a file.
+"""Everything a GPU is asked in one go: golden cases, laws, memory and times, in a few minutes, left as a file.
 
     python -m refvt.experiments.gpu_report --out gpu-report
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,10 @@ BENCHES = {  # arguments of refvt bench: the two extremes, nothing halts and nea
 }
 
 
+SANITIZERS = ("memcheck", "racecheck")
+SANITIZER_SECONDS = 240  # a kernel runs ten to a hundred times slower there
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all parts; 0 if all of them hold, 1 if not, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -56,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "golden cases, float32": partial(_golden, "float32"),
         "laws": partial(_laws, options.examples),
     }
+    for tool in SANITIZERS:
+        parts[f"compute-sanitizer, {tool}"] = partial(_sanitized, tool)
     for name, asked in BENCHES.items():
         parts[name] = partial(_bench, [*asked, "--repeats", str(options.repeats)])
     report: dict[str, Any] = {
@@ -144,6 +152,19 @@ def _hold(law: Law, op: Computes, strategy: Any, examples: int) -> None:
     holds()
 
 
+def _sanitized(tool: str) -> dict[str, Any]:
+    """The tiny golden cases once more under a tool that watches every access to memory, in a process of its own."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return {"holds": True, "left_out": "compute-sanitizer (of the CUDA toolkit) is not installed"}
+    asked = ["-m", "refvt", "golden", "verify", "--tiny", "--backend", "cuda", "--dtype", "float32"]
+    watched = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, *asked]
+    done = subprocess.run(watched, capture_output=True, text=True, timeout=SANITIZER_SECONDS, check=False)
+    lines = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")]
+    found = {"holds": done.returncode == 0, "summary": lines[-1] if lines else done.stderr.strip()[-500:]}
+    return found if found["holds"] else {**found, "failed": {"output": "\n".join(lines[:40])}}
+
+
 def _bench(arguments: Sequence[str]) -> dict[str, Any]:
     """``refvt bench --backend cuda`` with its tables."""
     parser = argparse.ArgumentParser()
@@ -186,6 +207,10 @@ def _markdown(report: dict[str, Any]) -> str:
             lines += [part["error"], "", "```", part["traceback"].rstrip(), "```"]
         elif "bench" in part:
             lines += _below(part["markdown"])
+        elif "left_out" in part:
+            lines.append(f"Left out: {part['left_out']}.")
+        elif "summary" in part:
+            lines.append(f"{part['summary']}.")
         elif "laws" in part:
             lines.append(f"{part['laws']} laws, {part['examples_each']} examples each.")
         else:

@@ -107,9 +107,9 @@ class HaltingVT:
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
         check_parameters(parameters, config)
-        self.parameters: dict[str, Array] = {
-            name: self._ops.arrays.from_numpy(np.array(value), dtype) for name, value in parameters.items()
-        }
+        from_numpy = self._ops.arrays.from_numpy
+        with self._ops.session():
+            self.parameters: dict[str, Array] = {n: from_numpy(np.array(v), dtype) for n, v in parameters.items()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to a ``.safetensors`` or ``.npz`` file, whole or not at all."""
@@ -149,7 +149,7 @@ class HaltingVT:
                 kept=forced.kept,
                 halting_layer=forced.halting_layer,
             )
-        return self._output(result, full_ponder, bring)
+            return self._output(result, full_ponder, bring)
 
     def loss_and_gradients(
         self,
@@ -205,7 +205,7 @@ class HaltingVT:
             loss = self._loss_and_backward(
                 scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing), bring
             )
-        return loss, {name: bring(scope.gradients[name]) for name in self.parameters}
+            return loss, {name: bring(scope.gradients[name]) for name in self.parameters}
 
     def trace(
         self,
@@ -262,9 +262,9 @@ class HaltingVT:
             elif cache is not None and labels is not None:
                 weights = (ponder_weight, motion_weight, label_smoothing)
                 self._loss_and_backward(scope, result, cache, labels, motion_labels, weights, self._bring("numpy"))
-        for name, gradient in scope.gradients.items():
-            see(f"d({name})" if name in self.parameters else name, gradient)
-        return Trace(tensors, self._output(result, True, self._bring("numpy")))
+            for name, gradient in scope.gradients.items():
+                see(f"d({name})" if name in self.parameters else name, gradient)
+            return Trace(tensors, self._output(result, True, self._bring("numpy")))
 
     def _bring(self, arrays: str) -> Callable[[Array], Array]:
         """What is done to results before they are handed out: brought to main memory, or left where they are."""
@@ -350,13 +350,15 @@ class HaltingVT:
         if tuple(clips.shape)[1:] != (c.channels, c.num_frames, *c.image_size):
             raise ValueError(f"clips: expected {expected}, got shape {list(clips.shape)}")
         if on_device is not None:
-            self._ops.arrays.check_clips(clips, self.dtype)
+            with self._ops.session():
+                self._ops.arrays.check_clips(clips, self.dtype)
             return clips
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             clips = np.ascontiguousarray(clips, dtype=self.dtype)
         if not np.isfinite(clips).all():
             raise ValueError(f"clips: expected finite numbers in {self.dtype}, got NaN or infinite values")
-        array: Array = self._ops.arrays.from_numpy(clips, self.dtype)
+        with self._ops.session():
+            array: Array = self._ops.arrays.from_numpy(clips, self.dtype)
         return array
 
     def _checked_labels(self, labels: Array, motion_labels: Array | None, B: int) -> tuple[Array, Array | None]:

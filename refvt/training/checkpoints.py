@@ -62,7 +62,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vector, optimiser: Adam) -> None:
     """Write the checkpoint of a run, whole or not at all."""
     groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
-    tensors = {f"{group}/{name}": a for group, vector in groups.items() for name, a in vector.arrays.items()}
+    tensors = {
+        f"{g}/{name}": vector.moves.to_numpy(a) for g, vector in groups.items() for name, a in vector.arrays.items()
+    }
     state = {"format": FORMAT, "recipe": recipe.as_dict(), "progress": asdict(progress)}
     write_whole(path, safetensors.numpy.save(tensors, {KEY: json.dumps(state)}))
 
@@ -97,12 +99,12 @@ def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Ad
             for group, vector in groups.items():
                 for name, array in vector.arrays.items():
                     value = file.get_tensor(f"{group}/{name}")
-                    if value.shape != array.shape or value.dtype != array.dtype:
+                    if value.shape != tuple(array.shape) or value.dtype != array.dtype:
                         expected = f"{array.dtype} {list(array.shape)}"
                         raise CheckpointError(
                             f"{path}: {group}/{name}: expected {expected}, got {value.dtype} {list(value.shape)}"
                         )
-                    array[...] = value
+                    vector.moves.write(array, value)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     optimiser.steps = progress.steps

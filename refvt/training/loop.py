@@ -135,9 +135,9 @@ class _Run:
 
         self.model = HaltingVT(recipe.config, parameters or start_of(recipe, dtype), backend=backend, dtype=dtype)
         shapes = parameter_shapes(recipe.config)
-        self.parameters = Vector(shapes, dtype).set(self.model.parameters)
+        self.parameters = Vector(shapes, dtype, self.model.backend).set(self.model.parameters)
         self.model.parameters = self.parameters.arrays  # they are moved in place from now on
-        self.gradients = Vector(shapes, dtype)
+        self.gradients = Vector(shapes, dtype, self.model.backend)
         self.optimiser = Adam(
             self.parameters,
             without_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
@@ -165,7 +165,7 @@ class _Run:
         # everybody starts where rank 0 stands
         self.done = self.optimiser.steps = self.ranks.from_first(self.done)
         for part in (self.parameters, self.optimiser.m, self.optimiser.v):
-            part.vector[...] = self.ranks.from_first(part.vector)
+            part.moves.write(part.vector, self.ranks.from_first(part.numpy()))
         self._started = time.monotonic()
         self._file = None
         if self.ranks.rank == 0:
@@ -228,7 +228,7 @@ class _Run:
     def _step(self, step: int, share: Iterable[MicroBatch], bar: Bar) -> dict[str, Any]:
         """One step on this rank's micro-batches and everybody's gradients; returns the line of the log."""
         recipe, gradients = self.recipe, self.gradients
-        gradients.vector[:] = 0
+        gradients.clear()
         ponder_weight = ponder_weight_at(step, self.per_epoch, recipe.ponder_weight, recipe.ponder_warmup_epochs)
         # clips; then sums over clips: loss, recognition, ponder, motion, right answers, GFLOPs, tokens of every layer
         sums = np.zeros(7 + recipe.config.joint_depth)
@@ -246,22 +246,25 @@ class _Run:
                 recipe.label_smoothing,
                 drop_path=recipe.drop_path,
                 rng=generator(recipe, "drop path", step, batch.number),
+                arrays="device",  # gradients stay where they are added up
             )
             if not np.isfinite(loss.total):
                 raise TrainingError(f"the loss of step {step + 1} is {loss.total}")
             n, out = batch.size, loss.output
-            for name, gradient in found.items():
-                gradients.arrays[name] += n * gradient  # a mean over clips becomes a sum, and below a mean again
+            gradients.add(found, n)  # a mean over clips becomes a sum, and below a mean again
             losses = [n * x for x in (loss.total, loss.recognition, loss.ponder, loss.motion)]
             # right answers and cost are those of the moving clips: their twins would flatter both
-            own = _sums(out.logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])
+            logits = gradients.moves.to_numpy(out.logits)
+            own = _sums(logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])
             sums += [n, *losses, *own]
-        self.ranks.add_up(gradients.vector)
+        if self.ranks.size > 1:
+            everybodys = gradients.numpy()
+            self.ranks.add_up(everybodys)
+            gradients.moves.write(gradients.vector, everybodys)
         self.ranks.add_up(sums)
         if sums[0] == 0:
             raise TrainingError(f"none of the clips of step {step + 1} can be read")
-        gradients.vector /= sums[0]
-        norm = global_norm(gradients)
+        norm = global_norm(gradients) / sums[0]
         if not np.isfinite(norm):
             raise TrainingError(f"the gradients of step {step + 1} have the norm {norm}")
         rate = rate_at(
@@ -273,7 +276,7 @@ class _Run:
             recipe.warmup_start,
             recipe.rate_by,
         )
-        self.optimiser.step(gradients, rate, clip_scale(norm, recipe.clip_norm))
+        self.optimiser.step(gradients, rate, clip_scale(norm, recipe.clip_norm) / sums[0])
         total, recognition, ponder, motion, right, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
         return {
             "step": step + 1,

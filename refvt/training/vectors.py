@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Self
 
-import numpy as np
-
+from refvt import backends
 from refvt.ops import Array
 
 __all__ = ["Vector"]
@@ -20,11 +19,14 @@ __all__ = ["Vector"]
 class Vector:
     """``arrays`` by name, C-contiguous views of ``vector`` [n], one after another in the order of ``shapes``.
 
-    What is written into either is seen in both.
+    What is written into either is seen in both. They lie where the arrays of ``backend`` lie: in main memory, or on the
+    GPU.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-        self.vector: Array = np.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, backend: str = "jit") -> None:
+        self.shapes, self.backend = dict(shapes), backend
+        self.moves = backends.get(backend).arrays
+        self.vector: Array = self.moves.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
         self.arrays: dict[str, Array] = {}
         self.places: dict[str, slice] = {}
         start = 0
@@ -36,5 +38,19 @@ class Vector:
     def set(self, values: Mapping[str, Array]) -> Self:
         """Copy arrays of the same names and shapes in. KeyError for a missing name."""
         for name, array in self.arrays.items():
-            array[...] = values[name]
+            self.moves.write(array, values[name])
         return self
+
+    def clear(self) -> None:
+        """All numbers 0."""
+        self.moves.fill(self.vector, 0)
+
+    def add(self, values: Mapping[str, Array], factor: float) -> None:
+        """Add ``factor`` times arrays of the same names and shapes, which lie where this vector lies."""
+        for name, array in self.arrays.items():
+            self.moves.add_scaled(array, values[name], factor)
+
+    def numpy(self) -> Array:
+        """The vector in main memory: itself if it lies there, else a copy."""
+        array: Array = self.moves.to_numpy(self.vector)
+        return array

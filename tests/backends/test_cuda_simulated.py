@@ -7,7 +7,9 @@ The variable must be set before numba is imported, so this is a run of its own. 
 nothing of memory that is read while it is written, of registers or of speed: a GPU has the last word.
 """
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -21,7 +23,11 @@ from refvt.conformance.host import on_host
 from refvt.conformance.laws import laws_of
 from refvt.conformance.strategies import inputs_for
 from refvt.conformance.verify import verify_case
+from refvt.model.checkpoints import read_checkpoint
 from refvt.ops import operations
+from refvt.training import Recipe, TrainingError, train
+from refvt.training.optimisers import Adam, global_norm
+from refvt.training.vectors import Vector
 from tests.cudasim import prepare
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -158,6 +164,141 @@ def test_moves_are_those_of_the_host(cuda):
     assert not moves.to_numpy(moves.zeros((2, 3), "float32")).any()
     with pytest.raises(TypeError, match="expected a device array of float32"):
         moves.from_numpy(there, "float32")
+
+
+def test_arrays_known_by_dlpack_alone(cuda, monkeypatch):
+    """What numba-cuda is told of them; its memory is the host's here, and the device it names is made up."""
+    device = cuda.arrays
+
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack_device__(self):
+            return 2, 0  # kDLCUDA
+
+        def __dlpack__(self, **settings):
+            return self.array.__dlpack__()
+
+    taken = []
+    monkeypatch.setattr(
+        device.cuda, "from_cuda_array_interface", lambda *found, sync: taken.append(found) or "view", raising=False
+    )
+    wide = np.arange(24, dtype=np.float32).reshape(4, 6)
+    for array in (wide, wide[:, 1:3]):
+        assert device.on_device(Foreign(array)) == "view"
+        interface, owner = taken.pop()
+        mine = array.__array_interface__
+        strides = mine["strides"] or (24, 4)
+        assert interface["shape"] == mine["shape"]
+        assert interface["typestr"] == mine["typestr"]
+        assert interface["data"][0] == mine["data"][0]
+        assert (interface["strides"] or strides) == strides
+        assert owner is not None
+    assert device.on_device(wide) is None  # in main memory
+    assert not taken
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY", "cuda: the GPU's memory is full.*: give fewer clips at once, or a smaller model"),
+        ("CUDA_ERROR_LAUNCH_FAILED", r"cuda: the GPU stopped answering \(CUDA_ERROR_LAUNCH_FAILED\)"),
+    ],
+)
+def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_path, name, said):
+    model, clips = small
+    batch = clips, np.array([1]), np.array([1])
+
+    def broken(*_):
+        raise RuntimeError(f"[2] Call to cuMemAlloc results in {name}")
+
+    monkeypatch.setattr("refvt.ops.tokens.cuda.empty", broken)
+    for run in (lambda: model(clips), lambda: model.loss_and_gradients(*batch), lambda: model.trace(clips)):
+        with pytest.raises(backends.DeviceError, match=said):
+            run()
+    with pytest.raises(TrainingError, match=said + ".*no checkpoint had been written yet"):
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+    monkeypatch.setattr("refvt.backends.device.upload", broken)
+    with pytest.raises(backends.DeviceError, match=said):
+        HaltingVT(model.config, backend="cuda")
+    monkeypatch.setattr("refvt.backends.device.upload", lambda *_: [][0])
+    with pytest.raises(IndexError):  # a mistake of ours stays what it is
+        HaltingVT(model.config, backend="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_the_optimiser_moves_as_on_the_host(cuda, decoupled, dtype):
+    shapes, rng = {"cls_token": (1, 1, 3), "head.weight": (4, 3), "head.bias": (4,)}, np.random.default_rng(6)
+    start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    sides = []
+    for backend in ("cuda", "jit"):
+        parameters = Vector(shapes, dtype, backend).set(start)
+        sides.append((parameters, Vector(shapes, dtype, backend), Adam(parameters, {"cls_token"}, decoupled, 0.1)))
+    for t in (1, 2, 3):
+        values = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+        for _, gradients, adam in sides:
+            gradients.clear()
+            gradients.add({name: gradients.moves.from_numpy(value) for name, value in values.items()}, 2)
+            assert global_norm(gradients) == pytest.approx(
+                2 * np.sqrt(sum(float((v.astype(float) ** 2).sum()) for v in values.values())),
+                rel=float(20 * np.finfo(dtype).eps),
+            )
+            adam.step(gradients, 0.1 / t, 0.3)
+    (mine, _, mine_adam), (theirs, _, theirs_adam) = sides
+    allowed = 100 * np.finfo(dtype).eps  # three steps of a dozen roundings, of numbers of order one
+    for a, b in ((mine, theirs), (mine_adam.m, theirs_adam.m), (mine_adam.v, theirs_adam.v)):
+        assert not isinstance(a.vector, np.ndarray)
+        assert np.abs(a.numpy() - b.numpy()).max() <= allowed
+        assert np.array_equal(a.moves.to_numpy(a.arrays["head.weight"]).ravel(), a.numpy()[3:15])
+
+
+def test_training_is_that_of_the_host(small, tmp_path):
+    """Two steps, evaluations, and the checkpoint of one read by both."""
+    model, _ = small
+    recipe = recipe_of(model.config)
+    lines = {}
+    for backend in ("cuda", "jit"):
+        out = tmp_path / backend
+        data = Blinks(), Blinks()
+        train(recipe, *data, out, backend=backend, dtype="float64", log_every=1, progress=False)
+        lines[backend] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for mine, theirs in zip(lines["cuda"], lines["jit"], strict=True):
+        assert {k for k in mine if k != "seconds"} == {k for k in theirs if k != "seconds"}
+        for name in ("loss", "gradient_norm", "top1", "gflops"):
+            if name in mine:
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-9), name
+    ends = [read_checkpoint(tmp_path / backend / "model.safetensors") for backend in ("cuda", "jit")]
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(value, ends[1][name], rtol=0, atol=1e-9, err_msg=name)
+    # either goes on from the other's checkpoint
+    for backend in ("cuda", "jit"):
+        again = tmp_path / f"again-{backend}"
+        shutil.copytree(tmp_path / "cuda", again, ignore=shutil.ignore_patterns("model*"))
+        train(recipe, Blinks(), Blinks(), again, resume=True, backend=backend, dtype="float64", progress=False)
+        found = read_checkpoint(again / "model.safetensors")
+        assert all(np.array_equal(found[name], value) for name, value in ends[0].items())
+
+
+def recipe_of(config):
+    steps = {"epochs": 1, "batch": 1, "micro_batch": 1, "rate": 0.01, "clip_norm": 0.5, "static_twins": False}
+    return Recipe(config, "digits", **steps)
+
+
+class Blinks:
+    """Two clips of noise."""
+
+    num_classes, multi_label = 3, False
+
+    def __len__(self):
+        return 2
+
+    def clip(self, index, rng=None):
+        return np.random.default_rng(index).standard_normal((1, 2, 4, 4)).astype(np.float32)
+
+    def target(self, index):
+        return index % 3
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 20])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from refvt.backends import pool
-from refvt.training.optimisers import TILE, Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimisers import Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimisers_jit import TILE
 from refvt.training.vectors import Vector
 
 SHAPES = {
