@@ -13,7 +13,6 @@ Arrays, for one clip of T frames, each cut in patches of P × P pixels:
   kept[t, s] of frame t. A layer without any live token was never computed: the clip was done.
 """
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from refvt.data.sampling import whole
+from refvt.files import write_whole
 
 # What a patch is in a layer.
 ALIVE, DROPPED, HALTED, DONE = range(4)
@@ -60,7 +60,7 @@ def halting_picture(
     """
     clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
     encoded = iio.imwrite("<bytes>", _draw_picture(clip, title, note).pixels(), extension=".png", plugin="pillow")
-    _write_whole(Path(path), encoded)
+    write_whole(Path(path), encoded)
 
 
 def halting_gif(
@@ -87,7 +87,7 @@ def halting_gif(
     images = _with_256_colours(np.stack(steps))
     durations = [step] * clip.num_layers + [3 * step]
     encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
-    _write_whole(Path(path), encoded)
+    write_whole(Path(path), encoded)
 
 
 def halting_sheet(
@@ -141,7 +141,7 @@ def halting_sheet(
                 page.text(x + label + T * (side + gap) + 4, line_y + tall / 2, _number(clip.tokens[layer]), 9)
     _draw_legend(page, shown, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
     encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
-    _write_whole(Path(path), encoded)
+    write_whole(Path(path), encoded)
 
 
 def contact_sheet(
@@ -182,7 +182,7 @@ def contact_sheet(
             page.image(edge + label + t * (side + gap), y, _scaled(frame, side, tall))
         page.image(trail, y, _scaled(frames.max(axis=0), side, tall))
     encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
-    _write_whole(Path(path), encoded)
+    write_whole(Path(path), encoded)
 
 
 # ---- what is to be drawn
@@ -502,13 +502,3 @@ def _with_256_colours(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
         dithered = Image.fromarray(step).quantize(palette=chosen, dither=Image.Dither.FLOYDSTEINBERG)
         out[i] = np.asarray(dithered.convert("RGB"))
     return out
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

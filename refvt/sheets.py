@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
+from refvt.files import write_whole
 from refvt.plots import (
     _BLUE,
     _FAINT,
@@ -25,7 +26,6 @@ from refvt.plots import (
     _scaled,
     _with_256_colours,
     _wrap,
-    _write_whole,
 )
 
 __all__ = ["SheetClip", "following_picture", "halting_film", "halting_sheet"]
@@ -78,7 +78,7 @@ def halting_sheet(
             page.text(x, y_row + tall / 2 + 9, share and f"{share} alive", 9)
             for t, image in enumerate(images):
                 page.image(x + label + t * (cell + _GAP), y_row, _scaled(image, cell, tall))
-    _write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
+    write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
 
 
 def halting_film(
@@ -109,7 +109,7 @@ def halting_film(
         pages.append(page.pixels())
     step = 10 * max(1, round(milliseconds / 10))
     images = _with_256_colours(np.stack(pages))
-    _write_whole(
+    write_whole(
         Path(path), iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=[step] * T, loop=0)
     )
 
@@ -159,7 +159,7 @@ def following_picture(
             page.box(x, y + 18, side * share, 12, _BLUE)
     for i, line in enumerate(note_lines):
         page.text(_EDGE, bars + bar * len(groups) + 18 + 18 * i, line, 9.5, color=_FAINT)
-    _write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
+    write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
 
 
 # ---- what sheet and film share

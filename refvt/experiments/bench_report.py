@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from refvt.files import writing
+
 __all__ = ["as_markdown", "as_text", "machine", "publish", "say"]
 
 
@@ -171,13 +173,8 @@ def publish(report: dict[str, Any], options: argparse.Namespace) -> None:
     if options.growth is not None:
         made[options.growth] = lambda file: _draw_growth(report["growth"], report["environment"]["cpu"], file)
     for name, write in made.items():
-        place = Path(name)
-        part = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
+        with writing(name) as part:
             write(part)
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
     if options.json == "-":
         print(data)
     elif options.markdown == "-":

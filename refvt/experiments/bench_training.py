@@ -11,22 +11,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 import refvt
 from refvt import backends
 from refvt.backends import pool
 from refvt.experiments import bench_torch
+from refvt.experiments.bench_contestants import limited_threads
 from refvt.experiments.bench_report import machine
 from refvt.experiments.bench_timing import interleave, quartiles
 from refvt.experiments.profiles import profile_parameters
+from refvt.files import write_whole
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.parameters import initial_parameters
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLO
         print(f"refvt bench: warning: PyTorch left out: {why_not}", file=sys.stderr)
     threads, repeats = options.threads or pool.num_threads(), options.repeats or 9
     results = []
-    with _threads(threads, chosen, why_not is None):
+    with limited_threads(threads, chosen, why_not is None):
         for name in names:
             print(f"refvt bench: {name}: training step, {repeats} rounds", file=sys.stderr, flush=True)
             results.append(
@@ -96,23 +95,9 @@ def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLO
         print(text)
     else:
         if options.json is not None:
-            Path(options.json).write_text(text + "\n", encoding="utf-8")
+            write_whole(options.json, (text + "\n").encode())
         _print(results)
     return 0 if all(result["agreement"]["holds"] for result in results) else 1
-
-
-@contextmanager
-def _threads(number: int, chosen: list[str], with_torch: bool) -> Iterator[None]:
-    """The same number of threads for everybody."""
-    for name in chosen:
-        backends.get(name)  # loads the BLAS it uses, which can be limited only then
-    with ExitStack() as stack:
-        if with_torch:
-            stack.enter_context(bench_torch.threads(number))
-        stack.enter_context(threadpool_limits(number, user_api="blas"))
-        stack.callback(pool.set_num_threads, pool.num_threads())
-        pool.set_num_threads(number)
-        yield
 
 
 class RefvtStep:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from refvt import backends
 from refvt.experiments import bench, bench_torch
 from refvt.experiments.bench_gpu import device_description
 from refvt.experiments.bench_report import machine
+from refvt.files import write_whole
 from refvt.ops.laws import Computes, Law
 
 __all__ = ["main"]
@@ -179,16 +179,7 @@ def _bench(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _write(report: dict[str, Any], out: Path) -> None:
     for ending, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", _markdown(report))):
-        place = out.with_name(out.name + ending)
-        part = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            with open(part, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(out.with_name(out.name + ending), text.encode())
 
 
 def _markdown(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refvt.training.checkpoints import write_whole
+from refvt.files import write_whole
 
 __all__ = ["COLOURS", "Findings", "Spread", "Table", "as_markdown", "chart", "save_chart", "spread", "write"]
 

@@ -11,7 +11,6 @@ import io
 import math
 import os
 import pickletools
-import secrets
 import zipfile
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -22,6 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from refvt.files import writing
 from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
 from refvt.model.torch_pickle import MAX_PICKLE, interpret, shown
@@ -254,19 +254,11 @@ def save_parameters(parameters: Mapping[str, Array], path: str | os.PathLike[str
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise CheckpointError(f"{path}: {name}: expected an array of numbers of up to 64 bits, got {array.dtype}")
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            if path.suffix == ".safetensors":
-                file.write(safetensors.numpy.save(arrays))
-            else:
-                with zipfile.ZipFile(file, "w") as archive:
-                    for name, array in arrays.items():
-                        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                            np.lib.format.write_array(member, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path) as temporary:
+        if path.suffix == ".safetensors":
+            temporary.write_bytes(safetensors.numpy.save(arrays))
+            return
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)

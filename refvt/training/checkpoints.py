@@ -9,7 +9,6 @@ in the recipe and the step say all.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from typing import Any
 import safetensors
 import safetensors.numpy
 
+from refvt.files import write_whole
 from refvt.model.checkpoints import CheckpointError
 from refvt.training.optimisers import Adam
 from refvt.training.recipe import Recipe, difference
 from refvt.training.vectors import Vector
 
-__all__ = ["Progress", "read_progress", "read_state", "write_state", "write_whole"]
+__all__ = ["Progress", "read_progress", "read_state", "write_state"]
 
 FORMAT = 1
 KEY = "refvt.training"
@@ -38,25 +38,6 @@ class Progress:
     seconds: float
     clips: int
     dtype: str
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, rename: a file of that name is whole, old or new.
-
-    The temporary name is always the same, so that what a killed run left behind is overwritten by the next.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # the new name is on the disk only when the folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vector, optimiser: Adam) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from refvt.data.dataset import Dataset, UnreadableClipError
+from refvt.files import write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
 from refvt.ops import Array
@@ -34,7 +35,7 @@ from refvt.training.batches import (
     micro_batches,
     steps_per_epoch,
 )
-from refvt.training.checkpoints import Progress, read_progress, read_state, write_state, write_whole
+from refvt.training.checkpoints import Progress, read_progress, read_state, write_state
 from refvt.training.evaluation import Evaluation, records, summarise
 from refvt.training.optimisers import Adam, clip_scale, global_norm, without_decay
 from refvt.training.parallel import Alone, Ranks
