@@ -97,7 +97,8 @@ def _draw_digits(
     for k, name in enumerate(data.names):
         i = int(np.flatnonzero(classes == k)[0])
         said = int(logits[i].argmax())
-        title = f"true: {name}    predicted: {data.names[said]} ({probability[i, said]:.0%})"
+        found = "recognised" if said == k else f"taken for {data.names[said]}"
+        title = f"{name}: {found} ({probability[i, said]:.0%})"
         shown.append(SheetClip(_bright(clips[i]), states[i], title, said == k))
     title = "One held-out clip of every class, and which patches the trained model computes"
     note = (
