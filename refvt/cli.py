@@ -370,12 +370,12 @@ def _flops(options: argparse.Namespace) -> int:
         if len(tokens) != L or tokens[0] != N or (np.diff(tokens) > 0).any() or tokens.min() < 0:
             raise ValueError(f"--tokens: expected {L} numbers that begin with {N} and never grow, got {options.tokens}")
     alive = np.arange(N) < tokens[:, None]  # CLS, token 0, lives as long as any
-    fixed = flops.fixed_multiply_adds(config)
+    fixed, really = flops.fixed_multiply_adds(config), flops.executed_fixed_multiply_adds(config)
     by_convention = flops.joint_multiply_adds(config, tokens)
     executed = flops.executed_joint_multiply_adds(config, alive[None])[0]
     report: dict[str, Any] = {
         "preset": options.preset,
-        "parts": {part: count / 1e9 for part, count in fixed.items()},
+        "parts": {part: {"gflops": fixed.get(part, 0) / 1e9, "executed": n / 1e9} for part, n in really.items()},
         "joint": [
             {"layer": i + 1, "tokens": int(n), "gflops": float(c) / 1e9, "executed": float(e) / 1e9}
             for i, (n, c, e) in enumerate(zip(tokens, by_convention, executed, strict=True))
@@ -391,11 +391,11 @@ def _flops(options: argparse.Namespace) -> int:
         return 0
     print(f"{options.preset}: 10⁹ multiply-adds of one clip")
     print(f"{'part':24s}{'tokens':>8s}{'convention':>12s}{'executed':>10s}")
-    for part, count in report["parts"].items():
-        print(f"{part:24s}{'':8s}{count:12.3f}{count:10.3f}")
+    for part, found in report["parts"].items():
+        print(f"{part:24s}{'':8s}{found['gflops']:12.3f}{found['executed']:10.3f}")
     for row in report["joint"]:
         print(f"joint layer {row['layer']:<12d}{row['tokens']:8d}{row['gflops']:12.3f}{row['executed']:10.3f}")
-    print(f"{'whole clip':32s}{report['gflops']:12.3f}{report['executed']:10.3f}  (executed: heads and scores too)")
+    print(f"{'whole clip':32s}{report['gflops']:12.3f}{report['executed']:10.3f}")
     if options.gflops is not None:
         print(
             f"{options.gflops} GFLOPs: on average {low:.1%} to {high:.1%} of the tokens are alive in the joint blocks"

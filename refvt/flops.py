@@ -19,6 +19,7 @@ from refvt.ops import Array
 
 __all__ = [
     "clip_gflops",
+    "executed_fixed_multiply_adds",
     "executed_joint_multiply_adds",
     "executed_multiply_adds",
     "fixed_multiply_adds",
@@ -71,33 +72,43 @@ def executed_joint_multiply_adds(config: HaltingVTConfig, alive: Array) -> Array
     return np.asarray(queries * per_query + keys * 2 * D * D + 2 * queries * keys * D)
 
 
+def executed_fixed_multiply_adds(config: HaltingVTConfig, training: bool = False) -> dict[str, int]:
+    """What compact execution spends on one clip outside the joint blocks, by part; see ``executed_multiply_adds``.
+
+    Parts whose names end in ``merged`` are spent once for a whole batch.
+    """
+    counts = fixed_multiply_adds(config)
+    sizes, T, D = config.patches_entering(), config.num_frames, config.width
+    for g, rate in enumerate(config.keep_rates):
+        S, kept, block = sizes[g], sizes[g + 1], f"blocks.{g}"
+        # temporal_fc runs over all rows of the state; CLS's row is multiplied and then dropped by its gain of zero
+        counts[f"{block}.temporal_fc"] += D * D
+        if not training and merges(config, S):  # the projection is part of temporal_fc then
+            counts[f"{block}.temporal_attn"] -= S * T * D * D
+            counts[f"{block}.merged"] = D**3 + D * D
+        if rate < 1:
+            # the scores are formed once more, for the CLS row of every frame; fusing adds a sum, and where nothing is
+            # fused only CLS (twice) and the kept patches have a query and a projection
+            counts[f"{block}.scores"] = T * (1 + S) * D
+            if config.fuse_dropped:
+                counts[f"{block}.fused"] = T * S * D
+            else:
+                counts[f"{block}.attn"] += T * D * D - T * (S - kept) * (2 * D * D + 2 * (1 + S) * D)
+    counts["heads"] = D * (config.num_classes + 2)
+    return counts
+
+
 def executed_multiply_adds(config: HaltingVTConfig, alive: Array, training: bool = False) -> Array:
     """Multiply-adds compact execution spends on each clip, heads included. alive [B, L, N'] → int64 [B].
 
     training: of a forward pass that is followed by a backward pass. What is done once for the whole batch, the product
     of two weights, counts with its first clip.
     """
-    heads = config.width * (config.num_classes + 2)
-    # temporal_fc runs over all rows of the state; CLS's row is multiplied and then dropped by its gain of zero
-    cls_rows = config.glimpser_depth * config.width**2
-    # the scores of a selecting Glimpser block are formed once more, for the CLS row of every frame; fusing adds a sum,
-    # and where nothing is fused only CLS (twice) and the kept patches have a query and a projection
-    sizes, selection = config.patches_entering(), 0
-    T, D = config.num_frames, config.width
-    for g, rate in enumerate(config.keep_rates):
-        if rate < 1:
-            selection += T * (1 + sizes[g]) * D
-            if config.fuse_dropped:
-                selection += T * sizes[g] * D
-            else:
-                selection += T * D * D - T * (sizes[g] - sizes[g + 1]) * (2 * D * D + 2 * (1 + sizes[g]) * D)
-    fixed = sum(fixed_multiply_adds(config).values()) + heads + cls_rows + selection
-    counts = np.asarray(fixed + executed_joint_multiply_adds(config, alive).sum(axis=1))
-    for g in range(config.glimpser_depth):
-        if not training and merges(config, sizes[g]):
-            counts -= sizes[g] * T * D * D
-            counts[:1] += D**3 + D * D
-    return counts
+    parts = executed_fixed_multiply_adds(config, training)
+    once = sum(count for part, count in parts.items() if part.endswith("merged"))
+    counts = executed_joint_multiply_adds(config, alive).sum(axis=1) + (sum(parts.values()) - once)
+    counts[:1] += once
+    return np.asarray(counts)
 
 
 def implied_share(config: HaltingVTConfig, gflops: float) -> tuple[float, float]:

@@ -81,8 +81,14 @@ def test_dense_execution_computes_every_token_in_every_layer():
     alive = np.ones((2, L, N), dtype=bool)
     compact = bench.multiply_adds(TINY, alive, compact=True, train=True, torch=False) // 3
     dense = bench.multiply_adds(TINY, alive, compact=False, train=False, torch=False)
-    # all live: what compact execution saves is the patches' queries, projections and MLPs in the last block
-    assert dense - compact == 2 * (N - 1) * (2 * D * D + 2 * D * F + 2 * N * D)
+    # all live: what compact execution saves is the patches' queries, projections and MLPs in the last block, and the
+    # queries and projections of the patches that a Glimpser block drops, where CLS is asked twice
+    last_block = (N - 1) * (2 * D * D + 2 * D * F + 2 * N * D)
+    sizes, T = TINY.patches_entering(), TINY.num_frames
+    selecting = [g for g, rate in enumerate(TINY.keep_rates) if rate < 1]
+    assert selecting
+    dropped = sum(T * (sizes[g] - sizes[g + 1]) * (2 * D * D + 2 * (1 + sizes[g]) * D) - T * D * D for g in selecting)
+    assert dense - compact == 2 * (last_block + dropped)
     torch = bench.multiply_adds(TINY, alive, compact=False, train=False, torch=True)
     assert dense - torch == 2 * TINY.glimpser_depth * D * D
     assert bench.multiply_adds(TINY, alive, compact=False, train=True, torch=False) == 3 * dense

@@ -1,8 +1,10 @@
 """A file is the old one or the whole new one, whatever happens in between."""
 
+import os
+
 import pytest
 
-from refvt.files import write_whole, writing
+from refvt.files import left_behind, write_whole, writing
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -34,13 +36,36 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path):
-    with writing(tmp_path / "page.md") as temporary:
-        temporary.write_bytes(b"")
-    temporary.write_bytes(b"left behind, and longer than what follows")
+def test_two_writers_do_not_meet(tmp_path):
+    place = tmp_path / "page.md"
+    with writing(place) as mine:
+        mine.write_bytes(b"half of mi")
+        write_whole(place, b"theirs")
+        assert place.read_bytes() == b"theirs"
+        mine.write_bytes(b"mine")
+    assert place.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_what_killed_processes_leave_can_be_found(tmp_path):
     write_whole(tmp_path / "page.md", b"new")
-    assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
-    assert (tmp_path / "page.md").read_bytes() == b"new"
+    assert left_behind(tmp_path) == []
+    with writing(tmp_path / "page.md") as temporary:
+        temporary.write_bytes(b"half")
+        assert left_behind(tmp_path) == [temporary]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
+def test_a_pipe_stays_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, b"said")
+        assert os.read(reader, 10) == b"said"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):

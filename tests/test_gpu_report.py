@@ -1,6 +1,7 @@
 """The report of a GPU, on a machine without one: its parts are replaced, its shape is what is tested."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,18 @@ def test_what_the_sanitizer_says(pretended, tmp_path, monkeypatch, code, errors)
     asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
     assert [line.split()[1] for line in asked] == ["memcheck", "racecheck"]
     assert all("golden verify --tiny --backend cuda" in line for line in asked)
+
+
+def test_a_sanitizer_that_does_not_end_is_ended(pretended, tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/child\nwait\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpu_report, "SANITIZER_SECONDS", 0.5)
+    assert gpu_report.main(["--out", str(tmp_path / "report")]) == 0
+    assert "Left out: it was not done after 0.5 s" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 def test_the_sanitizer_is_left_out_where_it_is_not_installed(pretended, tmp_path, monkeypatch):

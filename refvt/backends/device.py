@@ -16,6 +16,27 @@ from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
 
 DLPACK_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+FULL = "CUDA_ERROR_OUT_OF_MEMORY"
+COMPLAINTS = {FULL} | {  # and those after which a process has lost its GPU
+    f"CUDA_ERROR_{name}"
+    for name in (
+        "ASSERT",
+        "CONTEXT_IS_DESTROYED",
+        "DEVICE_UNAVAILABLE",
+        "ECC_UNCORRECTABLE",
+        "HARDWARE_STACK_ERROR",
+        "ILLEGAL_ADDRESS",
+        "ILLEGAL_INSTRUCTION",
+        "INVALID_ADDRESS_SPACE",
+        "INVALID_PC",
+        "LAUNCH_FAILED",
+        "LAUNCH_TIMEOUT",
+        "MISALIGNED_ADDRESS",
+        "NVLINK_UNCORRECTABLE",
+        "SYSTEM_NOT_READY",
+        "UNKNOWN",
+    )
+}
 LEGACY_STREAM = 1  # DLPack's name for the default stream, on which all kernels run
 
 
@@ -199,13 +220,13 @@ def session() -> Iterator[None]:
         raise
     except Exception as error:
         found = re.search(r"CUDA_ERROR_\w+", str(error))
-        if found is None:
-            raise
+        if found is None or found[0] not in COMPLAINTS:
+            raise  # a driver that is too old, a mistake of ours: what it says itself is of more use
         raise DeviceError(_complaint(found[0])) from error
 
 
 def _complaint(name: str) -> str:
-    if name != "CUDA_ERROR_OUT_OF_MEMORY":
+    if name != FULL:
         return (
             f"cuda: the GPU stopped answering ({name}): what lay in its memory is lost, and this process cannot use it "
             "any more; start it anew"

@@ -95,7 +95,10 @@ def multiply(a: Array, panels: Array, c: Array, start: Array, gain: Array, base:
 
 @kernel
 def dots(a: Array, weight: Array, c: Array, start: Array, gain: Array, base: Array) -> None:
-    """c ← base + gain · (start + a weightᵀ) for a row or two, weights as they lie; as in ``multiply``."""
+    """c ← base + gain · (start + a weightᵀ) for a row or two, weights as they lie; as in ``multiply``.
+
+    A vector of partial sums is added up, so the last bit may differ from what a tile gives for the same row.
+    """
     one, zero = a.dtype.type(1), a.dtype.type(0)
     for j in range(len(weight)):
         right = weight[j]
@@ -170,9 +173,9 @@ def affine(
     space = (room(cut, *weight.shape), x.dtype)
     nothing = np.empty(0, x.dtype)
     epilogue = (
-        nothing if bias is None else np.ascontiguousarray(bias),
-        nothing.reshape(0, 0) if residual is None else by_rows(residual),
-        nothing if gain is None else gain,
+        nothing if bias is None else np.ascontiguousarray(bias, x.dtype),
+        nothing.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
+        nothing if gain is None else gain.astype(x.dtype, copy=False),
     )
     run(_affine, cut[0] * cut[1], x, weight, *epilogue, cut, y, space=space)
     return y

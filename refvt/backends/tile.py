@@ -109,7 +109,7 @@ class _Epilogue:
         # the rows of an absent gain all read this
         self.one = cgutils.alloca_once_value(builder, ir.Constant(real, 1.0))
 
-    def there(self, part: _View | None) -> Any:
+    def has(self, part: _View | None) -> Any:
         if part is None:
             return ir.IntType(1)(0)
         return self.builder.icmp_signed(">", part.shape[0], _WORD(0))
@@ -119,7 +119,7 @@ class _Epilogue:
         if self.gain is None:
             return self.builder.load(self.one)
         place = self.gain.number(self.gain.row(i))
-        return self.builder.load(self.builder.select(self.there(self.gain), place, self.one))
+        return self.builder.load(self.builder.select(self.has(self.gain), place, self.one))
 
 
 def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vectors: int, size: int) -> None:
@@ -137,22 +137,22 @@ def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vecto
         there = builder.icmp_signed("<", _WORD(i), rows)
         starts.append(a.row(builder.select(there, _WORD(i), last)))
 
-    # where the sums begin: at ``start`` if all columns are there, else at zero
+    # where the sums begin: at ``start``, which at the right edge is filled up to whole vectors first
     zero = ir.Constant(vector, [0.0] * lanes)
     whole = builder.icmp_signed("==", columns, _WORD(vectors * lanes))
     first_sums = [zero] * vectors
     if after.start is not None:
-        begin = builder.block
-        with builder.if_then(builder.and_(whole, after.there(after.start))):
-            loaded = [
-                _load(builder, builder.gep(after.start.data, [_WORD(j * VECTOR)]), vector, size) for j in range(vectors)
-            ]
-            there_block = builder.block
+        filled = cgutils.alloca_once(builder, vector, vectors)
         for j in range(vectors):
-            phi = builder.phi(vector)
-            phi.add_incoming(zero, begin)
-            phi.add_incoming(loaded[j], there_block)
-            first_sums[j] = phi
+            builder.store(zero, builder.gep(filled, [_WORD(j)]))
+        source = after.start.number(after.start.data)
+        numbers = builder.bitcast(filled, source.type)
+        at_the_edge = builder.and_(builder.not_(whole), after.has(after.start))
+        with builder.if_then(at_the_edge), cgutils.for_range(builder, columns) as loop:
+            builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(numbers, [loop.index]))
+        begin = builder.select(builder.and_(whole, after.has(after.start)), source, numbers)
+        begin = builder.bitcast(begin, ir.IntType(8).as_pointer())
+        first_sums = [_load(builder, builder.gep(begin, [_WORD(j * VECTOR)]), vector, size) for j in range(vectors)]
 
     before, step, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
     some = builder.icmp_signed(">", depth, _WORD(0))
@@ -188,7 +188,7 @@ def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vecto
 
     with builder.if_else(whole) as (straight, piecewise):
         with straight:
-            based = after.there(after.base)
+            based = after.has(after.base)
             for i in range(ROWS):
                 with builder.if_then(builder.icmp_signed("<", _WORD(i), rows)):
                     row = c.row(_WORD(i))
@@ -204,11 +204,11 @@ def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vecto
                     with builder.if_else(based) as (more, fresh):
                         with more:
                             below = after.base.row(_WORD(i))
-                            there = [
+                            olds = [
                                 _load(builder, builder.gep(below, [_WORD(j * VECTOR)]), vector, size)
                                 for j in range(vectors)
                             ]
-                            for place, value, old in zip(places, gained, there, strict=True):
+                            for place, value, old in zip(places, gained, olds, strict=True):
                                 _store(builder, builder.fadd(old, value), place, size)
                         with fresh:
                             for place, value in zip(places, gained, strict=True):
@@ -219,18 +219,15 @@ def _product(builder: Any, a: _View, b: _View, c: _View, after: _Epilogue, vecto
                 for j in range(vectors):
                     _store(builder, totals[i][j], builder.gep(room, [_WORD(i * vectors + j)]), size)
             numbers = builder.bitcast(room, a.real.as_pointer())
-            nothing = cgutils.alloca_once_value(builder, ir.Constant(a.real, 0.0))
+            naught = cgutils.alloca_once_value(builder, ir.Constant(a.real, 0.0))
             with cgutils.for_range(builder, rows) as outer, cgutils.for_range(builder, columns) as inner:
                 offset = builder.add(builder.mul(outer.index, _WORD(vectors * lanes)), inner.index)
                 value = builder.load(builder.gep(numbers, [offset]))
                 across = builder.mul(inner.index, _WORD(size))
-                if after.start is not None:
-                    place = after.start.number(after.start.data, across)
-                    value = builder.fadd(value, builder.load(builder.select(after.there(after.start), place, nothing)))
                 value = builder.fmul(value, after.factor(outer.index))
                 if after.base is not None:
                     place = after.base.number(after.base.row(outer.index), across)
-                    value = builder.fadd(builder.load(builder.select(after.there(after.base), place, nothing)), value)
+                    value = builder.fadd(builder.load(builder.select(after.has(after.base), place, naught)), value)
                 builder.store(value, c.number(c.row(outer.index), across))
 
 
@@ -239,7 +236,8 @@ def tile(typing_context: Any, a: Any, b: Any, c: Any, start: Any, gain: Any, bas
     """c ← base + gain · (start + a b), row by row. a [m, k], b [k, …], c [m, n]; m ≤ ROWS, n ≤ VECTORS vectors.
 
     start [n], gain [m] and base [m, n], which may be c itself, are not there if they are empty, or None.
-    a may lie as it likes. Rows of b, c and base must be contiguous, and rows of b filled up to whole vectors.
+    a may lie as it likes. ``start``, and rows of b, c and base, must be contiguous, and rows of b filled up to whole
+    vectors. All are of one dtype.
     """
     size = a.dtype.bitwidth // 8
 

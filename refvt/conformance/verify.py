@@ -168,6 +168,11 @@ def _verify_model(
             hold(f"{execution}: loss.{name}", np.asarray(getattr(loss, name)), f"loss/{name}")
         for name, gradient in gradients.items():
             hold(f"{execution}: d({name})", gradient, f"gradients/{name}")
+    # outputs where no gradient is asked for: compact execution has a shorter way then
+    if not settings["drop_path"]:
+        output = model(clips, full_ponder=True, decisions=forced)
+        for name in ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive"):
+            hold(f"inference: {name}", getattr(output, name), f"output/{name}")
 
 
 def _verify_training(

@@ -273,13 +273,13 @@ def multiply_adds(config: HaltingVTConfig, alive: Array, compact: bool, train: b
     if compact:
         forward = int(flops.executed_multiply_adds(config, alive, train).sum())
     else:
-        everyone = np.ones((1, config.joint_depth, config.joint_tokens), dtype=bool)
         joint = config.joint_depth * int(flops.joint_multiply_adds(config, np.asarray(config.joint_tokens)))
-        outside = flops.executed_multiply_adds(config, everyone, training=True)[0]
-        outside -= flops.executed_joint_multiply_adds(config, everyone)[0].sum()
-        if torch:
-            outside -= config.glimpser_depth * config.width**2  # PyTorch's temporal_fc leaves CLS out
-        forward = len(alive) * (int(outside) + joint)
+        executed = flops.executed_fixed_multiply_adds(config, training=True)
+        outside = sum(flops.fixed_multiply_adds(config).values()) + executed["heads"]
+        outside += sum(executed.get(f"blocks.{g}.scores", 0) for g in range(config.glimpser_depth))
+        if not torch:
+            outside += config.glimpser_depth * config.width**2  # PyTorch's temporal_fc leaves CLS out
+        forward = len(alive) * (outside + joint)
     return forward * (3 if train else 1)
 
 

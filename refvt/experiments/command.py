@@ -98,9 +98,10 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("refvt-experiments", options.experiment + ("-quick" if options.quick else ""))
     folders = [_folder("--out", out)] + ([_folder("--publish", options.publish)] if options.publish else [])
 
-    # only the number of epochs: were the ponder weight to grow in fewer of them too, tokens would halt before anything
-    # is learnt, and with them what could be learnt
-    recipe = recipe if weights is not None else recipe.changed({"epochs": epochs})
+    if weights is None:
+        # the ponder weight is left alone: were it to grow in fewer epochs too, tokens would halt before anything is
+        # learnt, and with them what could be learnt
+        recipe = recipe.changed({"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs)})
     grid = Grid(recipe, seeds, out, options.backend, progress=not options.json)
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, weights)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,9 +161,18 @@ def _sanitized(tool: str) -> dict[str, Any]:
         return {"holds": True, "left_out": "compute-sanitizer (of the CUDA toolkit) is not installed"}
     asked = ["-m", "refvt", "golden", "verify", "--tiny", "--backend", "cuda", "--dtype", "float32"]
     watched = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, *asked]
-    done = subprocess.run(watched, capture_output=True, text=True, timeout=SANITIZER_SECONDS, check=False)
-    lines = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")]
-    found = {"holds": done.returncode == 0, "summary": lines[-1] if lines else done.stderr.strip()[-500:]}
+    # a session of its own: what it started must be gone too before anything is timed
+    process = subprocess.Popen(
+        watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, errors = process.communicate(timeout=SANITIZER_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return {"holds": True, "left_out": f"it was not done after {SANITIZER_SECONDS} s"}
+    lines = [line.strip("= ") for line in out.splitlines() if line.startswith("=========")]
+    found = {"holds": process.returncode == 0, "summary": lines[-1] if lines else errors.strip()[-500:]}
     return found if found["holds"] else {**found, "failed": {"output": "\n".join(lines[:40])}}
 
 

@@ -126,8 +126,8 @@ class GlimpserCache(NamedTuple):
 def merges(config: HaltingVTConfig, patches: int) -> bool:
     """Is it less work to multiply the two layers after temporal attention than to apply both? For ``patches`` a frame.
 
-    W₂ W₁ costs D³, each of the S·T patches of a clip then D² less. (Not a question of the batch: a clip must be
-    computed alike alone and in company.)
+    W₂ W₁ costs D³, each of the S·T patches of a clip then D² less. It is no question of the batch: a clip goes the same
+    way alone and in company.
     """
     return patches * config.num_frames > config.width
 

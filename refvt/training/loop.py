@@ -20,8 +20,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from refvt import backends
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.files import write_whole
+from refvt.files import left_behind, write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
 from refvt.ops import Array
@@ -76,13 +77,20 @@ def train(
     folder that holds a run already, or a loss that is not finite; CheckpointError for a checkpoint of another recipe.
     """
     group = ranks or Alone()
+    session = backends.get(backend or backends.default()).session
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:
             raise TrainingError(f"{name}: expected at least 1, got {value}")
-    run = _together(group, lambda: _Run(recipe, train_set, test_set, Path(out), parameters, group, backend, dtype))
-    _together(group, lambda: run.find_start(resume))
+
+    def begin() -> _Run:
+        with session():
+            run = _Run(recipe, train_set, test_set, Path(out), parameters, group, backend, dtype)
+            run.find_start(resume)
+        return run
+
+    run = _together(group, begin)
     try:
-        with run, Bar(run.steps, run.done, progress and group.rank == 0) as bar:
+        with session(), run, Bar(run.steps, run.done, progress and group.rank == 0) as bar:
             return run.to_the_end(bar, checkpoint_every, log_every)
     except BaseException as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
@@ -165,12 +173,14 @@ class _Run:
     def __enter__(self) -> Self:
         # everybody starts where rank 0 stands
         self.done = self.optimiser.steps = self.ranks.from_first(self.done)
-        for part in (self.parameters, self.optimiser.m, self.optimiser.v):
+        for part in (self.parameters, self.optimiser.m, self.optimiser.v) if self.ranks.size > 1 else ():
             part.moves.write(part.vector, self.ranks.from_first(part.numpy()))
         self._started = time.monotonic()
         self._file = None
         if self.ranks.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
+            for half in left_behind(self.out):
+                half.unlink()
             write_whole(self.out / RECIPE, (json.dumps(self.recipe.as_dict(), indent=1) + "\n").encode())
             self._file = self.log.open("ab")
             self._file.truncate(self.log_bytes)  # lines of steps that no checkpoint knows will be written again

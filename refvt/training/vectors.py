@@ -36,8 +36,10 @@ class Vector:
             start = self.places[name].stop
 
     def set(self, values: Mapping[str, Array]) -> Self:
-        """Copy arrays of the same names and shapes in. KeyError for a missing name."""
+        """Copy arrays of the same names and shapes in. KeyError for a missing name, ValueError for another shape."""
         for name, array in self.arrays.items():
+            if tuple(values[name].shape) != self.shapes[name]:
+                raise ValueError(f"{name}: expected shape {self.shapes[name]}, got {tuple(values[name].shape)}")
             self.moves.write(array, values[name])
         return self
 

@@ -162,6 +162,8 @@ def test_moves_are_those_of_the_host(cuda):
     assert np.array_equal(moves.to_numpy(added), host.add_to_column(wide, 6, column))
     assert np.array_equal(moves.to_numpy(there), wide)
     assert not moves.to_numpy(moves.zeros((2, 3), "float32")).any()
+    square, other = rng.standard_normal((3, 3)), rng.standard_normal((3, 3))
+    assert np.allclose(moves.to_numpy(moves.product(moves.from_numpy(square), moves.from_numpy(other))), square @ other)
     with pytest.raises(TypeError, match="expected a device array of float32"):
         moves.from_numpy(there, "float32")
 
@@ -222,9 +224,20 @@ def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_pa
     monkeypatch.setattr("refvt.backends.device.upload", broken)
     with pytest.raises(backends.DeviceError, match=said):
         HaltingVT(model.config, backend="cuda")
-    monkeypatch.setattr("refvt.backends.device.upload", lambda *_: [][0])
-    with pytest.raises(IndexError):  # a mistake of ours stays what it is
-        HaltingVT(model.config, backend="cuda")
+    monkeypatch.undo()
+    monkeypatch.setattr("refvt.backends.device.zeros", broken)  # the optimiser's vectors
+    with pytest.raises(backends.DeviceError, match=said):
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+
+
+@pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")])
+def test_other_errors_stay_what_they_are(small, monkeypatch, error):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("refvt.backends.device.upload", broken)
+    with pytest.raises(type(error), match=str(error)):
+        HaltingVT(small[0].config, backend="cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

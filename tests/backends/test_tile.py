@@ -145,6 +145,21 @@ def test_products_of_layers(dtype, n, D, E):
     assert np.array_equal(affine(x, weight), x @ weight.T)
     assert np.array_equal(affine(x, weight, bias, residual, gain), residual + gain[:, None] * (x @ weight.T + bias))
     assert np.array_equal(affine(dy, weight.T), dy @ weight)
+    # what is added may be of another dtype, and lie as it likes
+    other = np.float64 if dtype == np.float32 else np.float32
+    mixed = affine(x, weight, np.repeat(bias, 2)[::2].astype(other), residual.astype(other), gain.astype(other)[::-1])
+    assert mixed.dtype == dtype
+    assert np.array_equal(mixed, residual + gain[::-1, None] * (x @ weight.T + bias))
     dweight, dbias = weight_gradients(dy, x)
     assert np.array_equal(dweight, dy.T @ x)
     assert np.array_equal(dbias, dy.sum(axis=0))
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_what_a_number_is_does_not_depend_on_where_tiles_are_cut(n):
+    """To the bit: sums begin with the bias and run over k in order, at the right edge too."""
+    rng = np.random.default_rng(n)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 50), (130, 50), (130,)))
+    whole_width = affine(x, weight, bias)
+    for columns in (7, 16, 40, 48, 100):
+        assert np.array_equal(affine(x, weight[:columns], bias[:columns]), whole_width[:, :columns]), columns

@@ -112,6 +112,7 @@ def embed_forward(
     # passes 2–3
     cut = grid(S * T, D, flat.shape[1], clips.itemsize)
     space = (room(cut, *flat.shape), clips.dtype)
+    bias = np.ascontiguousarray(bias, clips.dtype)
     run(_project, B * cut[0] * cut[1], patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
 

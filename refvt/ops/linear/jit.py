@@ -1,4 +1,4 @@
-"""The linear layer in tiles: multiply, and finish a few rows while they are still in cache."""
+"""The linear layer in tiles: multiply, and finish while the sums are still in registers."""
 
 from __future__ import annotations
 

@@ -108,6 +108,7 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     fc1_weight, fc2_weight = packable(fc1_weight), packable(fc2_weight)
+    fc1_bias = np.ascontiguousarray(fc1_bias, x.dtype)
     n, F = len(x), len(fc1_bias)
     before = np.empty((n if keep else 0, F), x.dtype)
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
