@@ -146,7 +146,7 @@ def _reading(
         dearer = _of(halting[one])[1].mean / _of(static[other])[1].mean - 1
         said.append(
             f"{one} against {other}: {change.change()} points of accuracy for halting, at "
-            f"{100 * dearer:+.1f} % of GFLOPs."
+            f"{100 * dearer:+z.1f} % of GFLOPs."
         )
     ahead = sum(_of(halting[one])[0].mean > _of(static[other])[0].mean for one, other in pairs)
     said.append(

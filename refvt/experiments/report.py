@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
     def change(self) -> str:
         """A difference, times 100 and with its sign; the unit is the caller's."""
-        return self._shown(lambda x: f"{100 * x:+.1f}", "").replace("± +", "± ")
+        return self._shown(lambda x: f"{100 * x:+z.1f}", "").replace("± +", "± ")
 
     def number(self) -> str:
         """With so many places that the mean has four figures."""
@@ -90,9 +90,10 @@ def as_markdown(report: dict[str, Any], findings: Findings) -> str:
         lines += ["", f"![{findings.title}](experiment-{report['experiment']}{extra}.png)"]
     for table in findings.tables:
         lines += ["", f"## {table.title}", "", *_padded(table)]
+    threads = "1 thread" if e["threads"] == 1 else f"{e['threads']} threads"
     lines += ["", "## How it was made", "", "```sh", report["command"], "```", ""]
     lines += [
-        f"refvt {report['refvt']}, {e['date']}, {e['cpu']}, {e['cores']} cores, {e['threads']} threads; {packages}.",
+        f"refvt {report['refvt']}, {e['date']}, {e['cpu']}, {e['cores']} cores, {threads}; {packages}.",
         "",
     ]
     recipe = ["```json", json.dumps(report["recipe"], ensure_ascii=False), "```"]
