@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from refvt.files import write_whole
 from refvt.model.checkpoints import CheckpointError
 from refvt.training import TrainingError
-from refvt.training.checkpoints import KEY, write_whole
+from refvt.training.checkpoints import KEY
 from refvt.training.loop import CHECKPOINT, LOG
 from tests.training.sliding_bars import small_recipe
 from tests.training.test_loop import lines, parameters, run, same
@@ -69,9 +70,9 @@ def unbroken(tmp_path_factory):
         ("refvt.training.optimisers", "Adam.step", 7, "after"),  # between two checkpoints
         ("refvt.training.loop", "_Run._evaluate", 2, "after"),  # an epoch is over, its evaluation not yet written
         ("refvt.training.loop", "_Run._write", 5, "after"),  # an evaluation is written that no checkpoint knows
-        ("refvt.training.checkpoints", "os.replace", 4, "before"),  # the new checkpoint has no name yet (1: the recipe)
-        ("refvt.training.checkpoints", "os.replace", 4, "after"),
-        ("refvt.training.checkpoints", "os.fsync", 5, "before"),
+        ("refvt.files", "os.replace", 4, "before"),  # the new checkpoint has no name yet (1: the recipe)
+        ("refvt.files", "os.replace", 4, "after"),
+        ("refvt.files", "os.fsync", 5, "before"),
         ("refvt.model.haltingvt", "save_parameters", 1, "before"),  # all steps are done
     ],
 )
