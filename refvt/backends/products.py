@@ -85,12 +85,24 @@ def pack(b: Array, panels: Array) -> None:
 
 
 @kernel
-def multiply(a: Array, panels: Array, c: Array, start: Array, gain: Array, base: Array) -> None:
-    """c ← base + gain · (start + a b), of a few rows a [≤ ROWS, k] and packed b; what is empty is not there."""
+def multiply(a: Array, panels: Array, c: Array, start: Array | None, gain: Array | None, base: Array | None) -> None:
+    """c ← base + gain · (start + a b), of a few rows a [≤ ROWS, k] and packed b.
+
+    What is empty is not there. For what is None nothing is compiled either: there is base alone, start alone, neither,
+    or all three.
+    """
     wide = panels.shape[2]
     for p in range(len(panels)):
         left, right = p * wide, (p + 1) * wide
-        tile(a, panels[p], c[:, left:right], start[left:right], gain, base[:, left:right])
+        if start is None:
+            if base is None:
+                tile(a, panels[p], c[:, left:right], None, None, None)
+            else:
+                tile(a, panels[p], c[:, left:right], None, None, base[:, left:right])
+        elif base is None:
+            tile(a, panels[p], c[:, left:right], start[left:right], None, None)
+        else:
+            tile(a, panels[p], c[:, left:right], start[left:right], gain, base[:, left:right])
 
 
 @kernel
@@ -197,7 +209,7 @@ def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
 
 @kernel
 def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
-    n, nothing = len(x), space[:0]
+    n = len(x)
     wide = AHEAD * ROWS
     ready, sums, rest = (
         view(space, 0, DEPTH, wide),
@@ -218,7 +230,7 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
                 for a in range(ahead, until, ROWS):
                     b = min(a + ROWS, until)
                     strip, sum_ = ready[: last - first, a - ahead : b - ahead].T, dweight[a:b, left:right]
-                    multiply(strip, panels, sum_, nothing, nothing, sum_ if first > 0 else sum_[:0])
+                    multiply(strip, panels, sum_, None, None, sum_ if first > 0 else sum_[:0])
         i = take(share)
 
 

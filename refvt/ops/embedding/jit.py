@@ -60,7 +60,7 @@ def _project(
     cut: Cut,
     y: Array,
 ) -> None:
-    T, each, nothing = len(time), len(pos) * len(time), space[:0]
+    T, each = len(time), len(pos) * len(time)
     i = take(share)
     while i >= 0:
         clip, part = divmod(i, cut[0] * cut[1])
@@ -70,8 +70,7 @@ def _project(
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 2. project
-            corner = places[a:b, left:right]
-            multiply(rows[a:b], panels, corner, bias[left:right], nothing, corner[:0])
+            multiply(rows[a:b], panels, places[a:b, left:right], bias[left:right], None, None)
             # 3. add the embeddings
             for r in range(a, b):
                 s, t = divmod(r, T)

@@ -81,7 +81,7 @@ def _widen(
             if unpacked:
                 dots(x[a:b], part, corner, shift, nothing, corner[:0])
             else:
-                multiply(x[a:b], panels, corner, shift, nothing, corner[:0])
+                multiply(x[a:b], panels, corner, shift, None, None)
             if len(before) > 0:
                 copy_rows(corner, before[a:b, left:right])
             # 2. activate; of a piece of a row of ``hidden`` it is known that it is contiguous, of one of ``corner`` not
@@ -139,7 +139,6 @@ def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: 
 def _narrow_backward(
     share: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
 ) -> None:
-    nothing = space[:0]
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *before.shape)
@@ -147,8 +146,7 @@ def _narrow_backward(
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 3. narrow
-            corner = dbefore[a:b, left:right]
-            multiply(dy[a:b], panels, corner, nothing, nothing, corner[:0])
+            multiply(dy[a:b], panels, dbefore[a:b, left:right], None, None, None)
             # 2. activate: hidden once more, and its derivative
             _gelu_again(before, dbefore, hidden, a, b, left, right)
         i = take(share)
