@@ -27,6 +27,8 @@ from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
 
+OUTPUTS = ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive")  # that golden models hold
+
 
 @dataclass
 class CaseResult:
@@ -162,7 +164,7 @@ def _verify_model(
         loss, gradients = model.loss_and_gradients(
             clips, **targets, **settings, execution=execution, rng=rng(), decisions=forced
         )
-        for name in ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive"):
+        for name in OUTPUTS:
             hold(f"{execution}: {name}", getattr(loss.output, name), f"output/{name}")
         for name in ("total", "recognition", "ponder", "motion"):
             hold(f"{execution}: loss.{name}", np.asarray(getattr(loss, name)), f"loss/{name}")
@@ -171,7 +173,7 @@ def _verify_model(
     # outputs where no gradient is asked for: compact execution has a shorter way then
     if not settings["drop_path"]:
         output = model(clips, full_ponder=True, decisions=forced)
-        for name in ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive"):
+        for name in OUTPUTS:
             hold(f"inference: {name}", getattr(output, name), f"output/{name}")
 
 

@@ -6,7 +6,7 @@ each frame with its own copy of CLS in front. ``_orders`` holds the index arrays
 
 The scores that decide who goes on need the keys and the query of CLS, no more. So in compact execution only CLS and the
 patches that are kept ask: the others would be dropped with their answers (unless *fuse* keeps a sum of them). And where
-no gradient is asked for, the two linear layers after temporal attention are one (``merged``).
+no gradient is asked for, the two linear layers after temporal attention are one (``_merged``).
 """
 
 from __future__ import annotations
