@@ -16,8 +16,10 @@ blocks and tiles are made tiny there, so that small arrays still fill several of
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -174,9 +176,45 @@ else:
         return value
 
 
+def _from_pool(pool: Any, stream: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array in memory of the pool, which gets it back when nothing refers to the array any more."""
+    memory = pool.allocate(math.prod(shape) * dtype.itemsize, stream=stream)
+    described = {"shape": shape, "typestr": dtype.str, "data": (int(memory.handle), False), "version": 3}
+    array: Array = cuda.from_cuda_array_interface(described, owner=memory, sync=False)
+    return array
+
+
+@cache
+def _pool(device: int) -> tuple[Any, Any] | None:
+    """The driver's memory pool of a GPU and the stream that all kernels run on; None if arrays cannot be had from it,
+    or numba-cuda was given a memory manager of the user's choice.
+
+    Asking the driver itself for every array costs more than many a kernel, and giving one back waits for all kernels.
+    From a pool both take their place on the stream: memory is used again by the kernels that follow.
+    """
+    if config.CUDA_MEMORY_MANAGER != "default":
+        return None
+    try:
+        from cuda.core import Device
+
+        found = Device(device)
+        found.set_current()
+        pool, stream = found.memory_resource, found.default_stream
+        probe, expected = _from_pool(pool, stream, (2,), np.dtype(np.int8)), np.array([3, 7], np.int8)
+        probe.copy_to_device(expected)  # type: ignore[attr-defined]
+        if (probe.copy_to_host() != expected).any():  # type: ignore[attr-defined]
+            raise RuntimeError("what was written did not come back")
+    except Exception as error:
+        warnings.warn(f"cuda: no memory pool, so every array waits for the driver ({error})", stacklevel=1)
+        return None
+    return pool, stream
+
+
 def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
     """A fresh device array, its contents whatever lay there."""
-    array: Array = cuda.device_array(shape, np.dtype(dtype))
+    shape, dtype = tuple(map(int, shape)) if isinstance(shape, tuple) else (int(shape),), np.dtype(dtype)
+    pool = None if SIMULATED or math.prod(shape) == 0 else _pool(cuda.get_current_device().id)
+    array: Array = cuda.device_array(shape, dtype) if pool is None else _from_pool(*pool, shape, dtype)
     return array
 
 
@@ -197,7 +235,9 @@ def upload(array: Any, dtype: Any = None) -> Any:
     host = np.ascontiguousarray(array, dtype=dtype)
     if host.size == 0:  # nothing to copy, and as_contiguous would add an axis
         return empty(np.shape(array), host.dtype)
-    return cuda.to_device(host.reshape(np.shape(array)))
+    device = empty(np.shape(array), host.dtype)
+    device.copy_to_device(host.reshape(np.shape(array)))  # type: ignore[attr-defined]
+    return device
 
 
 @kernel("f x")
