@@ -261,7 +261,7 @@ def test_memory_is_measured_in_a_process_of_its_own(capsys):
     [
         (["--workload", "paper10"], "--workload: expected some of dense, r07, r03, paper24, paper9, got 'paper10'"),
         (["--backend", "abacus"], "--backend: expected some of .*reference.*, got 'abacus'"),
-        (["--backend", "cuda", "--training-step"], "--training-step: its optimiser is the CPU's"),
+        (["--backend", "cuda", "jit", "--training-step"], "--backend: cuda is timed by itself"),
         (["--repeats", "0"], "--repeats: expected at least 1, got 0"),
         (["--threads", "-1"], "--threads: expected at least 1, got -1"),
         (["--json", "-", "--markdown", "-"], "only one of them can be printed"),

@@ -24,9 +24,11 @@ def run(*arguments):
 
 
 def test_backends_agree_and_the_report_can_be_read(capsys, tmp_path):
-    file = tmp_path / "report.json"
-    assert run("--backend", "reference", "jit", "--no-torch", "--json", str(file)) == 0
+    file, page = tmp_path / "report.json", tmp_path / "report.md"
+    where = ["--json", str(file), "--markdown", str(page)]
+    assert run("--backend", "reference", "jit", "--no-torch", *where) == 0
     printed = capsys.readouterr().out
+    assert f"```\n{printed}```" in page.read_text(encoding="utf-8")
     assert "tiny: fresh weights, 4 clips with their twins" in printed
     assert "refvt reference" in printed
     (result,) = json.loads(file.read_text(encoding="utf-8"))["results"]
@@ -77,6 +79,8 @@ def test_pytorch_takes_the_same_steps(capsys):
         (["--workload", "huge"], "--workload: expected some of tiny, got 'huge'"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--json", "nowhere/report.json"], "--json: no such folder: nowhere"),
+        (["--markdown", "nowhere/report.md"], "--markdown: no such folder: nowhere"),
+        (["--backend", "fast"], "--backend: expected some of reference, jit, cuda, got 'fast'"),
     ],
 )
 def test_requests_that_cannot_be_met(arguments, message):

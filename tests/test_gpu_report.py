@@ -59,7 +59,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(pretended, tmp_path, m
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "## laws: DOES NOT HOLD" in page
     assert "RuntimeError: the device is lost" in page
-    assert page.count(": holds") == 6
+    assert page.count(": holds") == 7
 
 
 def test_what_failed_is_named(pretended, tmp_path):

@@ -19,13 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import refvt
-from refvt import backends, flops
+from refvt import flops
 from refvt.backends import pool
 from refvt.experiments import bench_torch
 from refvt.experiments.bench_agreement import check_agreement
@@ -36,12 +35,13 @@ from refvt.experiments.bench_contestants import (
     Material,
     RefvtModel,
     Workload,
+    chosen_backends,
     contestants_of,
     limited_threads,
     material_of,
 )
 from refvt.experiments.bench_memory import add_memory
-from refvt.experiments.bench_report import machine, publish, say
+from refvt.experiments.bench_report import check_options, machine, publish, say
 from refvt.experiments.bench_timing import Ceilings, interleave, quartiles
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
@@ -99,15 +99,13 @@ def run(
 ) -> int:
     """Measure, print, write; 0, or 1 if contestants disagree. ValueError for a request that cannot be met."""
     if options.training_step:
-        if "cuda" in (options.backend or ()):
-            raise ValueError("--training-step: its optimiser is the CPU's; take another backend than cuda")
         from refvt.experiments import bench_training
 
         return bench_training.run(options)
     sizes = _sizes or Sizes()
     names = options.workload or [name for name in _workloads if not options.quick or name in QUICK]
-    chosen = list(dict.fromkeys(options.backend or [backends.default()]))
-    _check(options, names, chosen, _workloads)
+    chosen = chosen_backends(options.backend)
+    _check(options, names, _workloads)
     passes = {"forward": [False], "train": [True], "both": [False, True]}[
         options.passes or ("forward" if options.quick else "both")
     ]
@@ -152,29 +150,12 @@ def run(
     return 0 if all(result["agreement"]["holds"] for result in results) else 1
 
 
-def _check(
-    options: argparse.Namespace, names: Sequence[str], chosen: Sequence[str], workloads: Mapping[str, Workload]
-) -> None:
+def _check(options: argparse.Namespace, names: Sequence[str], workloads: Mapping[str, Workload]) -> None:
     """Everything that can be wrong with a request is found before the first minute is spent."""
     for name in names:
         if name not in workloads:
             raise ValueError(f"--workload: expected some of {', '.join(workloads)}, got {name!r}")
-    for name in chosen:
-        if name not in backends.COLUMNS:
-            raise ValueError(f"--backend: expected some of {', '.join(backends.COLUMNS)}, got {name!r}")
-        backends.get(name)
-    if "cuda" in chosen and len(chosen) > 1:
-        raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
-    for option in ("repeats", "threads"):
-        number = getattr(options, option)
-        if number is not None and number < 1:
-            raise ValueError(f"--{option}: expected at least 1, got {number}")
-    if options.json == "-" and options.markdown == "-":
-        raise ValueError("--json and --markdown: only one of them can be printed")
-    for option in ("json", "markdown", "growth"):
-        file = getattr(options, option)
-        if file not in (None, "-") and not Path(file).parent.is_dir():
-            raise ValueError(f"--{option}: no such folder: {Path(file).parent}")
+    check_options(options)
     if options.growth is not None:
         if not options.growth.endswith(".png"):
             raise ValueError(f"--growth: expected a name that ends in .png, got {options.growth!r}")

@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "RefvtModel",
     "Workload",
+    "chosen_backends",
     "contestants_of",
     "limited_threads",
     "material_of",
@@ -190,6 +191,19 @@ def contestants_of(workload: Workload, chosen: Sequence[str], B: int, with_torch
         device = "cuda" if "cuda" in chosen else "cpu"
         contestants += [Contestant(EAGER, None, device=device), Contestant(SDPA, None, sdpa=True, device=device)]
     return contestants
+
+
+def chosen_backends(asked: Sequence[str] | None) -> list[str]:
+    """Those to time, each once; the default if none was asked for. ValueError for one that cannot be timed here."""
+    chosen = list(dict.fromkeys(asked or [backends.default()]))
+    for name in chosen:
+        if name not in backends.COLUMNS:
+            raise ValueError(f"--backend: expected some of {', '.join(backends.COLUMNS)}, got {name!r}")
+    if "cuda" in chosen and len(chosen) > 1:
+        raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
+    for name in chosen:
+        backends.get(name)
+    return chosen
 
 
 @contextmanager

@@ -19,12 +19,26 @@ from threadpoolctl import threadpool_info
 
 from refvt.files import writing
 
-__all__ = ["as_markdown", "as_text", "machine", "publish", "say"]
+__all__ = ["as_markdown", "as_text", "check_options", "machine", "publish", "say"]
 
 
 def say(line: str) -> None:
     """A line about what goes on, beside what is printed."""
     print(f"refvt bench: {line}", file=sys.stderr, flush=True)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError for a number or a file that cannot be: found before the first minute is spent."""
+    for option in ("repeats", "threads"):
+        number = getattr(options, option)
+        if number is not None and number < 1:
+            raise ValueError(f"--{option}: expected at least 1, got {number}")
+    if options.json == "-" and options.markdown == "-":
+        raise ValueError("--json and --markdown: only one of them can be printed")
+    for option in ("json", "markdown", "growth"):
+        file = getattr(options, option)
+        if file not in (None, "-") and not Path(file).parent.is_dir():
+            raise ValueError(f"--{option}: no such folder: {Path(file).parent}")
 
 
 def machine(threads: int, with_torch: bool) -> dict[str, Any]:

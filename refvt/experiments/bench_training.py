@@ -1,4 +1,4 @@
-"""``refvt bench --training-step``: one step of training, beside PyTorch's.
+"""``refvt bench --training-step``: one step of training, beside PyTorch's on the same device.
 
 A step is what the loop repeats: loss and gradients of a batch and its static twins, then AdamW on all parameters.
 PyTorch's is the model of ``golden/`` with autograd and ``torch.optim.AdamW``. Clips, start and number of steps are the
@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ import refvt
 from refvt import backends
 from refvt.backends import pool
 from refvt.experiments import bench_torch
-from refvt.experiments.bench_contestants import limited_threads
-from refvt.experiments.bench_report import machine
+from refvt.experiments.bench_contestants import chosen_backends, limited_threads
+from refvt.experiments.bench_report import check_options, machine
 from refvt.experiments.bench_timing import interleave, quartiles
 from refvt.experiments.profiles import profile_parameters
 from refvt.files import write_whole
@@ -66,13 +65,8 @@ def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLO
     for name in names:
         if name not in _workloads:
             raise ValueError(f"--workload: expected some of {', '.join(_workloads)}, got {name!r}")
-    for option in ("repeats", "threads"):
-        number = getattr(options, option)
-        if number is not None and number < 1:
-            raise ValueError(f"--{option}: expected at least 1, got {number}")
-    if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
-        raise ValueError(f"--json: no such folder: {Path(options.json).parent}")
-    chosen = list(dict.fromkeys(options.backend or [backends.default()]))
+    check_options(options)
+    chosen = chosen_backends(options.backend)
     why_not = "--no-torch was given" if options.no_torch else bench_torch.missing()
     if why_not is not None:
         print(f"refvt bench: warning: PyTorch left out: {why_not}", file=sys.stderr)
@@ -90,13 +84,14 @@ def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLO
             "settings": {"repeats": repeats, "dtype": options.dtype, "backends": chosen},
             "results": results,
         }
-    text = json.dumps(report, indent=1)
-    if options.json == "-":
-        print(text)
-    else:
-        if options.json is not None:
-            write_whole(options.json, (text + "\n").encode())
-        _print(results)
+    data, page = json.dumps(report, indent=1) + "\n", f"# A training step\n\n```\n{_page(results)}```\n"
+    for file, text in ((options.json, data), (options.markdown, page)):
+        if file == "-":
+            print(text, end="")
+        elif file is not None:
+            write_whole(file, text.encode())
+    if "-" not in (options.json, options.markdown):
+        print(_page(results), end="")
     return 0 if all(result["agreement"]["holds"] for result in results) else 1
 
 
@@ -106,29 +101,36 @@ class RefvtStep:
     def __init__(
         self, config: HaltingVTConfig, start: dict[str, Array], batch: tuple[Array, ...], backend: str
     ) -> None:
-        dtype = str(batch[0].dtype)
+        clips, self._labels, self._moving = batch
+        dtype = str(clips.dtype)
         self._model = refvt.HaltingVT(config, start, backend=backend, dtype=dtype)
-        self._clips, self._labels, self._moving = batch
+        self._moves = backends.get(backend).arrays
+        self._clips = self._moves.from_numpy(clips, dtype)
         shapes = {name: value.shape for name, value in start.items()}
-        parameters, self._gradients = Vector(shapes, dtype).set(self._model.parameters), Vector(shapes, dtype)
-        self._model.parameters = parameters.arrays
+        parameters, self._gradients = (Vector(shapes, dtype, backend) for _ in range(2))
+        self._model.parameters = parameters.set(self._model.parameters).arrays
         self._optimiser = Adam(parameters, without_decay(shapes, norms_and_biases=False), weight_decay=DECAY)
         self.losses: list[float] = []
 
     def __call__(self) -> None:
-        loss, gradients = self._model.loss_and_gradients(self._clips, self._labels, self._moving)
+        targets = self._labels, self._moving
+        loss, gradients = self._model.loss_and_gradients(self._clips, *targets, arrays="device")
         self._optimiser.step(self._gradients.set(gradients), RATE)
+        self._moves.wait()
         self.losses.append(loss.total)
 
 
 class TorchStep:
     """PyTorch's step: autograd and torch.optim.AdamW."""
 
-    def __init__(self, config: HaltingVTConfig, start: dict[str, Array], batch: tuple[Array, ...], sdpa: bool) -> None:
+    def __init__(
+        self, config: HaltingVTConfig, start: dict[str, Array], batch: tuple[Array, ...], sdpa: bool, device: str
+    ) -> None:
         import torch
 
         clips, labels, moving = batch
-        self._model = bench_torch.TorchModel(config, start, clips, labels, moving, str(clips.dtype), sdpa=sdpa)
+        given = (config, start, clips, labels, moving, str(clips.dtype))
+        self._model = bench_torch.TorchModel(*given, sdpa=sdpa, device=device)
         named = list(self._model.named_parameters())
         spared = without_decay([name for name, _ in named], norms_and_biases=False)
         groups = [
@@ -160,8 +162,9 @@ def _result(workload: Workload, chosen: list[str], dtype: str, repeats: int, wit
         f"refvt {name}": RefvtStep(config, start, batch, name) for name in chosen
     }
     if with_torch:
-        steps["torch eager"] = TorchStep(config, start, batch, sdpa=False)
-        steps["torch sdpa"] = TorchStep(config, start, batch, sdpa=True)
+        device = "cuda" if "cuda" in chosen else "cpu"
+        steps["torch eager"] = TorchStep(config, start, batch, sdpa=False, device=device)
+        steps["torch sdpa"] = TorchStep(config, start, batch, sdpa=True, device=device)
     for step in steps.values():
         step()  # compiles, takes memory
     samples = interleave(dict(steps), repeats, pause=0.05)
@@ -196,18 +199,21 @@ def _agreement(losses: dict[str, list[float]], dtype: str) -> dict[str, Any]:
     return {"allowed": allowed, "losses": apart, "holds": all(x <= allowed for x in apart.values())}
 
 
-def _print(results: list[dict[str, Any]]) -> None:
+def _page(results: list[dict[str, Any]]) -> str:
+    """The tables as text."""
+    lines = []
     for result in results:
         agreement = result["agreement"]
-        worst = max(agreement["losses"].values())
-        print(f"{result['workload']}: {result['describes']}, {result['clips']} clips with their twins")
-        print(
-            f"  losses agree to {worst:.1e} (allowed {agreement['allowed']:.1e}){'' if agreement['holds'] else ': NO'}"
-        )
-        print(f"  {'':24s}{'median':>10s}{'quartiles':>20s}{'of eager':>10s}{'of sdpa':>10s}")
+        worst, holds = max(agreement["losses"].values()), "" if agreement["holds"] else ": NO"
+        lines += [
+            f"{result['workload']}: {result['describes']}, {result['clips']} clips with their twins",
+            f"  losses agree to {worst:.1e} (allowed {agreement['allowed']:.1e}){holds}",
+            f"  {'':24s}{'median':>10s}{'quartiles':>20s}{'of eager':>10s}{'of sdpa':>10s}",
+        ]
         for row in result["rows"]:
             between = f"{1e3 * row['lower_quartile']:.1f}–{1e3 * row['upper_quartile']:.1f}"
             ratios = "".join(
                 f"{'–' if row[k] is None else format(row[k], '.2f'):>10s}" for k in ("of_eager", "of_sdpa")
             )
-            print(f"  {row['name']:24s}{1e3 * row['median']:7.1f} ms{between:>17s} ms{ratios}")
+            lines.append(f"  {row['name']:24s}{1e3 * row['median']:7.1f} ms{between:>17s} ms{ratios}")
+    return "\n".join(lines) + "\n"

@@ -34,12 +34,11 @@ from refvt.ops.laws import Computes, Law
 
 __all__ = ["main"]
 
-BENCHES = {  # arguments of refvt bench: the two extremes, nothing halts and nearly everything does
+BENCHES = {  # arguments of refvt bench: the two extremes, nothing halts and nearly everything does; and a whole step
     "dense, 4 clips": ["--workload", "dense", "--clips", "4"],
     "the profile of 9.9 GFLOPs": ["--workload", "paper9", "--clips", "4"],
+    "a training step": ["--training-step"],
 }
-
-
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_SECONDS = 240  # a kernel runs ten to a hundred times slower there
 

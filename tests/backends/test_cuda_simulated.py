@@ -23,6 +23,7 @@ from refvt.conformance.host import on_host
 from refvt.conformance.laws import laws_of
 from refvt.conformance.strategies import inputs_for
 from refvt.conformance.verify import verify_case
+from refvt.experiments.bench_training import RefvtStep
 from refvt.model.checkpoints import read_checkpoint
 from refvt.ops import operations
 from refvt.training import Recipe, TrainingError, train
@@ -354,3 +355,19 @@ def test_heads_too_wide_are_refused(cuda, monkeypatch):
     monkeypatch.setattr(attention, "SIMULATED", False)
     with pytest.raises(ValueError, match="heads of width 5000 do not fit"):
         attention.kernels.__wrapped__(5000, 8)
+
+
+def test_the_step_that_is_timed_is_that_of_the_host(cuda, small):
+    model, clips = small
+    start = {name: cuda.arrays.to_numpy(value) for name, value in model.parameters.items()}
+    batch = clips, np.array([1]), np.array([1])
+    steps = [RefvtStep(model.config, start, batch, backend) for backend in ("cuda", "jit")]
+    for step in steps:
+        step()
+    assert steps[0].losses == pytest.approx(steps[1].losses, rel=1e-12)
+    there, here = (step._model.parameters for step in steps)
+    assert not isinstance(there["head.weight"], np.ndarray)
+    for name, value in here.items():
+        moved = cuda.arrays.to_numpy(there[name])
+        assert np.abs(moved - value).max() < 1e-12, name
+        assert not np.array_equal(moved, start[name]) or not np.any(value != start[name]), name
