@@ -115,7 +115,7 @@ def as_markdown(report: dict[str, Any], findings: Findings) -> str:
                 str(run["seed"]),
                 f"{100 * run['top1']:.1f} %",
                 f"{run['gflops']:.4g}",
-                f"{100 * run['saved_by_halting']:.1f} %",
+                f"{100 * run['saved_by_halting']:z.1f} %",
                 " ".join(f"{n:.1f}" for n in run["tokens_per_layer"]),
                 f"{run['seconds']:.0f}",
             )
