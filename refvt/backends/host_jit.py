@@ -92,7 +92,7 @@ def scaled(x: Array, gain: Array | None) -> Array:
     """gain · x row by row, x [n, D], gain [n]; a plain copy without one."""
     y = np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
-    run(_scaled, parts, x, gain, parts, y)
+    run(_scaled, parts, x, None if gain is None else np.ascontiguousarray(gain), parts, y)
     return y
 
 

@@ -147,21 +147,22 @@ def _affine(
     space: Array,
     x: Array,
     weight: Array,
+    turned: bool,
     bias: Array,
     residual: Array,
     gain: Array,
     cut: Cut,
     y: Array,
 ) -> None:
-    """What is not there comes as an empty array: one kernel is compiled for all."""
+    """What is not there comes as an empty array, and a weight may come transposed: one kernel is compiled for all."""
     i = take(share)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
-        part, shift = weight[left:right], bias[left:right]
-        if few(x, weight):
-            dots(x, part, y[:, left:right], shift, gain, residual[:, left:right])
+        shift = bias[left:right]
+        if few(x, weight) and not turned:
+            dots(x, weight[left:right], y[:, left:right], shift, gain, residual[:, left:right])
         else:
-            panels = packed(part.T, cut, space)
+            panels = packed(weight[:, left:right] if turned else weight[left:right, :].T, cut, space)
             for a in range(top, bottom, ROWS):
                 b = min(a + ROWS, bottom)
                 multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
@@ -183,13 +184,14 @@ def affine(
     y = np.empty((len(x), len(weight)), x.dtype)
     cut = grid(len(x), len(weight), x.shape[1], x.itemsize)
     space = (room(cut, *weight.shape), x.dtype)
+    turned = weight.strides[1] != weight.itemsize  # its columns lie side by side, as those of a weight's transpose
     nothing = np.empty(0, x.dtype)
     epilogue = (
         nothing if bias is None else np.ascontiguousarray(bias, x.dtype),
         nothing.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
-        nothing if gain is None else gain.astype(x.dtype, copy=False),
+        nothing if gain is None else np.ascontiguousarray(gain, x.dtype),
     )
-    run(_affine, cut[0] * cut[1], x, weight, *epilogue, cut, y, space=space)
+    run(_affine, cut[0] * cut[1], x, weight.T if turned else weight, turned, *epilogue, cut, y, space=space)
     return y
 
 

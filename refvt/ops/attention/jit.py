@@ -8,14 +8,14 @@ thread holds the logits of one tile and a few hundred keys.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from refvt.backends.jit import exp2, kernel
 from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, by_rows, copy_rows, max_rows, tile, turn, view
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
 from refvt.ops import Array
 
 TILES = 16  # of queries in one task of the forward pass, at most
@@ -23,6 +23,8 @@ KEYS = 256  # at a time: their rows, and the logits of a tile, stay in the secon
 FEW = 24  # tasks per thread beyond which several heads or segments are taken at a time
 LARGE = 80.0  # 2^±80, and a sum of thousands of them, are far from the limits of float32
 LOG2E = 1 / math.log(2)  # logits are kept in powers of two: 2^(x · log₂ e) = e^x
+
+Starts = tuple[int, int, int]  # the columns at which q, k and v begin
 
 
 class AttentionCache(NamedTuple):
@@ -165,6 +167,7 @@ def _attend(
     q: Array,
     k: Array,
     v: Array,
+    at: Starts,
     parts: Array,
     group: int,
     num_heads: int,
@@ -173,9 +176,11 @@ def _attend(
     y: Array,
     level: Array,
 ) -> None:
-    """key_bias and level are empty where there is no bias, and no level wanted: one kernel is compiled for all."""
+    """q, k and v begin at these columns; key_bias and level are empty where there is no bias, and no level wanted: one
+    kernel is compiled for all.
+    """
     lanes = VECTOR // q.itemsize
-    d = q.shape[1] // num_heads
+    d = y.shape[1] // num_heads
     biased, wanted = len(key_bias) > 0, len(level) > 0
     e = d + 1 if biased else d
     one, zero = q.dtype.type(1), q.dtype.type(0)
@@ -193,11 +198,11 @@ def _attend(
             means, start = _carve(space, start, tiles, d * wide)
             states, start = _carve(space, start, tiles, 3 * wide)
             logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
-            _load_keys(k[first:last, left:right], bias, False, keys)
-            copy_rows(v[first:last, left:right], values)
+            _load_keys(k[first:last, at[1] + left : at[1] + right], bias, False, keys)
+            copy_rows(v[first:last, at[2] + left : at[2] + right], values)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                _load_rows(q[top + a : top + b, left:right], scale, rows[:w])
+                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], scale, rows[:w])
                 _load_queries(rows[:w], biased, view(panels[t], 0, e, w))
                 for r in range(3 * wide):
                     states[t, r] = 0
@@ -246,6 +251,29 @@ def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Ar
     return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
 
 
+def _whole(*columns: Array) -> tuple[tuple[Array, ...], Starts]:
+    """Arrays [n, D] as columns of contiguous matrices, and where those columns begin.
+
+    q, k and v are mostly columns of one qkv. A kernel is compiled for every layout it meets; so that it meets but one.
+    """
+    matrices, starts = [], []
+    for part in columns:
+        base, start = part.base, 0
+        if part.flags.c_contiguous:
+            base = part
+        elif _is_of_rows(base) and (base.dtype, len(base), base.strides) == (part.dtype, len(part), part.strides):
+            start = (part.ctypes.data - base.ctypes.data) // part.itemsize
+        else:
+            base = np.ascontiguousarray(part)
+        matrices.append(base)
+        starts.append(start)
+    return tuple(matrices), (starts[0], starts[1], starts[2])
+
+
+def _is_of_rows(base: object) -> TypeGuard[Array]:
+    return isinstance(base, np.ndarray) and base.ndim == 2 and base.flags.c_contiguous
+
+
 def _or_empty(key_bias: Array | None, dtype: Any) -> Array:
     """An empty array for no bias."""
     return np.empty(0, dtype) if key_bias is None else key_bias
@@ -273,7 +301,6 @@ def attention_forward(
     q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
-    q, k, v = by_rows(q), by_rows(k), by_rows(v)
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     scale = q.dtype.type(1 / math.sqrt(d))
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
@@ -284,7 +311,8 @@ def attention_forward(
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
-    work = (q, k, v, parts, group, num_heads, scale, _or_empty(key_bias, q.dtype), y, level)
+    matrices, at = _whole(q, k, v)
+    work = (*matrices, at, parts, group, num_heads, scale, _or_empty(key_bias, q.dtype), y, level)
     run(_attend, -(-jobs // group), *work, space=(int(np.max(numbers, initial=1)) + 8 * 16, q.dtype))
     if not keep:
         return y, None
@@ -310,6 +338,7 @@ def _attend_backward(
     q: Array,
     k: Array,
     v: Array,
+    at: Starts,
     level: Array,
     parts: Array,
     group: int,
@@ -319,10 +348,11 @@ def _attend_backward(
     dq: Array,
     dk: Array,
     dv: Array,
+    dat: Starts,
 ) -> None:
     """A job is one head of a segment: all its queries add to the gradients of its keys and values, in turn."""
     lanes = VECTOR // q.itemsize
-    d = q.shape[1] // num_heads
+    d = y.shape[1] // num_heads
     padded = (d + lanes - 1) // lanes * lanes
     biased = len(key_bias) > 0
     e = d + 2 if biased else d + 1
@@ -345,13 +375,13 @@ def _attend_backward(
             dqueries, start = _carve(space, start, tiles, d * wide)
             logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
             dlogits, start = _carve(space, start, 1, min(KEYS, m) * wide)
-            _load_keys(k[first:last, left:right], bias, True, keys)
-            _load_keys(v[first:last, left:right], key_bias[:0], True, values)
+            _load_keys(k[first:last, at[1] + left : at[1] + right], bias, True, keys)
+            _load_keys(v[first:last, at[2] + left : at[2] + right], key_bias[:0], True, values)
             dkeys[:] = 0
             dvalues[:] = 0
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                _load_rows(q[top + a : top + b, left:right], scale, rows[a : a + w])
+                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], scale, rows[a : a + w])
                 _load_rows(dy[top + a : top + b, left:right], one, drows[a : a + w])
                 panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
                 _load_queries(rows[a : a + w, :d], biased, panel)
@@ -388,16 +418,16 @@ def _attend_backward(
                 for r in range(d * w):
                     dqueries[t, r] *= scale
                 turn(view(dqueries[t], 0, d, w), rows[a : a + w, :d])
-                copy_rows(rows[a:b, :d], dq[top + a : top + b, left:right])
-            copy_rows(dkeys[:, :d], dk[first:last, left:right])
-            copy_rows(dvalues[:, :d], dv[first:last, left:right])
+                copy_rows(rows[a:b, :d], dq[top + a : top + b, dat[0] + left : dat[0] + right])
+            copy_rows(dkeys[:, :d], dk[first:last, dat[1] + left : dat[1] + right])
+            copy_rows(dvalues[:, :d], dv[first:last, dat[2] + left : dat[2] + right])
         i = take(share)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level = cache
-    dy, D, dtype = by_rows(dy), q.shape[1], q.dtype
+    dy, D, dtype = np.ascontiguousarray(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
     scale = dtype.type(1 / math.sqrt(d))
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
@@ -414,7 +444,8 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     numbers = m * (2 * d + 3 + 2 * padded) + tiles * wide * (2 * padded + 3 * d + 3) + 2 * np.minimum(m, KEYS) * wide
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
-    work = (dy, y, q, k, v, level, parts, group, num_heads, scale, _or_empty(key_bias, dtype))
+    (matrices, at), (dmatrices, dat) = _whole(q, k, v), _whole(dq, dk, dv)
+    work = (dy, y, *matrices, at, level, parts, group, num_heads, scale, _or_empty(key_bias, dtype))
     space = (int(np.max(numbers, initial=1)) + 12 * 16, dtype)
-    run(_attend_backward, -(-jobs // group), *work, dq, dk, dv, space=space)
+    run(_attend_backward, -(-jobs // group), *work, *dmatrices, dat, space=space)
     return dq, dk, dv
