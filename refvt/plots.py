@@ -13,7 +13,6 @@ Arrays, for one clip of T frames, each cut in patches of P × P pixels:
   kept[t, s] of frame t. A layer without any live token was never computed: the clip was done.
 """
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,22 +20,19 @@ from typing import Any, NamedTuple
 import imageio.v3 as iio
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from refvt.data.sampling import whole
 from refvt.files import write_whole
+from refvt.page import BLUE, FAINT, GREY, Page, as_count, as_number, as_percent, scaled, with_256_colours, wrapped
 
 # What a patch is in a layer.
 ALIVE, DROPPED, HALTED, DONE = range(4)
-_MEANING = {
+MEANING = {
     ALIVE: "alive: computed",
     HALTED: "halted in an earlier layer",
     DROPPED: "dropped by the Glimpser",
     DONE: "not computed: CLS had halted",
 }
-
-_BLUE, _GREY, _INK, _FAINT = "#0072B2", "#DDDDDD", "#1A1A1A", "#666666"
-_DPI = 110
 
 
 def halting_picture(
@@ -84,7 +80,7 @@ def halting_gif(
     clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
     step = 10 * max(1, round(whole("milliseconds", milliseconds) / 10))
     steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
-    images = _with_256_colours(np.stack(steps))
+    images = with_256_colours(np.stack(steps))
     durations = [step] * clip.num_layers + [3 * step]
     encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
     write_whole(Path(path), encoded)
@@ -119,12 +115,12 @@ def halting_sheet(
     block_width, block_height = label + T * (side + gap) + count, 24 + (L + 1) * (tall + gap) + 14
     columns = min(2, len(clips))
     page_width = 2 * edge + columns * block_width + (columns - 1) * between
-    title_lines = _wrap(title, page_width - 2 * edge, 11)
+    title_lines = wrapped(title, page_width - 2 * edge, 11)
     top = edge + 22 * len(title_lines) + 8
     rows = -(-len(clips) // columns)
     shown = max(pages, key=lambda clip: len(_shown(clip)))
     legend = top + rows * block_height
-    page = _Page(page_width, legend + 24 * -(-len(_shown(shown)) // 2) + edge)
+    page = Page(page_width, legend + 24 * -(-len(_shown(shown)) // 2) + edge)
     for i, line in enumerate(title_lines):
         page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
     for i, (clip, (name, *_)) in enumerate(zip(pages, clips, strict=True)):
@@ -133,12 +129,12 @@ def halting_sheet(
         page.text(x, y + 10, name, 10)
         for layer in range(-1, L):
             line_y = y + 24 + (layer + 1) * (tall + gap)
-            images = clip.frames if layer < 0 else _painted(clip.frames, clip.states[layer], clip.patch_size)
-            page.text(x, line_y + tall / 2, "clip" if layer < 0 else f"layer {layer + 1}", 9, color=_FAINT)
+            images = clip.frames if layer < 0 else painted(clip.frames, clip.states[layer], clip.patch_size)
+            page.text(x, line_y + tall / 2, "clip" if layer < 0 else f"layer {layer + 1}", 9, color=FAINT)
             for t, image in enumerate(images):
-                page.image(x + label + t * (side + gap), line_y, _scaled(image, side, tall))
+                page.image(x + label + t * (side + gap), line_y, scaled(image, side, tall))
             if layer >= 0:
-                page.text(x + label + T * (side + gap) + 4, line_y + tall / 2, _number(clip.tokens[layer]), 9)
+                page.text(x + label + T * (side + gap) + 4, line_y + tall / 2, as_number(clip.tokens[layer]), 9)
     _draw_legend(page, shown, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
     encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
     write_whole(Path(path), encoded)
@@ -164,23 +160,21 @@ def contact_sheet(
 
     gap, edge, label = 4, 14, 172
     tall = round(side * height / width)
-    title_lines = _wrap(title, label + (T + 1) * (side + gap) + gap, 11)
+    title_lines = wrapped(title, label + (T + 1) * (side + gap) + gap, 11)
     top = edge + 22 * len(title_lines) + 26
     trail = edge + label + T * (side + gap) + 3 * gap
-    page = _Page(trail + side + edge, top + n * (tall + gap) - gap + edge)
+    page = Page(trail + side + edge, top + n * (tall + gap) - gap + edge)
     for i, line in enumerate(title_lines):
         page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
     for t in range(T):
-        page.text(
-            edge + label + t * (side + gap), top - 14, f"frame {t + 1}" if t == 0 else str(t + 1), 9, color=_FAINT
-        )
-    page.text(trail, top - 14, "all", 9, color=_FAINT)
+        page.text(edge + label + t * (side + gap), top - 14, f"frame {t + 1}" if t == 0 else str(t + 1), 9, color=FAINT)
+    page.text(trail, top - 14, "all", 9, color=FAINT)
     for row, (name, frames) in enumerate(zip(names, images, strict=True)):
         y = top + row * (tall + gap)
         page.text(edge, y + tall / 2, name, 11)
         for t, frame in enumerate(frames):
-            page.image(edge + label + t * (side + gap), y, _scaled(frame, side, tall))
-        page.image(trail, y, _scaled(frames.max(axis=0), side, tall))
+            page.image(edge + label + t * (side + gap), y, scaled(frame, side, tall))
+        page.image(trail, y, scaled(frames.max(axis=0), side, tall))
     encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
     write_whole(Path(path), encoded)
 
@@ -268,7 +262,7 @@ def _check(
     return _Clip(frames, P, states, alive[:, 0], num_tokens, *curves)
 
 
-def _painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
+def painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
     """frames [T, height, width, 3] with every patch painted as its state, [T, rows, columns], asks."""
     pixels = states.repeat(patch_size, axis=1).repeat(patch_size, axis=2)  # [T, height, width]
     grey = frames @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
@@ -283,53 +277,10 @@ def _painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: in
     return out
 
 
-# ---- drawing: all lengths are in pixels, and y counts downwards, as in images
+# ---- drawing
 
 
-class _Page:
-    """A white page to put text, boxes and images on: matplotlib, without its global state."""
-
-    def __init__(self, width: int, height: int) -> None:
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-            from matplotlib.patches import Rectangle
-        except ModuleNotFoundError as error:
-            message = 'drawing pictures needs matplotlib: pip install "refvt[demo]"'
-            raise ModuleNotFoundError(message, name="matplotlib") from error
-        self.width, self.height = width, height
-        self._rectangle: Any = Rectangle
-        self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
-        self._canvas: Any = FigureCanvasAgg(self._figure)
-
-    def text(self, x: float, y: float, text: str, size: float, va: str = "center", **style: Any) -> None:
-        style.setdefault("color", _INK)
-        self._figure.text(x / self.width, 1 - y / self.height, text, size=size, va=va, parse_math=False, **style)
-
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        # Below the images, which may lie on a box.
-        corner = x / self.width, 1 - (y + height) / self.height
-        size = width / self.width, height / self.height
-        transform = self._figure.transFigure
-        self._figure.add_artist(self._rectangle(corner, *size, facecolor=colour, transform=transform, zorder=-1))
-
-    def curve(self, xs: NDArray[np.float64], ys: NDArray[np.float64], colour: str) -> None:
-        from matplotlib.lines import Line2D
-
-        style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 3.5, "zorder": -0.5}
-        transform = self._figure.transFigure
-        self._figure.add_artist(Line2D(xs / self.width, 1 - ys / self.height, transform=transform, **style))
-
-    def image(self, x: int, y: int, image: NDArray[np.uint8]) -> None:
-        self._figure.figimage(image, x, self.height - y - len(image), origin="upper")
-
-    def pixels(self) -> NDArray[np.uint8]:
-        """The page as uint8 [height, width, 3]."""
-        self._canvas.draw()
-        return np.array(self._canvas.buffer_rgba(), np.uint8)[:, :, :3]
-
-
-def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
+def _draw_picture(clip: _Clip, title: str, note: str) -> Page:
     T, height, width, _ = clip.frames.shape
     L = clip.num_layers
     cell_width = int(np.clip(1000 // T, 88, 190))
@@ -339,21 +290,21 @@ def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
     frames_end = left + T * (cell_width + gap)
     bars = (frames_end + 18, frames_end + 18 + panel + between)  # where the two panels begin
     page_width = bars[1] + panel + edge
-    title_lines = _wrap(title, page_width - 2 * edge, 15)
-    note_lines = _wrap(note, page_width - 2 * edge, 10)
+    title_lines = wrapped(title, page_width - 2 * edge, 15)
+    note_lines = wrapped(note, page_width - 2 * edge, 10)
     top = edge + 30 * len(title_lines) + 6
     layers = top + max(row, 24 * len(_shown(clip)) + 12) + 40  # where the rows of the layers begin
     end = layers + L * row
-    page = _Page(page_width, end + 34 + 20 * len(note_lines) + edge)
+    page = Page(page_width, end + 34 + 20 * len(note_lines) + edge)
 
     def put_row(y: int, images: NDArray[np.uint8]) -> None:
         for t, image in enumerate(images):
-            page.image(left + t * (cell_width + gap), y, _scaled(image, cell_width, cell_height))
+            page.image(left + t * (cell_width + gap), y, scaled(image, cell_width, cell_height))
 
     for i, line in enumerate(title_lines):
         page.text(edge, edge + 12 + 30 * i, line, 15, weight="bold")
     page.text(edge, top + cell_height / 2 - 10, "the clip", 12, weight="bold")
-    page.text(edge, top + cell_height / 2 + 12, _count(T, "frame"), 10)
+    page.text(edge, top + cell_height / 2 + 12, as_count(T, "frame"), 10)
     put_row(top, clip.frames)
     _draw_legend(page, clip, bars[0], top, columns=1, column_width=0)
 
@@ -361,9 +312,9 @@ def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
         y = layers + layer * row
         middle = y + cell_height / 2
         page.text(edge, middle - 21, f"layer {layer + 1}", 12, weight="bold")
-        page.text(edge, middle, _count(clip.tokens[layer], "token"), 10)
+        page.text(edge, middle, as_count(clip.tokens[layer], "token"), 10)
         _draw_cls(page, edge, middle + 20, clip, layer)
-        put_row(y, _painted(clip.frames, clip.states[layer], clip.patch_size))
+        put_row(y, painted(clip.frames, clip.states[layer], clip.patch_size))
 
     without = np.full(L, float(clip.num_tokens))
     for x, name, values, dense in (
@@ -372,20 +323,20 @@ def _draw_picture(clip: _Clip, title: str, note: str) -> _Page:
     ):
         scale = panel / (max(values.max(), dense.max()) or 1.0)
         page.text(x, layers - 20, name, 12, weight="bold")
-        page.text(x + panel, layers - 20, "no halting", 10, ha="right", color=_FAINT)
+        page.text(x + panel, layers - 20, "no halting", 10, ha="right", color=FAINT)
         for layer in range(L):
             y = layers + layer * row + cell_height // 2
-            page.text(x, y - 13, _number(values[layer]), 10)
-            page.text(x + panel - 7, y - 13, _number(dense[layer]), 10, ha="right", color=_FAINT)
-            page.box(x, y, scale * dense[layer], 16, _GREY)
-            page.box(x, y, scale * values[layer], 16, _BLUE)
+            page.text(x, y - 13, as_number(values[layer]), 10)
+            page.text(x + panel - 7, y - 13, as_number(dense[layer]), 10, ha="right", color=FAINT)
+            page.box(x, y, scale * dense[layer], 16, GREY)
+            page.box(x, y, scale * values[layer], 16, BLUE)
         middles = layers + row * np.arange(L) + cell_height // 2 + 8.0
-        for series, colour in ((dense, _FAINT), (values, _BLUE)):
+        for series, colour in ((dense, FAINT), (values, BLUE)):
             page.curve(x + scale * series, middles, colour)
-        total = f"{_number(values.sum())} of {_number(dense.sum())}"
-        page.text(x, end + 12, f"{total} ({_percent(values.sum(), dense.sum())})", 10)
+        total = f"{as_number(values.sum())} of {as_number(dense.sum())}"
+        page.text(x, end + 12, f"{total} ({as_percent(values.sum(), dense.sum())})", 10)
     for i, line in enumerate(note_lines):
-        page.text(edge, end + 42 + 20 * i, line, 10, color=_FAINT)
+        page.text(edge, end + 42 + 20 * i, line, 10, color=FAINT)
     return page
 
 
@@ -398,107 +349,59 @@ def _draw_step(clip: _Clip, title: str, note: str, layer: int) -> NDArray[np.uin
     gap, edge = 4, 14
     page_width = max(grid_columns * (cell_width + gap) - gap, 560) + 2 * edge
     end = page_width - edge
-    title_lines = _wrap(title, page_width - 2 * edge, 11)
-    note_lines = _wrap(note, page_width - 2 * edge, 9)
+    title_lines = wrapped(title, page_width - 2 * edge, 11)
+    note_lines = wrapped(note, page_width - 2 * edge, 9)
     head = edge + 22 * len(title_lines)
     top = head + 66
     legend = top + grid_rows * (cell_height + gap) + 8
     notes = legend + 24 * -(-len(_shown(clip)) // 2)
-    page = _Page(page_width, notes + 17 * len(note_lines) + edge)
+    page = Page(page_width, notes + 17 * len(note_lines) + edge)
 
     for i, line in enumerate(title_lines):
         page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
     if layer < 0:
         images, tokens = clip.frames, float(clip.num_tokens)
-        page.text(edge, head + 12, f"the clip: {_count(T, 'frame')}", 13, weight="bold")
-        page.text(end, head + 12, f"{_count(tokens, 'token')} enter layer 1", 10, ha="right")
+        page.text(edge, head + 12, f"the clip: {as_count(T, 'frame')}", 13, weight="bold")
+        page.text(end, head + 12, f"{as_count(tokens, 'token')} enter layer 1", 10, ha="right")
     else:
-        images = _painted(clip.frames, clip.states[layer], clip.patch_size)
+        images = painted(clip.frames, clip.states[layer], clip.patch_size)
         tokens = clip.tokens[layer]
-        cost = f"{_number(clip.gflops[layer])} of {_number(clip.dense[layer])} GFLOPs"
+        cost = f"{as_number(clip.gflops[layer])} of {as_number(clip.dense[layer])} GFLOPs"
         page.text(edge, head + 12, f"layer {layer + 1} of {clip.num_layers}", 13, weight="bold")
         _draw_cls(page, edge + 180, head + 12, clip, layer)
-        of_tokens = f"{_number(tokens)} of {_count(clip.num_tokens, 'token')}"
+        of_tokens = f"{as_number(tokens)} of {as_count(clip.num_tokens, 'token')}"
         page.text(end, head + 12, f"{of_tokens} · {cost}", 10, ha="right")
-    page.box(edge, head + 34, page_width - 2 * edge, 18, _GREY)
-    page.box(edge, head + 34, (page_width - 2 * edge) * min(1.0, tokens / clip.num_tokens), 18, _BLUE)
+    page.box(edge, head + 34, page_width - 2 * edge, 18, GREY)
+    page.box(edge, head + 34, (page_width - 2 * edge) * min(1.0, tokens / clip.num_tokens), 18, BLUE)
     for t, image in enumerate(images):
         row, column = divmod(t, grid_columns)
         x, y = edge + column * (cell_width + gap), top + row * (cell_height + gap)
-        page.image(x, y, _scaled(image, cell_width, cell_height))
+        page.image(x, y, scaled(image, cell_width, cell_height))
     _draw_legend(page, clip, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
     for i, line in enumerate(note_lines):
-        page.text(edge, notes + 8 + 17 * i, line, 9, color=_FAINT)
+        page.text(edge, notes + 8 + 17 * i, line, 9, color=FAINT)
     return page.pixels()
 
 
-def _draw_legend(page: _Page, clip: _Clip, x: int, y: int, columns: int, column_width: int) -> None:
+def _draw_legend(page: Page, clip: _Clip, x: int, y: int, columns: int, column_width: int) -> None:
     """What the states look like, on a piece from the middle of the first frame."""
     height, width = clip.frames.shape[1:3]
     side = max(2, min(height, width) // 4)
     piece = clip.frames[:1, (height - side) // 2 :, (width - side) // 2 :][:, :side, :side]
     for i, state in enumerate(_shown(clip)):
         row, column = divmod(i, columns)
-        sample = _painted(piece, np.full((1, 1, 1), state, np.int8), side)[0]
+        sample = painted(piece, np.full((1, 1, 1), state, np.int8), side)[0]
         left, top = x + column * column_width, y + 24 * row
-        page.box(left - 1, top - 1, 20, 20, _FAINT)
-        page.image(left, top, _scaled(sample, 18, 18))
-        page.text(left + 27, top + 9, _MEANING[state], 10)
+        page.box(left - 1, top - 1, 20, 20, FAINT)
+        page.image(left, top, scaled(sample, 18, 18))
+        page.text(left + 27, top + 9, MEANING[state], 10)
 
 
-def _draw_cls(page: _Page, x: float, y: float, clip: _Clip, layer: int) -> None:
+def _draw_cls(page: Page, x: float, y: float, clip: _Clip, layer: int) -> None:
     alive = bool(clip.cls_alive[layer])
-    page.text(x, y, "● CLS alive" if alive else "○ CLS halted", 10, color=_BLUE if alive else _FAINT)
+    page.text(x, y, "● CLS alive" if alive else "○ CLS halted", 10, color=BLUE if alive else FAINT)
 
 
 def _shown(clip: _Clip) -> list[int]:
     """The states that occur; there is always something alive to explain."""
-    return [state for state in _MEANING if state == ALIVE or (clip.states == state).any()]
-
-
-def _scaled(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    # Enlarged pixels stay squares: a toy clip of 32 × 32 is not blurred to look like more than it is.
-    method = Image.Resampling.LANCZOS if width < image.shape[1] else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(image).resize((width, height), method))
-
-
-def _wrap(text: str, width: int, size: float) -> list[str]:
-    """Lines that fit in `width` pixels; a letter is about 0.62 of the type size wide on average."""
-    return textwrap.wrap(text, max(10, int(width / (0.62 * size * _DPI / 72))))
-
-
-def _number(value: float) -> str:
-    """Whole numbers as they are, others with three figures and never an exponent."""
-    if value == round(value):
-        return f"{value:.0f}"
-    digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
-    return f"{value:.{digits}f}"
-
-
-def _count(value: float, unit: str) -> str:
-    return f"{_number(value)} {unit}{'' if value == 1 else 's'}"
-
-
-def _percent(part: float, total: float) -> str:
-    return f"{100 * part / total:.0f} %" if total else "–"
-
-
-# ---- writing
-
-
-def _with_256_colours(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The steps [n, height, width, 3] in the 256 colours that a GIF can hold, one palette for all, dithered.
-
-    With a palette per step colours would flicker; without dither smooth walls and skies turn to blotches.
-    """
-    sample = steps[[0, len(steps) // 2, -1], ::2, ::2]  # enough to choose from
-    tall = Image.fromarray(sample.reshape(-1, *sample.shape[2:]))
-    chosen = tall.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
-    colours = np.array(chosen.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    colours[(colours > 247).all(axis=1)] = 255  # the page stays pure white
-    chosen.putpalette(colours.tobytes())
-    out = np.empty_like(steps)
-    for i, step in enumerate(steps):
-        dithered = Image.fromarray(step).quantize(palette=chosen, dither=Image.Dither.FLOYDSTEINBERG)
-        out[i] = np.asarray(dithered.convert("RGB"))
-    return out
+    return [state for state in MEANING if state == ALIVE or (clip.states == state).any()]

@@ -14,19 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refvt.files import write_whole
-from refvt.plots import (
-    _BLUE,
-    _FAINT,
-    _GREY,
-    _INK,
-    _MEANING,
-    ALIVE,
-    _Page,
-    _painted,
-    _scaled,
-    _with_256_colours,
-    _wrap,
-)
+from refvt.page import BLUE, FAINT, GREY, INK, Page, scaled, with_256_colours, wrapped
+from refvt.plots import ALIVE, MEANING, painted
 
 __all__ = ["SheetClip", "following_picture", "halting_film", "halting_sheet"]
 
@@ -50,7 +39,7 @@ class SheetClip:
     def rows(self) -> list[NDArray[np.uint8]]:
         """The frames as they are, then as every layer has them: 1 + L arrays [T, height, width, 3]."""
         patch = self.frames.shape[1] // self.states.shape[2]
-        return [self.frames, *(_painted(self.frames, states, patch) for states in self.states)]
+        return [self.frames, *(painted(self.frames, states, patch) for states in self.states)]
 
     def labels(self) -> list[tuple[str, str]]:
         """What to call these rows, and the share of all patches that is alive in them."""
@@ -77,7 +66,7 @@ def halting_sheet(
             page.text(x, y_row + tall / 2 - (9 if share else 0), name, 9.5, weight="bold")
             page.text(x, y_row + tall / 2 + 9, share and f"{share} alive", 9)
             for t, image in enumerate(images):
-                page.image(x + label + t * (cell + _GAP), y_row, _scaled(image, cell, tall))
+                page.image(x + label + t * (cell + _GAP), y_row, scaled(image, cell, tall))
     write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
 
 
@@ -105,10 +94,10 @@ def halting_film(
             for column, (images, (name, share)) in enumerate(zip(clip.rows(), clip.labels(), strict=True)):
                 left = x + column * (cell + _GAP)
                 page.text(left, y + 33, f"{name}: {share}" if share else name, 8)
-                page.image(left, y + head, _scaled(images[t], cell, tall))
+                page.image(left, y + head, scaled(images[t], cell, tall))
         pages.append(page.pixels())
     step = 10 * max(1, round(milliseconds / 10))
-    images = _with_256_colours(np.stack(pages))
+    images = with_256_colours(np.stack(pages))
     write_whole(
         Path(path), iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=[step] * T, loop=0)
     )
@@ -137,28 +126,26 @@ def following_picture(
         )
     side, between, bar = 210, 30, 42
     width = 2 * _EDGE + L * (side + between) - between
-    title_lines, note_lines = _wrap(title, width - 2 * _EDGE, 12), _wrap(note, width - 2 * _EDGE, 9.5)
+    title_lines, note_lines = wrapped(title, width - 2 * _EDGE, 12), wrapped(note, width - 2 * _EDGE, 9.5)
     top = _EDGE + 25 * len(title_lines) + 34
     bars = top + side + 22
-    page = _Page(width, bars + bar * len(groups) + 18 * len(note_lines) + 2 * _EDGE)
+    page = Page(width, bars + bar * len(groups) + 18 * len(note_lines) + 2 * _EDGE)
     for i, line in enumerate(title_lines):
         page.text(_EDGE, _EDGE + 10 + 25 * i, line, 12, weight="bold")
     largest = maps.max() or 1.0
     for layer in range(L):
         x = _EDGE + layer * (side + between)
         page.text(x, top - 16, f"layer {layer + 1}", 11, weight="bold")
-        page.text(
-            x + side, top - 16, f"{maps[layer].min():.0%} to {maps[layer].max():.0%}", 9, ha="right", color=_FAINT
-        )
-        page.image(x, top, _with_square(_scaled(_coloured(maps[layer] / largest), side, side), middle / maps.shape[1]))
+        page.text(x + side, top - 16, f"{maps[layer].min():.0%} to {maps[layer].max():.0%}", 9, ha="right", color=FAINT)
+        page.image(x, top, _with_square(scaled(_coloured(maps[layer] / largest), side, side), middle / maps.shape[1]))
         for row, (name, share) in enumerate(zip(groups, shares[layer], strict=True)):
             y = bars + bar * row
             page.text(x, y + 8, name, 8.5)
             page.text(x + side, y + 8, f"{share:.0%}", 8.5, ha="right", weight="bold")
-            page.box(x, y + 18, side, 12, _GREY)
-            page.box(x, y + 18, side * share, 12, _BLUE)
+            page.box(x, y + 18, side, 12, GREY)
+            page.box(x, y + 18, side * share, 12, BLUE)
     for i, line in enumerate(note_lines):
-        page.text(_EDGE, bars + bar * len(groups) + 18 + 18 * i, line, 9.5, color=_FAINT)
+        page.text(_EDGE, bars + bar * len(groups) + 18 + 18 * i, line, 9.5, color=FAINT)
     write_whole(Path(path), iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True))
 
 
@@ -181,27 +168,27 @@ def _check(clips: Sequence[SheetClip], cell: int) -> tuple[int, int, int]:
 
 def _page(
     clips: Sequence[SheetClip], title: str, note: str, columns: int, block_width: int, block_height: int
-) -> tuple[_Page, int]:
+) -> tuple[Page, int]:
     """A page with title, legend and note, and where the blocks of the clips begin."""
     columns = min(columns, len(clips))
     width = 2 * _EDGE + columns * (block_width + _EDGE) - _EDGE
-    title_lines, note_lines = _wrap(title, width - 2 * _EDGE, 12), _wrap(note, width - 2 * _EDGE, 9.5)
+    title_lines, note_lines = wrapped(title, width - 2 * _EDGE, 12), wrapped(note, width - 2 * _EDGE, 9.5)
     legend = _EDGE + 25 * len(title_lines) + 6
     top = legend + 36
     end = top + -(-len(clips) // columns) * block_height
-    page = _Page(width, end + 18 * len(note_lines) + _EDGE)
+    page = Page(width, end + 18 * len(note_lines) + _EDGE)
     for i, line in enumerate(title_lines):
         page.text(_EDGE, _EDGE + 10 + 25 * i, line, 12, weight="bold")
     x = _EDGE
     middle = np.full((1, 2, 2, 3), 110, np.uint8)  # a grey patch in every state
-    for state, meaning in _MEANING.items():
+    for state, meaning in MEANING.items():
         if any((clip.states == state).any() for clip in clips):
-            page.box(x - 1, legend - 1, 18, 18, _FAINT)
-            page.image(x, legend, _scaled(_painted(middle, np.full((1, 1, 1), state, np.int8), 2)[0], 16, 16))
+            page.box(x - 1, legend - 1, 18, 18, FAINT)
+            page.image(x, legend, scaled(painted(middle, np.full((1, 1, 1), state, np.int8), 2)[0], 16, 16))
             page.text(x + 24, legend + 8, meaning, 9.5)
             x += 56 + 8 * len(meaning)
     for i, line in enumerate(note_lines):
-        page.text(_EDGE, end + 8 + 18 * i, line, 9.5, color=_FAINT)
+        page.text(_EDGE, end + 8 + 18 * i, line, 9.5, color=FAINT)
     return page, top
 
 
@@ -215,8 +202,8 @@ def _places(
     ]
 
 
-def _draw_title(page: _Page, x: int, y: int, clip: SheetClip) -> None:
-    page.text(x, y + 12, clip.title, 10.5, weight="bold", color=_INK if clip.right else _WRONG)
+def _draw_title(page: Page, x: int, y: int, clip: SheetClip) -> None:
+    page.text(x, y + 12, clip.title, 10.5, weight="bold", color=INK if clip.right else _WRONG)
 
 
 def _with_square(image: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:

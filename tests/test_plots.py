@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from refvt import plots
+from refvt.page import as_number
 from refvt.plots import halting_gif, halting_picture
 
 RED = (200, 20, 20)  # no other part of the pictures has this colour
@@ -83,7 +84,7 @@ def test_layers_after_the_clip_is_done() -> None:
 def test_painting_marks_patches_and_leaves_living_ones_alone() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
     before = frames.copy()
-    painted = plots._painted(frames, np.array([[[plots.ALIVE, plots.DROPPED], [plots.HALTED, plots.DONE]]], np.int8), 8)
+    painted = plots.painted(frames, np.array([[[plots.ALIVE, plots.DROPPED], [plots.HALTED, plots.DONE]]], np.int8), 8)
     np.testing.assert_array_equal(frames, before)
     np.testing.assert_array_equal(painted[0, :8, :8], frames[0, :8, :8])
     means = [painted[0, y : y + 8, x : x + 8].mean(axis=(0, 1)) for y, x in ((0, 8), (8, 0), (8, 8))]
@@ -236,7 +237,7 @@ def test_refused(
     [(0, "0"), (473, "473"), (1e6, "1000000"), (0.0004567, "0.000457"), (9.876, "9.88"), (123.4, "123")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert plots._number(value) == text
+    assert as_number(value) == text
 
 
 # ---- the contact sheet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
-__all__ = ["warm_up"]
+__all__ = ["compile_all", "warm_up"]
 
 # wide enough that tiles are cut as in a large model (a kernel is compiled anew for every layout it meets)
 SMALL = HaltingVTConfig(
@@ -64,3 +66,15 @@ def warm_up(
                 )
     if progress is not None:
         progress(len(names), len(names), "done")
+
+
+def compile_all(dtype: str = "float32", training: bool = True) -> float:
+    """Compile or load the jit kernels with a progress line on stderr; returns the seconds it took."""
+
+    def line(done: int, of: int, what: str) -> None:
+        end = "\n" if done == of else ""
+        print(f"\rkernels: {done}/{of} {what:30s} {time.perf_counter() - start:5.1f} s", end=end, file=sys.stderr)
+
+    start = time.perf_counter()
+    warm_up("jit", dtype, training, line)
+    return time.perf_counter() - start
