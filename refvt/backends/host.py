@@ -39,8 +39,9 @@ def fill(x: Array, value: float) -> Array:
 
 
 def write(x: Array, values: Array) -> None:
-    """x ← values, of the same shape."""
-    x[...] = values
+    """x ← values, of the same shape; nothing to do where they are x itself."""
+    if values is not x:
+        x[...] = values
 
 
 def add_scaled(total: Array, x: Array, factor: float) -> None:
