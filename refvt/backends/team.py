@@ -32,6 +32,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from refvt.backends.compiling import compilation_shown
 from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads, workspace
 from refvt.ops import Array
@@ -252,7 +253,8 @@ def _enter(kernel: Callable[..., None], share: Share, space: _Space, arguments: 
 def session() -> Iterator[None]:
     """Held around a whole run of the model: the helpers wake up while its first arrays are made."""
     _team.wake(num_threads() - 1)
-    yield
+    with compilation_shown():
+        yield
 
 
 def run(kernel: Callable[..., None], count: int, *arguments: Any, space: _Space = None) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from refvt.backends.compiling import compilation_shown
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
@@ -35,22 +34,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def warm_up(
-    backend: str = "jit",
-    dtype: str = "float32",
-    training: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> None:
-    """Compile what a forward pass needs, and with ``training`` a training step too; progress(done, of, what is next).
+def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True) -> None:
+    """Compile what a forward pass needs, and with ``training`` a training step too.
 
     Compiled kernels are cached on disk: the next process loads them in a fraction of a second.
     """
     names = [name for name in VARIANTS if training or name.startswith("forward")]
     rng = np.random.default_rng(0)
     clips = rng.standard_normal((2, 3, 2, 12, 12)).astype(dtype)
-    for i, name in enumerate(names):
-        if progress is not None:
-            progress(i, len(names), name)
+    for name in names:
         config = HaltingVTConfig(**{**SMALL.as_dict(), **VARIANTS[name]})
         model = HaltingVT(config, seed=0, backend=backend, dtype=dtype)
         for b in range(config.glimpser_depth, config.depth):  # some tokens halt on the way, others do not
@@ -64,17 +56,11 @@ def warm_up(
                 model.loss_and_gradients(
                     clips, np.array([0, 1]), np.array([1, 0]), execution=execution, drop_path=drop, rng=rng
                 )
-    if progress is not None:
-        progress(len(names), len(names), "done")
 
 
 def compile_all(dtype: str = "float32", training: bool = True) -> float:
-    """Compile or load the jit kernels with a progress line on stderr; returns the seconds it took."""
-
-    def line(done: int, of: int, what: str) -> None:
-        end = "\n" if done == of else ""
-        print(f"\rkernels: {done}/{of} {what:30s} {time.perf_counter() - start:5.1f} s", end=end, file=sys.stderr)
-
+    """Compile or load the jit kernels, with a progress line on stderr; returns the seconds it took."""
     start = time.perf_counter()
-    warm_up("jit", dtype, training, line)
+    with compilation_shown(silent=0):
+        warm_up("jit", dtype, training)
     return time.perf_counter() - start
