@@ -118,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict[str, Any]:
+    trained = {result.folder: result.seconds for result in grid.results}  # two names may be one run
     return {
         "experiment": options.experiment,
         "command": _command(options),
@@ -127,7 +128,8 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "backend": options.backend or backends.default(),
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),
-        "seconds": sum(result.seconds for result in grid.results),
+        "trained": len(trained),
+        "seconds": sum(trained.values()),
         "figures": findings.figures,
         "reading": findings.reading,
         "runs": [result.as_dict() for result in grid.results],

@@ -101,7 +101,7 @@ def as_markdown(report: dict[str, Any], findings: Findings) -> str:
         lines += ["The model has the shape, and the clips the settings, of this recipe:", "", *recipe]
     else:
         lines += [
-            f"{len(runs)} runs, {report['seconds'] / 60:.0f} minutes of training. Seeds "
+            f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. Seeds "
             f"{', '.join(map(str, report['seeds']))}; ± is the sample standard deviation over them. Accuracy is top-1 "
             "on the held-out clips after the last epoch. GFLOPs are 10⁹ multiply-adds a clip, counted as the paper "
             "counts; a clip is done when its CLS has halted. The recipe that the runs change:",
