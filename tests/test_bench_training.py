@@ -80,6 +80,10 @@ def test_pytorch_takes_the_same_steps(capsys):
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--json", "nowhere/report.json"], "--json: no such folder: nowhere"),
         (["--markdown", "nowhere/report.md"], "--markdown: no such folder: nowhere"),
+        (["--growth", "growth.png"], "--training-step: takes no --growth"),
+        (["--pass", "forward"], "--training-step: takes no --pass"),
+        (["--clips", "4"], "--training-step: takes no --clips"),
+        (["--quick"], "--training-step: takes no --quick"),
         (["--backend", "fast"], "--backend: expected some of reference, jit, cuda, got 'fast'"),
     ],
 )

@@ -142,7 +142,7 @@ def test_info_as_text_and_json(capsys):
 
 
 def test_importing_refvt_loads_no_optional_package():
-    optional = {"torch", "av", "matplotlib", "hypothesis", "skvideo", "sklearn", "tqdm"}
+    optional = {"torch", "av", "matplotlib", "hypothesis", "skvideo", "sklearn", "tqdm", "numba"}
     code = f"import sys, refvt, refvt.cli; print(sorted(set(sys.modules) & {optional}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -14,52 +14,70 @@ from numba.core import event
 __all__ = ["compilation_shown"]
 
 SILENT = 1.0  # seconds of compilation that nobody needs to be told of
+WIDTH = 79  # columns; a longer line would wrap, and could not be written over
 
 
 class _Line(event.Listener):  # type: ignore[misc]
-    """Counts the kernels of refvt whose compilation begins, and says so."""
+    """Counts the kernels of refvt that are compiled and the seconds it takes, and says so."""
 
     def __init__(self, silent: float) -> None:
-        self.silent, self.kernels, self.shown = silent, 0, False
-        self.start: float | None = None
+        self.silent, self.kernels, self.seconds, self.open = silent, 0, 0.0, False
+        self.under_way: list[bool] = []  # what is being compiled, one function for the other's sake: is it ours?
+        self.start = 0.0
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
-        if not function.__module__.startswith("refvt."):
-            return
-        if self.start is None:
+        ours = (function.__module__ or "").startswith("refvt.")
+        if ours and not any(self.under_way):
             self.start = time.perf_counter()
-        self.kernels += 1
-        self.say(function.__name__)
+        self.under_way.append(ours)
+        if ours:
+            self.kernels += 1
+            self.say(function.__name__)
 
     def on_end(self, event: Any) -> None:
-        """One that is ready is followed by the next, or by the end."""
+        if self.under_way.pop() and not any(self.under_way):
+            self.seconds += time.perf_counter() - self.start
 
-    def say(self, name: str, end: str = "") -> None:
-        if self.start is not None and (seconds := time.perf_counter() - self.start) >= self.silent:
-            self.shown = True
-            line = f"refvt: compiling kernels, once on this machine: {self.kernels}, {seconds:.0f} s {name}"
-            print(f"\r{line:90s}", end=end, file=sys.stderr, flush=True)
+    def say(self, what: str) -> None:
+        seconds = self.seconds + (time.perf_counter() - self.start if any(self.under_way) else 0)
+        if seconds >= self.silent:
+            self.open = True
+            line = f"refvt: compiling kernels, once on this machine: {self.kernels}, {seconds:.0f} s {what}"
+            print(f"\r{line[:WIDTH]:{WIDTH}}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line, if there is one."""
+        if self.open:
+            self.say("done")
+            print(file=sys.stderr)
+            self.open = False
 
 
-_active = False
+_line: _Line | None = None
 
 
 @contextmanager
 def compilation_shown(silent: float = SILENT) -> Iterator[None]:
-    """Inside, a line tells how many kernels are being compiled, after ``silent`` seconds of it.
+    """Inside, a line tells how many kernels have been compiled, after ``silent`` seconds of it.
 
-    Nothing is said with REFVT_QUIET set, nor twice where one of these stands in another.
+    Where one of these stands in another, the outer one counts, and the line ends with either. Nothing is said with
+    REFVT_QUIET set.
     """
-    global _active
-    if _active or os.environ.get("REFVT_QUIET"):
+    global _line
+    if os.environ.get("REFVT_QUIET"):
         yield
-        return
-    line, _active = _Line(silent), True
-    try:
-        with event.install_listener("numba:compile", line):
+    elif _line is not None:
+        outer = _line
+        try:
             yield
-    finally:
-        _active = False
-        if line.shown:
-            line.say("done", end="\n")
+        finally:
+            outer.close()
+    else:
+        own = _line = _Line(silent)
+        try:
+            with event.install_listener("numba:compile", own):
+                yield
+        finally:
+            _line = None
+            own.close()

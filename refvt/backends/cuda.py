@@ -186,18 +186,20 @@ def _from_pool(pool: Any, stream: Any, shape: tuple[int, ...], dtype: Any) -> Ar
 
 @cache
 def _pool(device: int) -> tuple[Any, Any] | None:
-    """The driver's memory pool of a GPU and the stream that all kernels run on; None if arrays cannot be had from it,
-    or numba-cuda was given a memory manager of the user's choice.
+    """The driver's memory pool of a GPU and the stream that all kernels run on; None if numba-cuda is to be asked for
+    arrays: there is no pool, or numba-cuda was given another memory manager.
 
     Asking the driver itself for every array costs more than many a kernel, and giving one back waits for all kernels.
     From a pool both take their place on the stream: memory is used again by the kernels that follow.
     """
-    if config.CUDA_MEMORY_MANAGER != "default":
+    if type(cuda.current_context().memory_manager).__name__ != "NumbaCUDAMemoryManager":
         return None
     try:
         from cuda.core import Device
 
         found = Device(device)
+        if not found.properties.memory_pools_supported:
+            raise RuntimeError("the driver has none")
         found.set_current()
         pool, stream = found.memory_resource, found.default_stream
         probe, expected = _from_pool(pool, stream, (2,), np.dtype(np.int8)), np.array([3, 7], np.int8)
@@ -205,6 +207,8 @@ def _pool(device: int) -> tuple[Any, Any] | None:
         if (probe.copy_to_host() != expected).any():  # type: ignore[attr-defined]
             raise RuntimeError("what was written did not come back")
     except Exception as error:
+        if "CUDA_ERROR_OUT_OF_MEMORY" in str(error):
+            raise  # a pool that is full is one
         warnings.warn(f"cuda: no memory pool, so every array waits for the driver ({error})", stacklevel=1)
         return None
     return pool, stream

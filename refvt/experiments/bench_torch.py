@@ -85,8 +85,11 @@ class TorchModel:
         self._clips = torch.tensor(clips).to(device, getattr(torch, dtype))
         self._labels, self._motion_labels = torch.tensor(labels).to(device), torch.tensor(motion_labels).to(device)
 
-    def run(self, train: bool, decisions: Decisions) -> Any:
-        """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own."""
+    def run(self, train: bool, decisions: Decisions, wait: bool = True) -> Any:
+        """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own.
+
+        On a GPU the work is waited for, unless more of it follows.
+        """
         torch = self._torch
         layers = decisions.halting_layer
         forced = {
@@ -103,7 +106,7 @@ class TorchModel:
         else:
             with torch.no_grad():
                 output = self._model(self._clips, **forced)
-        if self._device != "cpu":
+        if wait and self._device != "cpu":
             torch.cuda.synchronize()
         return output, loss
 

@@ -61,6 +61,9 @@ WORKLOADS = {
 
 def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLOADS) -> int:
     """Measure and print; 0, or 1 if the contestants disagree. ValueError for a request that cannot be met."""
+    for option, untouched in (("clips", 1), ("passes", None), ("growth", None), ("quick", False)):
+        if getattr(options, option) != untouched:
+            raise ValueError(f"--training-step: takes no --{option.replace('passes', 'pass')}")
     names = options.workload or list(_workloads)
     for name in names:
         if name not in _workloads:
@@ -141,7 +144,7 @@ class TorchStep:
         self.losses: list[float] = []
 
     def __call__(self) -> None:
-        result = self._model.run(True, Decisions())
+        result = self._model.run(True, Decisions(), wait=False)  # the loss is waited for
         self._optimiser.step()
         self.losses.append(self._model.loss(result))
 

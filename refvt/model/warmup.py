@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends.compiling import compilation_shown
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
@@ -60,6 +59,8 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
 
 def compile_all(dtype: str = "float32", training: bool = True) -> float:
     """Compile or load the jit kernels, with a progress line on stderr; returns the seconds it took."""
+    from refvt.backends.compiling import compilation_shown  # brings numba: not for a command that compiles nothing
+
     start = time.perf_counter()
     with compilation_shown(silent=0):
         warm_up("jit", dtype, training)

@@ -7,6 +7,7 @@ import gc
 import os
 import weakref
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def column(monkeypatch):
 
     class Device:
         memory_resource, default_stream = pool, "the default stream"
+        properties = SimpleNamespace(memory_pools_supported=True)
 
         def __init__(self, number):
             self.id = number
@@ -71,7 +73,9 @@ def column(monkeypatch):
             pass
 
     monkeypatch.setattr(cuda.core, "Device", Device)
+    manager = type("NumbaCUDAMemoryManager", (), {})()
     monkeypatch.setattr(numba_cuda, "get_current_device", lambda: Device(0))
+    monkeypatch.setattr(numba_cuda, "current_context", lambda: SimpleNamespace(memory_manager=manager))
     monkeypatch.setattr(numba_cuda, "from_cuda_array_interface", View)
     column._pool.cache_clear()
     yield column, pool
@@ -94,22 +98,45 @@ def test_arrays_are_pieces_of_the_pool_and_go_back_to_it(column):
     assert there.host.tolist() == [[0, 2], [3, 5]]
 
 
-def test_without_a_pool_the_driver_is_asked_and_it_is_said(column, monkeypatch):
+@pytest.fixture
+def driver(monkeypatch):
+    """numba-cuda's own way to an array."""
+    monkeypatch.setattr("numba.cuda.device_array", lambda shape, dtype: np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_without_a_pool_the_driver_is_asked_and_it_is_said(column, driver, monkeypatch, supported):
     column, pool = column
+    asked = []
 
     def none(size, *, stream):
+        asked.append(size)
         raise RuntimeError("CUDA_ERROR_NOT_SUPPORTED")
 
     monkeypatch.setattr(pool, "allocate", none)
-    monkeypatch.setattr("numba.cuda.device_array", lambda shape, dtype: np.zeros(shape, dtype))
-    with pytest.warns(UserWarning, match="no memory pool.*CUDA_ERROR_NOT_SUPPORTED"):
+    monkeypatch.setattr("cuda.core.Device.properties", SimpleNamespace(memory_pools_supported=supported))
+    reason = "CUDA_ERROR_NOT_SUPPORTED" if supported else "the driver has none"
+    with pytest.warns(UserWarning, match=f"no memory pool.*{reason}"):
         assert column.empty((2, 2), "float32").shape == (2, 2)
-    assert column.empty(4, "float32").shape == (4,)  # and asked once
+    assert column.empty(4, "float32").shape == (4,)
+    assert len(asked) == supported  # once and for all
 
 
-def test_a_memory_manager_of_the_users_choice_is_asked(column, monkeypatch):
+def test_a_pool_that_is_full_is_no_missing_pool(column, driver, monkeypatch):
     column, pool = column
-    monkeypatch.setattr(column.config, "CUDA_MEMORY_MANAGER", "rmm")
-    monkeypatch.setattr("numba.cuda.device_array", lambda shape, dtype: np.zeros(shape, dtype))
+
+    def full(size, *, stream):
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(pool, "allocate", full)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="OUT_OF_MEMORY"):
+            column.empty((2, 2), "float32")
+
+
+def test_a_memory_manager_of_the_users_choice_is_asked(column, driver, monkeypatch):
+    column, pool = column
+    chosen = SimpleNamespace(memory_manager=type("RMMNumbaManager", (), {})())
+    monkeypatch.setattr("numba.cuda.current_context", lambda: chosen)
     assert column.empty((2, 2), "float32").shape == (2, 2)
     assert not pool.asked

@@ -1,5 +1,8 @@
 """Operations of the jit column take arrays however they lie in memory, and give what they give for contiguous ones."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -25,6 +28,11 @@ LAYOUTS = {
     "columns": np.asfortranarray,
     "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
     "backwards": lambda x: x[::-1].copy()[::-1],
+    "of something wider": lambda x: np.concatenate([x, x], axis=-1)[..., x.shape[-1] :],
+    "of something wider and longer": lambda x: np.concatenate([np.concatenate([x, x], axis=-1)] * 2)[: len(x)][
+        ..., -x.shape[-1] :
+    ],
+    "of something deeper": lambda x: np.stack([x, x], axis=-2)[..., 1, :],
 }
 
 
@@ -43,3 +51,17 @@ def test_how_arrays_lie_does_not_matter(name, layout, dtype):
     for one, other in zip(*results, strict=True):
         # compiled for another layout a sum may run in another order: at most 96 terms, each rounded once
         assert np.abs(one - other).max() <= 96 * np.finfo(dtype).eps * np.abs(one).max()
+
+
+def test_one_kernel_is_compiled_for_all_that_a_model_does():
+    """Of those that take longest. In a process of its own: here other tests have left theirs."""
+    code = """if True:
+        import numpy as np
+        from refvt.backends import products
+        from refvt.model.warmup import warm_up
+        from refvt.ops.attention import jit
+        warm_up()
+        print([len(kernel.signatures) for kernel in (products._affine, jit._attend, jit._attend_backward)])
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[1, 1, 1]"

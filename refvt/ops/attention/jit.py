@@ -251,13 +251,13 @@ def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Ar
     return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
 
 
-def _whole(*columns: Array) -> tuple[tuple[Array, ...], Starts]:
-    """Arrays [n, D] as columns of contiguous matrices, and where those columns begin.
+def _whole(q: Array, k: Array, v: Array) -> tuple[list[Array], Starts]:
+    """q, k and v (or their gradients) as columns of contiguous matrices, and where those columns begin.
 
     q, k and v are mostly columns of one qkv. A kernel is compiled for every layout it meets; so that it meets but one.
     """
     matrices, starts = [], []
-    for part in columns:
+    for part in (q, k, v):
         base, start = part.base, 0
         if part.flags.c_contiguous:
             base = part
@@ -267,7 +267,7 @@ def _whole(*columns: Array) -> tuple[tuple[Array, ...], Starts]:
             base = np.ascontiguousarray(part)
         matrices.append(base)
         starts.append(start)
-    return tuple(matrices), (starts[0], starts[1], starts[2])
+    return matrices, (starts[0], starts[1], starts[2])
 
 
 def _is_of_rows(base: object) -> TypeGuard[Array]:
@@ -350,7 +350,10 @@ def _attend_backward(
     dv: Array,
     dat: Starts,
 ) -> None:
-    """A job is one head of a segment: all its queries add to the gradients of its keys and values, in turn."""
+    """A job is one head of a segment: all its queries add to the gradients of its keys and values, in turn.
+
+    q, k and v begin at the columns ``at``, their gradients at ``dat``.
+    """
     lanes = VECTOR // q.itemsize
     d = y.shape[1] // num_heads
     padded = (d + lanes - 1) // lanes * lanes
