@@ -56,7 +56,7 @@ def test_the_page_holds_what_the_report_says():
     assert "(experiment-trial.png)" in page
     assert "(experiment-trial-two.png)" in page
     assert "```sh\nrefvt experiment trial --seeds 2\n```" in page
-    for words in ("refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7", "10 minutes", "Seeds 0, 1;"):
+    for words in ("refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7", "3 runs, 10 minutes", "Seeds 0, 1;"):
         assert words in page
     cells = [cell.strip() for cell in page.rstrip().splitlines()[-1].strip("|").split("|")]
     assert cells == ["only", "1", "62.5 %", "0.01234", "25.0 %", "9.0 4.2", "60"]
