@@ -12,7 +12,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,13 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    shown = command(
+    demo = command(
         "demo", _demo, "Check the golden files; recognise moving digits with the trained model and draw halting."
     )
-    shown.add_argument(
-        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
-    )
-    shown.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+    halt_video.picture_options(demo)
 
     halt_video.add_arguments(
         command("halt", halt_video.run, "Run HaltingVT on a video and draw which tokens live, layer by layer.")

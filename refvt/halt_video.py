@@ -15,12 +15,20 @@ from refvt import backends, flops
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.warmup import compile_all
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "picture_options", "run"]
 
 UNTRAINED = (
     "These weights are not trained. They were set by hand so that a patch lives as long as something moves in it; "
     "the network recognises nothing."
 )
+
+
+def picture_options(parser: argparse.ArgumentParser) -> None:
+    """What ``refvt halt`` and ``refvt demo`` both ask for."""
+    parser.add_argument(
+        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
+    )
+    parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--preset", default="minik-g03-b10", choices=list(PRESETS), help="configuration")
-    parser.add_argument(
-        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
-    )
-    parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+    picture_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
