@@ -6,28 +6,44 @@ a tile: then every tile reads memory in order, and the panels wait in the second
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refvt.backends.jit import kernel
+from refvt.backends.layouts import by_rows, packable
 from refvt.backends.pool import num_threads
-from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, by_rows, copy_rows, packable, tile, turn, view
+from refvt.backends.team import run, span, take
+from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
 from refvt.ops import Array
 
-__all__ = ["Cut", "affine", "dots", "few", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
+__all__ = ["Cut", "affine", "dots", "edges", "few", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
 
 CACHE = 400_000  # bytes of packed panels, well within a second cache
-TASKS = 4  # for each thread, so that one that was held up does not leave the others long to wait for
+CHUNK = 128  # rows of a task, so that one that was held up does not leave the others long to wait for
 FEW = 2  # rows for which a weight is not packed at all
-FEWEST = 256  # rows of a task that are worth packing for
+FEWEST = 256  # rows for each thread; with fewer it packs no columns that others pack too
 DEPTH = 256  # rows added up at a time for a weight's gradient
 BLOCK = 64  # rows added up at a time for a bias's, so that rounding does not pile up
 FEWEST_GRADIENT = 96  # rows of a weight's gradient that are worth packing for
 AHEAD = 8  # tiles whose rows of the left factor are packed at a time
 
-Cut = tuple[int, int, int, int]  # parts down and across, and of how many rows and columns each of them is a multiple
+
+class Cut(NamedTuple):
+    """A result cut in tasks, parts of its rows by parts of its columns.
+
+    A few parts of the columns stand side by side and are gone through from top to bottom before the next few: so each
+    thread mostly stays in its columns, and packs them once.
+    """
+
+    down: int  # parts of the rows
+    across: int  # parts of the columns
+    abreast: int  # side by side
+    wide: int  # columns of a panel: parts are whole panels and whole tiles
+
+    @property
+    def tasks(self) -> int:
+        return self.down * self.across
 
 
 def _panels(columns: int, itemsize: int) -> tuple[int, int]:
@@ -46,8 +62,7 @@ def grid(rows: int, columns: int, depth: int, itemsize: int) -> Cut:
     across = -(-panels // together)
     if rows < FEWEST * threads:  # each thread its own columns
         across = min(panels, -(-across // threads) * threads)
-    down = max(1, min(-(-TASKS * threads // across), rows // FEWEST))
-    return down, across, ROWS, wide
+    return Cut(max(1, rows // CHUNK), across, min(threads, across), wide)
 
 
 def _weight_grid(rows: int, columns: int, itemsize: int) -> Cut:
@@ -57,14 +72,23 @@ def _weight_grid(rows: int, columns: int, itemsize: int) -> Cut:
     across = -(-panels // max(1, CACHE // (DEPTH * wide * itemsize)))
     down = max(1, min(-(-2 * threads // across), rows // FEWEST_GRADIENT))
     across = min(panels, max(across, -(-threads // down)))
-    return down, across, ROWS, wide
+    return Cut(down, across, across, wide)
 
 
 def room(cut: Cut, columns: int, depth: int) -> int:
     """How many numbers a thread needs for the panels of one task."""
-    _, across, _, wide = cut
-    panels = -(-columns // wide)
-    return -(-panels // across) * wide * depth
+    panels = -(-columns // cut.wide)
+    return -(-panels // cut.across) * cut.wide * depth
+
+
+@kernel
+def edges(i: int, cut: Cut, rows: int, columns: int) -> tuple[int, int, int, int]:
+    """Where task i lies: its first row and the one after its last, then its columns."""
+    group, nth = divmod(i, cut.down * cut.abreast)
+    abreast = min(cut.abreast, cut.across - group * cut.abreast)
+    top, bottom = span(nth // abreast, cut.down, (rows + ROWS - 1) // ROWS)
+    left, right = span(group * cut.abreast + nth % abreast, cut.across, (columns + cut.wide - 1) // cut.wide)
+    return top * ROWS, min(bottom * ROWS, rows), left * cut.wide, min(right * cut.wide, columns)
 
 
 @kernel
@@ -131,13 +155,13 @@ def few(x: Array, weight: Array) -> bool:
 
 
 @kernel
-def packed(b: Array, cut: Cut, space: Array) -> Array:
-    """The panels of b [k, n], in a thread's own memory."""
+def packed(b: Array, cut: Cut, space: Array, fresh: bool) -> Array:
+    """The panels of b [k, n], in a thread's own memory; they are there already unless they are ``fresh``."""
     k, n = b.shape
-    wide = cut[3]
-    count = (n + wide - 1) // wide
-    panels: Array = view(space, 0, count * k, wide).reshape(count, k, wide)
-    pack(b, panels)
+    count = (n + cut.wide - 1) // cut.wide
+    panels: Array = view(space, 0, count * k, cut.wide).reshape(count, k, cut.wide)
+    if fresh:
+        pack(b, panels)
     return panels
 
 
@@ -155,14 +179,15 @@ def _affine(
     y: Array,
 ) -> None:
     """What is not there comes as an empty array, and a weight may come transposed: one kernel is compiled for all."""
-    i = take(share)
+    i, before = take(share), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
         shift = bias[left:right]
         if few(x, weight) and not turned:
             dots(x, weight[left:right], y[:, left:right], shift, gain, residual[:, left:right])
         else:
-            panels = packed(weight[:, left:right] if turned else weight[left:right, :].T, cut, space)
+            part = weight[:, left:right] if turned else weight[left:right, :].T
+            panels, before = packed(part, cut, space, left != before), left
             for a in range(top, bottom, ROWS):
                 b = min(a + ROWS, bottom)
                 multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
@@ -191,7 +216,7 @@ def affine(
         nothing.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
         nothing if gain is None else np.ascontiguousarray(gain, x.dtype),
     )
-    run(_affine, cut[0] * cut[1], x, weight.T if turned else weight, turned, *epilogue, cut, y, space=space)
+    run(_affine, cut.tasks, x, weight.T if turned else weight, turned, *epilogue, cut, y, space=space)
     return y
 
 
@@ -223,7 +248,7 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
         top, bottom, left, right = edges(i, cut, *dweight.shape)
         for first in range(0, max(n, 1), DEPTH):  # without any row the gradient is zero
             last = min(first + DEPTH, n)
-            panels = packed(x[first:last, left:right], cut, rest)
+            panels = packed(x[first:last, left:right], cut, rest, True)
             for ahead in range(top, bottom, wide):
                 until = min(ahead + wide, bottom)
                 copy_rows(dy[first:last, ahead:until], ready)
@@ -242,5 +267,5 @@ def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
     cut = _weight_grid(dy.shape[1], x.shape[1], x.itemsize)
     space = (room(cut, x.shape[1], DEPTH) + AHEAD * (DEPTH + 1) * ROWS, x.dtype)
-    run(_sums, cut[0] * cut[1], dy, x, cut, dweight, dbias, space=space)
+    run(_sums, cut.tasks, dy, x, cut, dweight, dbias, space=space)
     return dweight, dbias

@@ -37,7 +37,7 @@ from refvt.backends.jit import kernel
 from refvt.backends.pool import num_threads, workspace
 from refvt.ops import Array
 
-__all__ = ["Share", "edges", "run", "session", "span", "take"]
+__all__ = ["Share", "run", "session", "span", "take"]
 
 OPEN, NEXT, COUNT, SEATS, ACTIVE = range(0, 80, 16)  # each on a cache line (pair) of its own
 PATIENCE = 400_000  # looks at the board before a helper goes to sleep: about a millisecond
@@ -134,15 +134,6 @@ def take(share: Share) -> int:
 def span(i: int, parts: int, rows: int) -> tuple[int, int]:
     """Where part i of so many nearly equal parts of some rows starts and ends."""
     return rows * i // parts, rows * (i + 1) // parts
-
-
-@kernel
-def edges(i: int, cut: tuple[int, int, int, int], rows: int, columns: int) -> tuple[int, int, int, int]:
-    """Where task i of a grid lies: its first row and the one after its last, then its columns."""
-    down, across, high, wide = cut
-    top, bottom = span(i // across, down, (rows + high - 1) // high)
-    left, right = span(i % across, across, (columns + wide - 1) // wide)
-    return top * high, min(bottom * high, rows), left * wide, min(right * wide, columns)
 
 
 @kernel

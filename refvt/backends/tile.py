@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -35,10 +34,8 @@ __all__ = [
     "VECTOR",
     "VECTORS",
     "add_rows",
-    "by_rows",
     "copy_rows",
     "max_rows",
-    "packable",
     "tile",
     "turn",
     "view",
@@ -51,16 +48,6 @@ VECTORS = 3  # of a row of c
 ROWS = 8 if VECTOR == 64 or "neon" in _features else 4
 
 _WORD, _INDEX = ir.IntType(64), ir.IntType(32)
-
-
-def by_rows(x: Array) -> Array:
-    """x [n, D] itself if the numbers of a row lie side by side, else a copy: generated code reads rows as vectors."""
-    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
-
-
-def packable(weight: Array) -> Array:
-    """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
-    return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
 
 
 class _View:

@@ -166,13 +166,13 @@ def test_a_grid_covers_everything_once_and_gives_everybody_work(threads, number,
     threads(number)
     for cut in (products.grid(rows, columns, depth, itemsize), products._weight_grid(rows, columns, itemsize)):
         covered = np.zeros((rows, columns), dtype=int)
-        for i in range(cut[0] * cut[1]):
-            top, bottom, left, right = team.edges(i, cut, rows, columns)
-            assert -(-(right - left) // cut[3]) * cut[3] * depth <= products.room(cut, columns, depth)
+        for i in range(cut.tasks):
+            top, bottom, left, right = products.edges(i, cut, rows, columns)
+            assert -(-(right - left) // cut.wide) * cut.wide * depth <= products.room(cut, columns, depth)
             covered[top:bottom, left:right] += 1
         assert (covered == 1).all()
-        if rows >= 400 and columns >= 8 * number * cut[3]:
-            assert cut[0] * cut[1] >= number
+        if rows >= 400 and columns >= 8 * number * cut.wide:
+            assert cut.tasks >= number
 
 
 def test_workspace_is_used_again_and_belongs_to_its_thread():

@@ -8,11 +8,12 @@ thread holds the logits of one tile and a few hundred keys.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refvt.backends.jit import exp2, kernel
+from refvt.backends.layouts import columns_of
 from refvt.backends.pool import num_threads
 from refvt.backends.team import run, take
 from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
@@ -24,7 +25,9 @@ FEW = 24  # tasks per thread beyond which several heads or segments are taken at
 LARGE = 80.0  # 2^±80, and a sum of thousands of them, are far from the limits of float32
 LOG2E = 1 / math.log(2)  # logits are kept in powers of two: 2^(x · log₂ e) = e^x
 
-Starts = tuple[int, int, int]  # the columns at which q, k and v begin
+LINE = 16  # numbers: a cache line of float32
+
+Starts = tuple[int, ...]  # the columns at which q, k and v begin
 
 
 class AttentionCache(NamedTuple):
@@ -42,7 +45,7 @@ class AttentionCache(NamedTuple):
 @kernel
 def _carve(space: Array, start: int, rows: int, columns: int) -> tuple[Array, int]:
     """An array out of a thread's memory, and where the next one may start: on a cache line."""
-    return view(space, start, rows, columns), (start + rows * columns + 15) // 16 * 16
+    return view(space, start, rows, columns), (start + rows * columns + LINE - 1) // LINE * LINE
 
 
 @kernel
@@ -234,56 +237,46 @@ def _attend(
         i = take(share)
 
 
+@kernel
 def _parts(query_offsets: Array, key_offsets: Array, wide: int, most: int) -> Array:
     """The segments that ask, in parts of at most so many tiles of so many queries.
 
     parts [parts, 4] int64: query rows from, to, key rows from, to.
     """
-    lengths = np.diff(query_offsets)
-    tiles = -(-lengths // wide)
-    pieces = -(-tiles // most)  # of each segment, 0 for one that asks nothing
-    segment = np.repeat(np.arange(len(lengths)), pieces)
-    nth = np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = query_offsets[:-1][segment]
-    top, bottom = (
-        start + np.minimum(tiles[segment] * (nth + i) // pieces[segment] * wide, lengths[segment]) for i in (0, 1)
-    )
-    return np.stack([top, bottom, key_offsets[:-1][segment], key_offsets[1:][segment]], axis=1).astype(np.int64)
+    count = 0
+    for s in range(len(query_offsets) - 1):
+        tiles = -(-(query_offsets[s + 1] - query_offsets[s]) // wide)
+        count += -(-tiles // most)
+    parts = np.empty((count, 4), np.int64)
+    count = 0
+    for s in range(len(query_offsets) - 1):
+        start, stop = query_offsets[s], query_offsets[s + 1]
+        tiles = -(-(stop - start) // wide)
+        pieces = -(-tiles // most)  # 0 of a segment that asks nothing
+        for nth in range(pieces):
+            parts[count, 0] = start + tiles * nth // pieces * wide
+            parts[count, 1] = min(start + tiles * (nth + 1) // pieces * wide, stop)
+            parts[count, 2], parts[count, 3] = key_offsets[s], key_offsets[s + 1]
+            count += 1
+    return parts
 
 
-def _whole(q: Array, k: Array, v: Array) -> tuple[list[Array], Starts]:
-    """q, k and v (or their gradients) as columns of contiguous matrices, and where those columns begin.
-
-    q, k and v are mostly columns of one qkv. A kernel is compiled for every layout it meets; so that it meets but one.
+@kernel
+def _room(parts: Array, lanes: int, of_key: int, of_tile: int, of_query: int, of_logit: int) -> int:
+    """How many numbers a part needs at most, if every key needs so many, every query of one tile, of all, and every
+    logit of a tile and KEYS keys.
     """
-    matrices, starts = [], []
-    for part in (q, k, v):
-        base, start = part.base, 0
-        if part.flags.c_contiguous:
-            base = part
-        elif _is_of_rows(base) and (base.dtype, len(base), base.strides) == (part.dtype, len(part), part.strides):
-            start = (part.ctypes.data - base.ctypes.data) // part.itemsize
-        else:
-            base = np.ascontiguousarray(part)
-        matrices.append(base)
-        starts.append(start)
-    return matrices, (starts[0], starts[1], starts[2])
-
-
-def _is_of_rows(base: object) -> TypeGuard[Array]:
-    return isinstance(base, np.ndarray) and base.ndim == 2 and base.flags.c_contiguous
+    most = 1
+    for i in range(len(parts)):
+        first, last, _, wide, tiles = _job(parts, i, 1, lanes)[2:]
+        m = last - first
+        most = max(most, m * of_key + wide * of_tile + tiles * wide * of_query + min(m, KEYS) * wide * of_logit)
+    return most + 12 * LINE  # every array begins on a line
 
 
 def _or_empty(key_bias: Array | None, dtype: Any) -> Array:
     """An empty array for no bias."""
     return np.empty(0, dtype) if key_bias is None else key_bias
-
-
-def _sizes(parts: Array, lanes: int) -> tuple[Array, Array, Array]:
-    """Of every part: how many keys, how many queries a tile has room for, and how many tiles there are."""
-    n, m = parts[:, 1] - parts[:, 0], parts[:, 3] - parts[:, 2]
-    wide = np.minimum(VECTORS * lanes, -(-n // lanes) * lanes)
-    return m, wide, -(-n // wide)
 
 
 def attention_forward(
@@ -306,14 +299,13 @@ def attention_forward(
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
     level = np.empty((num_heads if keep else 0, len(q)), q.dtype)
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
-    m, wide, tiles = _sizes(parts, lanes)
-    numbers = m * (2 * d + 1) + wide * d + tiles * wide * (2 * d + 4) + np.minimum(m, KEYS) * wide
+    numbers = _room(parts, lanes, 2 * d + 1, d, 2 * d + 4, 1)
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
-    matrices, at = _whole(q, k, v)
+    matrices, at = columns_of(q, k, v)
     work = (*matrices, at, parts, group, num_heads, scale, _or_empty(key_bias, q.dtype), y, level)
-    run(_attend, -(-jobs // group), *work, space=(int(np.max(numbers, initial=1)) + 8 * 16, q.dtype))
+    run(_attend, -(-jobs // group), *work, space=(numbers, q.dtype))
     if not keep:
         return y, None
     return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, level)
@@ -442,13 +434,11 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     else:
         dq, together = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = together[:, :D], together[:, D:]
-    m, wide, tiles = _sizes(parts, lanes)
     padded = -(-d // lanes) * lanes
-    numbers = m * (2 * d + 3 + 2 * padded) + tiles * wide * (2 * padded + 3 * d + 3) + 2 * np.minimum(m, KEYS) * wide
+    numbers = _room(parts, lanes, 2 * d + 3 + 2 * padded, 0, 2 * padded + 3 * d + 3, 2)
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
-    (matrices, at), (dmatrices, dat) = _whole(q, k, v), _whole(dq, dk, dv)
+    (matrices, at), (dmatrices, dat) = columns_of(q, k, v), columns_of(dq, dk, dv)
     work = (dy, y, *matrices, at, level, parts, group, num_heads, scale, _or_empty(key_bias, dtype))
-    space = (int(np.max(numbers, initial=1)) + 12 * 16, dtype)
-    run(_attend_backward, -(-jobs // group), *work, *dmatrices, dat, space=space)
+    run(_attend_backward, -(-jobs // group), *work, *dmatrices, dat, space=(numbers, dtype))
     return dq, dk, dv

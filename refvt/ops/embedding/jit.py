@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import kernel
+from refvt.backends.layouts import packable
 from refvt.backends.pool import num_threads, workspace
-from refvt.backends.products import Cut, grid, multiply, packed, room, weight_gradients
-from refvt.backends.team import edges, run, span, take
-from refvt.backends.tile import ROWS, packable
+from refvt.backends.products import Cut, edges, grid, multiply, packed, room, weight_gradients
+from refvt.backends.team import run, span, take
+from refvt.backends.tile import ROWS, copy_rows, view
 from refvt.ops import Array
 
 
@@ -31,9 +32,7 @@ def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
         s, t = divmod(first + r, T)
         top, left = (s // columns) * P, (s % columns) * P
         for c in range(C):
-            for i in range(P):
-                for j in range(P):
-                    patches[r, (c * P + i) * P + j] = clip[c, t, top + i, left + j]
+            copy_rows(clip[c, t, top : top + P, left : left + P], view(patches, (r * C + c) * P * P, P, P))
 
 
 @kernel
@@ -61,11 +60,11 @@ def _project(
     y: Array,
 ) -> None:
     T, each = len(time), len(pos) * len(time)
-    i = take(share)
+    i, before = take(share), -1
     while i >= 0:
-        clip, part = divmod(i, cut[0] * cut[1])
+        clip, part = divmod(i, cut.down * cut.across)
         top, bottom, left, right = edges(part, cut, each, len(weight))
-        panels = packed(weight[left:right].T, cut, space)
+        panels, before = packed(weight[left:right].T, cut, space, left != before), left
         rows, places = patches[clip * each : (clip + 1) * each], y[clip, 1:]
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
@@ -95,6 +94,7 @@ def embed_forward(
     time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError if not).
     Source: HaltingVT section 3.1.
     """
+    clips = np.ascontiguousarray(clips)
     B, _, T, H, W = clips.shape
     D, _, P, _ = weight.shape
     if H % P or W % P:
@@ -112,7 +112,7 @@ def embed_forward(
     cut = grid(S * T, D, flat.shape[1], clips.itemsize)
     space = (room(cut, *flat.shape), clips.dtype)
     bias = np.ascontiguousarray(bias, clips.dtype)
-    run(_project, B * cut[0] * cut[1], patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
+    run(_project, B * cut.tasks, patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
 
 

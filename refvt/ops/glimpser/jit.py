@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.backends.jit import exp, kernel
+from refvt.backends.layouts import columns_of
 from refvt.backends.team import run, take
 from refvt.ops import Array
 from refvt.ops.glimpser import check_k, equal_lengths
@@ -21,20 +22,21 @@ class ClsScoresCache(NamedTuple):
 
 
 @kernel
-def _segment_scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
-    """One segment: q [D] of CLS, k [1+S, D] → weights [A, 1+S], scores [S]."""
-    n, D = k.shape
-    d = D // num_heads
+def _segment_scores(
+    q: Array, k: Array, at: tuple[int, ...], first: int, d: int, scale: Any, weights: Array, scores: Array
+) -> None:
+    """The segment whose CLS is row ``first``: → weights [A, 1+S], scores [S]. q and k begin at the columns ``at``."""
+    A, n = weights.shape
     zero = k.dtype.type(0)
     scores[:] = zero
-    for a in range(num_heads):
-        row = weights[a]
+    for a in range(A):
+        row, ask = weights[a], q[first, at[0] + a * d : at[0] + (a + 1) * d]
         # 1. the logits of the CLS row
         highest = k.dtype.type(-np.inf)
         for j in range(n):
-            dot = zero
-            for c in range(a * d, (a + 1) * d):
-                dot += q[c] * k[j, c]
+            key, dot = k[first + j, at[1] + a * d : at[1] + (a + 1) * d], zero
+            for c in range(d):
+                dot += ask[c] * key[c]
             row[j] = dot * scale
             highest = max(highest, row[j])
         # 2. softmax over all keys, CLS included
@@ -48,16 +50,17 @@ def _segment_scores(q: Array, k: Array, num_heads: int, scale: Any, weights: Arr
         for j in range(1, n):
             scores[j - 1] += row[j]
     for j in range(n - 1):
-        scores[j] /= k.dtype.type(num_heads)
+        scores[j] /= k.dtype.type(A)
 
 
 @kernel
-def _scores(share: Any, q: Array, k: Array, num_heads: int, scale: Any, weights: Array, scores: Array) -> None:
-    n = weights.shape[2]
+def _scores(
+    share: Any, q: Array, k: Array, at: tuple[int, ...], d: int, scale: Any, weights: Array, scores: Array
+) -> None:
     i = take(share)
     while i >= 0:
         # passes 1–3
-        _segment_scores(q[i * n], k[i * n : (i + 1) * n], num_heads, scale, weights[i], scores[i])
+        _segment_scores(q, k, at, i * weights.shape[2], d, scale, weights[i], scores[i])
         i = take(share)
 
 
@@ -71,11 +74,12 @@ def cls_scores_forward(
     """
     lengths = equal_lengths(offsets)
     segments, n = len(lengths), int(lengths[0])
-    scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
+    d = k.shape[1] // num_heads
     weights = np.empty((segments, num_heads, n), k.dtype)
     scores = np.empty((segments, n - 1), k.dtype)
     # passes 1–3
-    run(_scores, segments, q, k, num_heads, scale, weights, scores)
+    matrices, at = columns_of(q, k)
+    run(_scores, segments, *matrices, at, d, k.dtype.type(1 / math.sqrt(d)), weights, scores)
     return scores, ClsScoresCache(q, k, num_heads, weights) if keep else None
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from refvt.backends.host_jit import copied, scaled
 from refvt.backends.jit import bell, kernel
+from refvt.backends.layouts import packable
 from refvt.backends.pool import workspace
-from refvt.backends.products import Cut, affine, dots, few, grid, multiply, packed, room, weight_gradients
-from refvt.backends.team import edges, run, take
-from refvt.backends.tile import ROWS, copy_rows, packable
+from refvt.backends.products import Cut, affine, dots, edges, few, grid, multiply, packed, room, weight_gradients
+from refvt.backends.team import run, take
+from refvt.backends.tile import ROWS, copy_rows
 from refvt.ops import Array
 
 
@@ -68,12 +69,12 @@ def _widen(
 ) -> None:
     """What stands before GELU goes to ``before`` too, unless that is empty."""
     one, zero, nothing = x.dtype.type(1), x.dtype.type(0), space[:0]
-    i = take(share)
+    i, column = take(share), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *hidden.shape)
         part, shift = weight[left:right], bias[left:right]
         unpacked = few(x, weight)
-        panels = packed(part[: 0 if unpacked else right - left].T, cut, space)
+        panels, column = packed(part[: 0 if unpacked else right - left].T, cut, space, left != column), left
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             corner = hidden[a:b, left:right]
@@ -115,7 +116,7 @@ def mlp_forward(
     cut = grid(n, F, x.shape[1], x.itemsize)
     # passes 1–2
     space = (room(cut, *fc1_weight.shape), x.dtype)
-    run(_widen, cut[0] * cut[1], x, fc1_weight, fc1_bias, cut, hidden, before, space=space)
+    run(_widen, cut.tasks, x, fc1_weight, fc1_bias, cut, hidden, before, space=space)
     # passes 3–4
     y = affine(hidden, fc2_weight, fc2_bias, residual, gain)  # [tokens, D]
     return y, MlpCache(x, fc1_weight, fc2_weight, before, gain, residual is not None) if keep else None
@@ -139,10 +140,10 @@ def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: 
 def _narrow_backward(
     share: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
 ) -> None:
-    i = take(share)
+    i, column = take(share), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *before.shape)
-        panels = packed(weight[:, left:right], cut, space)
+        panels, column = packed(weight[:, left:right], cut, space, left != column), left
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 3. narrow
@@ -165,7 +166,7 @@ def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array
     cut = grid(n, F, len(fc2_weight), x.itemsize)
     # passes 3–2
     space = (room(cut, F, len(fc2_weight)), x.dtype)
-    run(_narrow_backward, cut[0] * cut[1], dproduct, fc2_weight, before, cut, dbefore, hidden, space=space)
+    run(_narrow_backward, cut.tasks, dproduct, fc2_weight, before, cut, dbefore, hidden, space=space)
     dfc2_weight, dfc2_bias = weight_gradients(dproduct, hidden)
     # 1. widen
     dx = affine(dbefore, fc1_weight.T)
