@@ -6,6 +6,7 @@ a tile: then every tile reads memory in order, and the panels wait in the second
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,12 @@ def _panels(columns: int, itemsize: int) -> tuple[int, int]:
 
 def grid(rows: int, columns: int, depth: int, itemsize: int) -> Cut:
     """How to cut x Wᵀ [rows, columns] in tasks; nothing in the result depends on it."""
+    return _grid(rows, columns, depth, itemsize, num_threads())
+
+
+@lru_cache(maxsize=1024)  # a layer asks anew at every pass, and each counts when few tokens live
+def _grid(rows: int, columns: int, depth: int, itemsize: int, threads: int) -> Cut:
     wide, panels = _panels(columns, itemsize)
-    threads = num_threads()
     together = max(1, min(panels, CACHE // (max(depth, 1) * wide * itemsize)))
     across = -(-panels // together)
     if rows < FEWEST * threads:  # each thread its own columns

@@ -91,6 +91,7 @@ def joint_forward(
     used, used_row = arrays.zeros(size, dtype), np.arange(size)  # weight used so far, and each token's row in it
     row_of = np.arange(size)  # each token's row in the state
     weights: list[Array] = []
+    weighed = 0  # of all layers so far
     layers: list[_LayerCache] = []
 
     for layer in range(1, L + 1):
@@ -115,8 +116,7 @@ def joint_forward(
             asked = x
             if plan.queries is not None:
                 asked, asked_cache = ops.gather.forward(x, plan.queries, keep=keep)
-            clip = plan.leaving // N
-            gain = None if gains is None else gains[layer - 1][:, clip].astype(dtype)
+            gain = None if gains is None else gains[layer - 1][:, plan.leaving // N].astype(dtype)
             key_bias = None if plan.key_bias is None else plan.key_bias.astype(dtype)
             x, _, attention_cache = attention_half_forward(
                 scope,
@@ -147,17 +147,19 @@ def joint_forward(
                 see(f"joint.{layer}.{name}", _scatter(arrays, values, tokens, size, dtype))
         # 4. one more term of the output of those that are read
         position = _inverse(tokens, size)
-        state_row = row_of if plan is not None else np.full(size, -1)
-        term, term_cache = ops.gather.forward(x, np.where(position < 0, -1, state_row)[readers], keep=keep)
-        share, share_cache = ops.gather.forward(weight, position[readers], keep=keep)
+        nth = position[readers]  # −1 for one that had halted before
+        state_row = np.where(nth < 0, -1, row_of[readers]) if plan is not None else np.full(len(readers), -1)
+        term, term_cache = ops.gather.forward(x, state_row, keep=keep)
+        share, share_cache = ops.gather.forward(weight, nth, keep=keep)
         y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
         # 5. who halts here is done; who does not goes on
         halted = arrays.to_numpy(halted)
         done = tokens[halted]
         halting_layer[done] = layer
-        final[done] = sum(len(w) for w in weights) + np.flatnonzero(halted)
+        final[done] = weighed + np.flatnonzero(halted)
         alive.ravel()[done] = False
         weights.append(weight)
+        weighed += len(weight)
         used_row = position
         if leave_early:
             alive[~alive[:, 0]] = False

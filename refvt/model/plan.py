@@ -59,30 +59,33 @@ def compact_plan(alive: Array, row_of: Array, halted_keys: str, cls_only: bool) 
     # a column for each token, and behind them one for the ghost
     there = np.empty((B, N + 1), dtype=bool)
     there[:, :N] = living
-    there[:, N] = (halted_keys == "zero") & (counts > 0) & (counts < N)
-    if not there.any():
+    there[:, N] = ghosts = (halted_keys == "zero") & (counts > 0) & (counts < N)
+    rows = counts + ghosts  # of each clip
+    if not rows.any():
         return None
-    before = np.full((B, N + 1), -1)  # rows of the state before, −1 for the ghost
+    before = np.empty((B, N + 1), dtype=np.int64)  # rows of the state before, −1 for the ghost
     before[:, :N] = row_of.reshape(B, N)
-    bias = np.zeros((B, N + 1))
-    bias[:, N] = np.log(np.maximum(N - counts, 1))
-    entering, key_bias = before[there], bias[there]
-    asks = living.copy()
-    if cls_only:
-        asks[:, 1:] = False
-    everyone_asks = asks.sum() == len(entering)
-    place = np.cumsum(there).reshape(B, N + 1)[:, :N] - 1  # rows of the block
-    nothing_moves = np.array_equal(entering, np.arange(len(entering))) and len(entering) == int(row_of.max()) + 1
+    before[:, N] = -1
+    entering = before[there]  # [rows]
+    key_bias = queries = None
+    if ghosts.any():
+        key_bias = np.zeros(len(entering))
+        key_bias[np.cumsum(rows)[ghosts] - 1] = np.log(N - counts[ghosts])
+    asks = living & (np.arange(N) == 0) if cls_only else living
+    asking = asks.sum(axis=1)
+    if not np.array_equal(asking, rows):
+        queries = (np.cumsum(there).reshape(B, N + 1)[:, :N] - 1)[asks]
+    nothing_moves = len(entering) == int(row_of.max()) + 1 and np.array_equal(entering, np.arange(len(entering)))
     return LayerPlan(
         None if nothing_moves else entering,
-        _offsets(there),
-        key_bias if key_bias.any() else None,
-        None if everyone_asks else place[asks],
-        None if everyone_asks else _offsets(asks),
+        _offsets(rows),
+        key_bias,
+        queries,
+        None if queries is None else _offsets(asking),
         np.flatnonzero(asks),
     )
 
 
-def _offsets(chosen: Array) -> Array:
-    """[B+1] where each clip's rows start, of those chosen [B, …] bool."""
-    return np.concatenate([[0], np.cumsum(chosen.sum(axis=1))])
+def _offsets(lengths: Array) -> Array:
+    """[B+1] where each clip's rows start."""
+    return np.concatenate([[0], np.cumsum(lengths)])
