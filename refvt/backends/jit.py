@@ -102,27 +102,27 @@ def bell(x: float) -> tuple[float, float]:
     return math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2
 
 
-# Φ(−x) · e^(x²/2) = t · P(t) with t = 1 / (1 + x/√8), for 0 ≤ x ≤ 13.3 (where e^(−x²/2) ends) to 2e-8, found as above
+# Φ(−x) · e^(x²/2) = t · P(t) with t = 1 / (1 + x/√8), for 0 ≤ x ≤ 13.3 (where e^(−x²/2) ends) to 5e-8, found as above
 _t = (1 + 1 / (1 + 13.3 / math.sqrt(8))) / 2 + (1 - 1 / (1 + 13.3 / math.sqrt(8))) / 2 * np.cos(
     np.pi * (np.arange(200) + 0.5) / 200
 )
 _ratio = erfcx((1 / _t - 1) * 2) / 2
-_TAIL = np.linalg.lstsq(np.vander(_t, 10, increasing=True) * (_t / _ratio)[:, None], np.ones(200), rcond=None)[0]
+_TAIL = np.linalg.lstsq(np.vander(_t, 9, increasing=True) * (_t / _ratio)[:, None], np.ones(200), rcond=None)[0]
 
 
 @overload(bell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _bell(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: (math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2)
-    a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 = (np.float32(a) for a in _TAIL)
-    one, half, eighth = np.float32(1), np.float32(0.5), np.float32(math.sqrt(0.125))
+    a0, a1, a2, a3, a4, a5, a6, a7, a8 = (np.float32(a) for a in _TAIL)
+    one, eighth, steep = np.float32(1), np.float32(math.sqrt(0.125)), np.float32(-0.5 / math.log(2))
 
     def bell32(x):  # type: ignore[no-untyped-def]
         t = one / (one + eighth * abs(x))
         t2 = t * t
         t4 = t2 * t2
         low, high = (a0 + a1 * t) + t2 * (a2 + a3 * t), (a4 + a5 * t) + t2 * (a6 + a7 * t)
-        height = exp(-half * x * x)
-        return height, height * t * (low + t4 * (high + t4 * (a8 + a9 * t)))
+        height = exp2(steep * x * x)
+        return height, height * t * (low + t4 * (high + t4 * a8))
 
     return bell32

@@ -1,8 +1,8 @@
 """Segmented attention in tiles: one head, 48 queries (three vectors), all keys of their segment.
 
-Everything lies with a column for each query: logits [keys, queries], so that softmax runs down columns, a vector of
-them at a time, and what it leaves is already laid out as the right factor of the next product. No N×N array exists: a
-thread holds the logits of one tile and a few hundred keys.
+Logits lie with a column for each query, [keys, queries]: softmax runs down columns, a vector of them at a time, and the
+product with the values reads its weights across, as a left factor may lie as it likes. No N×N array exists: a thread
+holds the logits of one tile and a few hundred keys.
 """
 
 from __future__ import annotations
@@ -49,16 +49,21 @@ def _carve(space: Array, start: int, rows: int, columns: int) -> tuple[Array, in
 
 
 @kernel
-def _load_rows(source: Array, scale: Any, target: Array) -> None:
-    """target ← scale · source, zero in the rows and columns that it has beyond those."""
+def _scale(x: Array, factor: Any) -> None:
+    flat = view(x, 0, 1, x.size)[0]
+    for i in range(len(flat)):
+        flat[i] *= factor
+
+
+@kernel
+def _load_rows(source: Array, target: Array) -> None:
+    """target ← source, zero in the rows and columns that it has beyond those."""
     m, d = source.shape
-    flat = view(target, 0, 1, target.size)[0]
     if m < len(target) or d < target.shape[1]:
+        flat = view(target, 0, 1, target.size)[0]
         for i in range(len(flat)):
             flat[i] = 0
     copy_rows(source, target)
-    for i in range(len(flat)):
-        flat[i] *= scale
 
 
 @kernel
@@ -92,13 +97,11 @@ def _load_keys(k: Array, bias: Array, shifted: bool, keys: Array) -> None:
 
 
 @kernel
-def _load_queries(rows: Array, has_bias: bool, panel: Array) -> None:
-    """rows [w, d] → panel [d + …, w]: a column for each query, in powers of two, and 1 for the bias of a key."""
-    d, w = rows.shape[1], panel.shape[1]
+def _load_queries(rows: Array, factor: Any, has_bias: bool, panel: Array) -> None:
+    """rows [w, d] → panel [d + …, w]: a column for each query, times a factor, and 1 for the bias of a key."""
+    d = rows.shape[1]
     turn(rows, panel[:d])
-    raised, flat = rows.dtype.type(LOG2E), view(panel, 0, 1, panel.size)[0]
-    for i in range(d * w):
-        flat[i] *= raised
+    _scale(panel[:d], factor)
     if has_bias:
         panel[-1] = 1
 
@@ -126,14 +129,14 @@ def _shift(logits: Array, state: Array, means: Array) -> bool:
             factor = exp2(min(-above, shift.dtype.type(0)))  # where the shift comes down there is nothing to scale
             shift[i] = highest[i]
             total[i] *= factor
-            for c in range(len(means)):
-                means[c, i] *= factor
+            if i < len(means):
+                means[i] *= factor
     return True
 
 
 @kernel
 def _softmax(logits: Array, state: Array, means: Array) -> None:
-    """logits [keys, queries] ← weights 2^(logits − shift); their sums are added to state[1]. means [d, queries]."""
+    """logits [keys, queries] ← weights 2^(logits − shift); their sums are added to state[1]. means [queries, d]."""
     m, n = logits.shape
     # 1. logits
     if _shift(logits, state, means):
@@ -184,9 +187,10 @@ def _attend(
     """
     lanes = VECTOR // q.itemsize
     d = y.shape[1] // num_heads
+    padded = (d + lanes - 1) // lanes * lanes
     biased, wanted = len(key_bias) > 0, len(level) > 0
     e = d + 1 if biased else d
-    one, zero = q.dtype.type(1), q.dtype.type(0)
+    one, zero, raised = q.dtype.type(1), q.dtype.type(0), q.dtype.type(LOG2E)
     i = take(share)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
@@ -195,23 +199,21 @@ def _attend(
             n, m = bottom - top, last - first
             bias = key_bias[first:last]
             keys, start = _carve(space, 0, m, e)
-            values, start = _carve(space, start, m, d)
+            values, start = _carve(space, start, m, padded)
             rows, start = _carve(space, start, wide, d)
             panels, start = _carve(space, start, tiles, e * wide)
-            means, start = _carve(space, start, tiles, d * wide)
+            means, start = _carve(space, start, tiles * wide, padded)
             states, start = _carve(space, start, tiles, 3 * wide)
             logits, start = _carve(space, start, 1, min(KEYS, m) * wide)
             _load_keys(k[first:last, at[1] + left : at[1] + right], bias, False, keys)
-            copy_rows(v[first:last, at[2] + left : at[2] + right], values)
+            _load_rows(v[first:last, at[2] + left : at[2] + right], values)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], scale, rows[:w])
-                _load_queries(rows[:w], biased, view(panels[t], 0, e, w))
+                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], rows[:w])
+                _load_queries(rows[:w], scale * raised, biased, view(panels[t], 0, e, w))
                 for r in range(3 * wide):
                     states[t, r] = 0
-                for r in range(d * wide):
-                    means[t, r] = 0
-            for from_key in range(0, m, KEYS):
+            for from_key in range(0, max(m, 1), KEYS):
                 to_key = min(from_key + KEYS, m)
                 for t in range(tiles):
                     a, b, w = _tile(t, n, wide, lanes)
@@ -219,17 +221,15 @@ def _attend(
                     # 1. logits
                     _multiply(keys[from_key:to_key], view(panels[t], 0, e, w), weights, False)
                     # passes 1–2
-                    mean = view(means[t], 0, d, w)
-                    _softmax(weights, view(states[t], 0, 3, w), mean)
-                    # 3. the weighted mean of the values; the division waits until the row is short
-                    _multiply(values[from_key:to_key].T, weights, mean, True)
+                    _softmax(weights, view(states[t], 0, 3, w), means[a:b])
+                    # 3. the weighted mean of the values; the division waits until all keys are there
+                    _multiply(weights[:, : b - a].T, values[from_key:to_key], means[a:b], from_key > 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                turn(view(means[t], 0, d, w), rows[:w])
                 for r in range(b - a):
                     shift, total = states[t, r], states[t, w + r]
                     inverse = one / total if total > zero else zero  # a query without any key gets zero
-                    row, place = rows[r], y[top + a + r, left:right]
+                    row, place = means[a + r], y[top + a + r, left:right]
                     for c in range(d):
                         place[c] = inverse * row[c]
                     if wanted:
@@ -295,11 +295,12 @@ def attention_forward(
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
+    padded = -(-d // lanes) * lanes
     scale = q.dtype.type(1 / math.sqrt(d))
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
     level = np.empty((num_heads if keep else 0, len(q)), q.dtype)
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
-    numbers = _room(parts, lanes, 2 * d + 1, d, 2 * d + 4, 1)
+    numbers = _room(parts, lanes, d + 1 + padded, d, d + 4 + padded, 1)
     jobs = len(parts) * num_heads
     group = max(1, -(-jobs // (FEW * num_threads())))
     # passes 1–3
@@ -351,7 +352,7 @@ def _attend_backward(
     padded = (d + lanes - 1) // lanes * lanes
     biased = len(key_bias) > 0
     e = d + 2 if biased else d + 1
-    one = q.dtype.type(1)
+    raised = q.dtype.type(LOG2E)
     i = take(share)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
@@ -376,10 +377,12 @@ def _attend_backward(
             dvalues[:] = 0
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], scale, rows[a : a + w])
-                _load_rows(dy[top + a : top + b, left:right], one, drows[a : a + w])
+                _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], rows[a : a + w])
+                _load_rows(dy[top + a : top + b, left:right], drows[a : a + w])
                 panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
-                _load_queries(rows[a : a + w, :d], biased, panel)
+                # the very numbers of the forward pass: large logits would else miss their level by their own rounding
+                _load_queries(rows[a : a + w, :d], scale * raised, biased, panel)
+                _scale(rows[a : a + w], scale)
                 turn(drows[a : a + w, :d], dpanel[:d])
                 panel[d], dpanel[d] = 0, 0
                 for r in range(b - a):
@@ -410,8 +413,7 @@ def _attend_backward(
                     _multiply(keys[from_key:to_key, :d].T, dweights, dquery, from_key > 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
-                for r in range(d * w):
-                    dqueries[t, r] *= scale
+                _scale(view(dqueries[t], 0, d, w), scale)
                 turn(view(dqueries[t], 0, d, w), rows[a : a + w, :d])
                 copy_rows(rows[a:b, :d], dq[top + a : top + b, dat[0] + left : dat[0] + right])
             copy_rows(dkeys[:, :d], dk[first:last, dat[1] + left : dat[1] + right])
