@@ -44,6 +44,7 @@ __all__ = [
     "fill",
     "kernel",
     "lane_and_row",
+    "named",
     "scaled",
     "upload",
     "warp_max",
@@ -176,11 +177,26 @@ else:
         return value
 
 
+_TYPES: dict[tuple[Any, ...], Any] = {}
+
+
 def _from_pool(pool: Any, stream: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """An array in memory of the pool, which gets it back when nothing refers to the array any more."""
     memory = pool.allocate(math.prod(shape) * dtype.itemsize, stream=stream)
     described = {"shape": shape, "typestr": dtype.str, "data": (int(memory.handle), False), "version": 3}
     array: Array = cuda.from_cuda_array_interface(described, owner=memory, sync=False)
+    return named(array, ("contiguous", dtype, len(shape)))
+
+
+def named(array: Array, kind: tuple[Any, ...]) -> Array:
+    """The array, with the numba type of the first one of its kind.
+
+    numba-cuda would find the type out for every array anew, which takes as long as making it.
+    """
+    if kind in _TYPES:
+        array._numba_type_ = _TYPES[kind]  # type: ignore[attr-defined]
+    else:
+        _TYPES[kind] = array._numba_type_  # type: ignore[attr-defined]
     return array
 
 
@@ -222,8 +238,9 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
     return array
 
 
+@cache
 def absent(dtype: Any, ndim: int) -> Array:
-    """An array of no elements: what a kernel is given for an optional array that is not there."""
+    """The array of no elements that a kernel is given for an optional array that is not there."""
     return empty((0,) * ndim, dtype)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends import DeviceError
-from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, upload
+from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, named, upload
 from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
 
@@ -93,7 +93,8 @@ def columns(x: Array, start: int, stop: int) -> Array:
         "data": (whole["data"][0] + start * x.strides[1], False),
     }
     view: Array = cuda.from_cuda_array_interface(part, owner=x, sync=False)
-    return view
+    strided = x.shape[0] > 1 and stop - start < x.shape[1]
+    return named(view, ("columns", x.dtype)) if strided else view
 
 
 @kernel("F F n n")

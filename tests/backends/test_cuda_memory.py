@@ -40,6 +40,7 @@ class View:
 
     def __init__(self, described, owner, sync):
         self.__array_interface__, self.owner = described, owner
+        self._numba_type_ = (described["typestr"], len(described["shape"]))
 
     @property
     def host(self):
@@ -78,6 +79,7 @@ def column(monkeypatch):
     monkeypatch.setattr(numba_cuda, "current_context", lambda: SimpleNamespace(memory_manager=manager))
     monkeypatch.setattr(numba_cuda, "from_cuda_array_interface", View)
     column._pool.cache_clear()
+    monkeypatch.setattr(column, "_TYPES", {})
     yield column, pool
     column._pool.cache_clear()
 
@@ -94,6 +96,9 @@ def test_arrays_are_pieces_of_the_pool_and_go_back_to_it(column):
     del array
     gc.collect()
     assert memory() is None
+    # one type for all of a kind, and none for another's
+    kinds = [column.empty(shape, dtype) for shape, dtype in ((3, "f4"), ((2, 3), "f4"), ((2, 3), "f8"), ((5, 1), "f4"))]
+    assert [array._numba_type_ for array in kinds] == [("<f4", 1), ("<f4", 2), ("<f8", 2), ("<f4", 2)]
     there = column.upload(np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::2])
     assert there.host.tolist() == [[0, 2], [3, 5]]
 
