@@ -60,6 +60,16 @@ ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_s
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a head of two outputs is a small grid, and rightly so
 
 
+@cache
+def _stream() -> tuple[Any, ...]:
+    """The default stream by name: numba-cuda would make an object for it at every launch."""
+    if SIMULATED:
+        return ()
+    from cuda.core import LEGACY_DEFAULT_STREAM
+
+    return (LEGACY_DEFAULT_STREAM,)
+
+
 @dataclass
 class Kernel:
     """A kernel, the types of its arguments (see ``kernel``), and how its grid is laid out."""
@@ -76,7 +86,7 @@ class Kernel:
     def blocks(self, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
         """A grid of blocks of the given shapes; nothing at all if the grid is empty."""
         if math.prod(grid):
-            self.dispatcher[grid, block](*arguments)
+            self.dispatcher[(grid, block, *_stream())](*arguments)
 
     def each(self, count: int, *arguments: Any) -> None:
         """One thread per item: the kernel reads its item from ``cuda.grid(1)``."""

@@ -183,16 +183,16 @@ def wait() -> None:
 def on_device(array: Any) -> Array | None:
     """An array that lies on the device as the kernels take it, without a copy; None for anything else.
 
-    Any library's array will do that has ``__cuda_array_interface__`` (PyTorch, CuPy, JAX, numba) or speaks DLPack. The
-    work that fills it is waited for, if it names its stream.
+    Any library's array will do that speaks DLPack (PyTorch, CuPy, JAX) or has ``__cuda_array_interface__``. By DLPack
+    our stream waits for the work that fills it; by the other we do, if it names its stream.
     """
-    if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
+    if cuda.cudadrv.devicearray.is_cuda_ndarray(array) and not isinstance(array, np.ndarray):
         return array  # type: ignore[no-any-return]
-    if hasattr(array, "__cuda_array_interface__"):
-        return cuda.as_cuda_array(array)  # type: ignore[no-any-return]
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in DLPACK_DEVICES:
         view: Array = cuda.from_cuda_array_interface(*_described(array), sync=False)
         return view
+    if hasattr(array, "__cuda_array_interface__"):  # also numba's managed and mapped arrays, which are NumPy's as well
+        return cuda.as_cuda_array(array)  # type: ignore[no-any-return]
     return None
 
 

@@ -152,8 +152,10 @@ def joint_forward(
         term, term_cache = ops.gather.forward(x, state_row, keep=keep)
         share, share_cache = ops.gather.forward(weight, nth, keep=keep)
         y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
-        # 5. who halts here is done; who does not goes on
-        halted = arrays.to_numpy(halted)
+        # 5. who halts here is done; who does not goes on. What is known already need not come from the device
+        if last:
+            halted = np.ones(len(tokens), dtype=bool)
+        halted = arrays.to_numpy(halted) if choice is None else choice
         done = tokens[halted]
         halting_layer[done] = layer
         final[done] = weighed + np.flatnonzero(halted)

@@ -169,7 +169,14 @@ def test_moves_are_those_of_the_host(cuda):
         moves.from_numpy(there, "float32")
 
 
-def test_arrays_known_by_dlpack_alone(cuda, monkeypatch):
+def test_every_place_is_taken_even_where_scores_are_no_numbers(cuda):
+    nan = np.nan
+    scores = np.array([[nan, 2.0, nan, 3.0, 2.0], [nan] * 5, [1.0, 5.0, 5.0, -np.inf, nan]])
+    kept = cuda.arrays.to_numpy(cuda.top_k(cuda.arrays.from_numpy(scores), 4))
+    assert kept.tolist() == [[3, 1, 4, 0], [0, 1, 2, 3], [1, 2, 0, 3]]
+
+
+def test_arrays_known_by_dlpack(cuda, monkeypatch):
     """What numba-cuda is told of them; its memory is the host's here, and the device it names is made up."""
     device = cuda.arrays
 
@@ -182,6 +189,10 @@ def test_arrays_known_by_dlpack_alone(cuda, monkeypatch):
 
         def __dlpack__(self, **settings):
             return self.array.__dlpack__()
+
+        @property
+        def __cuda_array_interface__(self):
+            pytest.fail("it names no stream: DLPack, which does, comes first")
 
     taken = []
     monkeypatch.setattr(

@@ -135,10 +135,14 @@ def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, A
 def _choose(scores, kept):  # type: ignore[no-untyped-def]
     f, s = cell()
     if f < scores.shape[0] and s < scores.shape[1]:
-        # 1. my place is the number of patches before me: of higher score, or of the same and a lower index
-        place = 0
+        # 1. my place is the number of patches before me: of higher score, or of the same and a lower index; NaN stands
+        # behind all scores, so that every place is taken by somebody even then
+        place, mine = 0, scores[f, s]
         for other in range(scores.shape[1]):
-            if scores[f, other] > scores[f, s] or (scores[f, other] == scores[f, s] and other < s):
+            its = scores[f, other]
+            higher = its > mine or (mine != mine and its == its)
+            alike = its == mine or (mine != mine and its != its)
+            if higher or (alike and other < s):
                 place += 1
         if place < kept.shape[1]:
             kept[f, place] = s
