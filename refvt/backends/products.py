@@ -1,7 +1,8 @@
 """The matrix products every layer is made of, out of tiles: ``x Wᵀ`` with its epilogue, and a weight's gradient.
 
-A task is some rows and some columns of the result. Its columns of the one factor are packed first, in panels as wide as
-a tile: then every tile reads memory in order, and the panels wait in the second cache while all rows go by.
+A task is some rows and some columns of the result. Its columns of the one factor are packed in panels as wide as a
+tile, unless its thread has them from the task before: then every tile reads memory in order, and the panels wait in the
+second cache while all rows go by.
 """
 
 from __future__ import annotations

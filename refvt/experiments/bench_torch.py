@@ -22,7 +22,7 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.ops import Array
 
-__all__ = ["TorchModel", "missing", "threads"]
+__all__ = ["TorchModel", "finds_gpu", "missing", "threads"]
 
 CHECKOUT = Path(refvt.__file__).resolve().parent.parent
 
@@ -34,6 +34,15 @@ def missing() -> str | None:
     if not (CHECKOUT / "golden" / "torch_model.py").is_file():
         return "the PyTorch model is part of a checkout of the repository, not of an installed package"
     return None
+
+
+def finds_gpu() -> bool:
+    """Can PyTorch take part on a GPU? It may be a build for the CPU alone."""
+    if missing() is not None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 @contextmanager
@@ -74,7 +83,7 @@ class TorchModel:
 
         self._torch, self._total_loss, self._device = torch, torch_model.total_loss, device
         if device != "cpu":
-            if not torch.cuda.is_available():
+            if not finds_gpu():
                 raise ValueError("PyTorch finds no GPU here: give --no-torch, or install its CUDA build")
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts[name] = partial(_bench, [*asked, "--repeats", str(options.repeats)])
     report: dict[str, Any] = {
         "refvt": refvt.__version__,
-        "environment": {**machine(1, _pytorch_has_a_gpu()), **device_description()},
+        "environment": {**machine(1, bench_torch.finds_gpu()), **device_description()},
         "parts": {},
     }
     for name, part in parts.items():
@@ -182,19 +182,10 @@ def _bench(arguments: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "bench.json", Path(folder) / "bench.md"
         where = ["--json", str(files[0]), "--markdown", str(files[1])]
-        alone = [] if _pytorch_has_a_gpu() else ["--no-torch"]
+        alone = [] if bench_torch.finds_gpu() else ["--no-torch"]
         code = bench.run(parser.parse_args(["--backend", "cuda", *arguments, *alone, *where]))
         tables, markdown = (file.read_text(encoding="utf-8") for file in files)
     return {"holds": code == 0, "bench": json.loads(tables), "markdown": markdown}
-
-
-def _pytorch_has_a_gpu() -> bool:
-    """Is there a PyTorch to compare with that can use the GPU, not one for the CPU alone?"""
-    if bench_torch.missing() is not None:
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def _write(report: dict[str, Any], out: Path) -> None:
