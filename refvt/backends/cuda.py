@@ -15,17 +15,19 @@ blocks and tiles are made tiny there, so that small arrays still fill several of
 
 from __future__ import annotations
 
-import math
-import warnings
+import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
+from refvt.backends.cuda_array import DeviceArray, empty
+from refvt.backends.cuda_driver import SIMULATED, driver
 from refvt.ops import Array
 
 __all__ = [
@@ -44,14 +46,12 @@ __all__ = [
     "fill",
     "kernel",
     "lane_and_row",
-    "named",
     "scaled",
     "upload",
     "warp_max",
     "warp_sum",
 ]
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
 WARP = 4 if SIMULATED else 32
 THREADS = 8 if SIMULATED else 128  # of a block, where nothing asks for more
 LANES = 4 if SIMULATED else 32  # neighbouring columns a block of ``cells`` covers
@@ -60,14 +60,9 @@ ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_s
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a head of two outputs is a small grid, and rightly so
 
 
-@cache
-def _stream() -> tuple[Any, ...]:
-    """The default stream by name: numba-cuda would make an object for it at every launch."""
-    if SIMULATED:
-        return ()
-    from cuda.core import LEGACY_DEFAULT_STREAM
-
-    return (LEGACY_DEFAULT_STREAM,)
+# what the letters of ``kernel`` stand for: axes of an array, and its dtype where it is not that of the kernel's floats
+AXES = {"F": 2, "I": 2, "f": 1, "i": 1, "b": 1, "3": 3, "5": 5}
+INTEGERS = {"I": "int64", "i": "int64", "b": "bool"}
 
 
 @dataclass
@@ -78,15 +73,63 @@ class Kernel:
     arguments: str
     name: str
     threads: int = THREADS  # of a block, at most: what the compiler plans registers for
-    dispatcher: Any = field(init=False)
+    # kinds of the arguments it was called with → the loaded kernel and where its words lie
+    _loaded: dict[tuple[str | None, ...], tuple[Any, struct.Struct]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.dispatcher = cuda.jit(self.function)
+    def ptx(self, dtype: Any, capability: tuple[int, int]) -> str:
+        """The kernel in PTX, for floats of a dtype and GPUs of a compute capability; needs no GPU."""
+        from numba import types
+
+        number = getattr(types, np.dtype(dtype).name)
+        letters: dict[str, Any] = {"x": number, "n": types.int64}
+        for letter, axes in AXES.items():
+            kind = getattr(types, INTEGERS[letter]) if letter in INTEGERS else number
+            letters[letter] = types.Array(kind, axes, "A" if letter == "F" else "C")
+        signature = types.void(*(letters[letter] for letter in self.arguments))
+        ptx, _ = cuda.compile_ptx(self.function, signature, cc=capability)
+        return str(ptx)
+
+    def layout(self, dtype: Any) -> struct.Struct:
+        """How the arguments lie in words of eight bytes: an array is 5 + 2 · axes of them, a number is one."""
+        number = {"f": "f4x", "d": "d", "?": "?7x"}.get(np.dtype(dtype).char, "q")
+        words = {letter: f"{5 + 2 * axes}q" for letter, axes in AXES.items()} | {"x": number, "n": "q"}
+        return struct.Struct("<" + "".join(words[letter] for letter in self.arguments))
 
     def blocks(self, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
         """A grid of blocks of the given shapes; nothing at all if the grid is empty."""
-        if math.prod(grid):
-            self.dispatcher[(grid, block, *_stream())](*arguments)
+        if not all(grid):
+            return
+        words: list[Any] = []
+        kinds: list[str | None] = []
+        for argument in arguments:
+            if type(argument) is DeviceArray:
+                words += argument.words
+                kinds.append(argument.kind)
+            else:
+                words.append(argument)
+                kinds.append(None)
+        found = self._loaded.get(tuple(kinds))
+        if found is None:
+            found = self._load(tuple(kinds))
+        driver().launch(found[0], grid, block, found[1], words)
+
+    def _load(self, kinds: tuple[str | None, ...]) -> tuple[Any, struct.Struct]:
+        """Compiled and loaded for arguments of these kinds. TypeError if they are not what the kernel was declared for.
+
+        Kernels for all kinds that differ in nothing but whether their matrices have gaps are one.
+        """
+        first = next(i for i, letter in enumerate(self.arguments) if letter in AXES and letter not in INTEGERS)
+        dtype = np.dtype((kinds[first] or "?")[-1])
+        expected: list[tuple[str | None, ...]] = []
+        for letter in self.arguments:
+            kind = f"{AXES.get(letter)}%s{np.dtype(INTEGERS.get(letter, dtype)).char}"
+            expected.append((None,) if letter in "xn" else (kind % "c", kind % "s") if letter == "F" else (kind % "c",))
+        if len(kinds) != len(expected) or any(kind not in those for kind, those in zip(kinds, expected, strict=True)):
+            raise TypeError(f"kernel {self.name} takes {[those[0] for those in expected]}, got {list(kinds)}")
+        same = [found for known, found in self._loaded.items() if (known[first] or "?")[-1] == dtype.char]
+        found = same[0] if same else (driver().load(self, dtype), self.layout(dtype))
+        self._loaded[kinds] = found
+        return found
 
     def each(self, count: int, *arguments: Any) -> None:
         """One thread per item: the kernel reads its item from ``cuda.grid(1)``."""
@@ -187,65 +230,7 @@ else:
         return value
 
 
-_TYPES: dict[tuple[Any, ...], Any] = {}
-
-
-def _from_pool(pool: Any, stream: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array in memory of the pool, which gets it back when nothing refers to the array any more."""
-    memory = pool.allocate(math.prod(shape) * dtype.itemsize, stream=stream)
-    described = {"shape": shape, "typestr": dtype.str, "data": (int(memory.handle), False), "version": 3}
-    array: Array = cuda.from_cuda_array_interface(described, owner=memory, sync=False)
-    return named(array, ("contiguous", dtype, len(shape)))
-
-
-def named(array: Array, kind: tuple[Any, ...]) -> Array:
-    """The array, with the numba type of the first one of its kind.
-
-    numba-cuda would find the type out for every array anew, which takes as long as making it.
-    """
-    if kind in _TYPES:
-        array._numba_type_ = _TYPES[kind]  # type: ignore[attr-defined]
-    else:
-        _TYPES[kind] = array._numba_type_  # type: ignore[attr-defined]
-    return array
-
-
-@cache
-def _pool(device: int) -> tuple[Any, Any] | None:
-    """The driver's memory pool of a GPU and the stream that all kernels run on; None if numba-cuda is to be asked for
-    arrays: there is no pool, or numba-cuda was given another memory manager.
-
-    Asking the driver itself for every array costs more than many a kernel, and giving one back waits for all kernels.
-    From a pool both take their place on the stream: memory is used again by the kernels that follow.
-    """
-    if type(cuda.current_context().memory_manager).__name__ != "NumbaCUDAMemoryManager":
-        return None
-    try:
-        from cuda.core import Device
-
-        found = Device(device)
-        if not found.properties.memory_pools_supported:
-            raise RuntimeError("the driver has none")
-        found.set_current()
-        pool, stream = found.memory_resource, found.default_stream
-        probe, expected = _from_pool(pool, stream, (2,), np.dtype(np.int8)), np.array([3, 7], np.int8)
-        probe.copy_to_device(expected)  # type: ignore[attr-defined]
-        if (probe.copy_to_host() != expected).any():  # type: ignore[attr-defined]
-            raise RuntimeError("what was written did not come back")
-    except Exception as error:
-        if "CUDA_ERROR_OUT_OF_MEMORY" in str(error):
-            raise  # a pool that is full is one
-        warnings.warn(f"cuda: no memory pool, so every array waits for the driver ({error})", stacklevel=1)
-        return None
-    return pool, stream
-
-
-def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
-    """A fresh device array, its contents whatever lay there."""
-    shape, dtype = tuple(map(int, shape)) if isinstance(shape, tuple) else (int(shape),), np.dtype(dtype)
-    pool = None if SIMULATED or math.prod(shape) == 0 else _pool(cuda.get_current_device().id)
-    array: Array = cuda.device_array(shape, dtype) if pool is None else _from_pool(*pool, shape, dtype)
-    return array
+_COPIES: dict[int, Array] = {}  # of index arrays that never change, by their id
 
 
 @cache
@@ -254,20 +239,24 @@ def absent(dtype: Any, ndim: int) -> Array:
     return empty((0,) * ndim, dtype)
 
 
-def upload(array: Any, dtype: Any = None) -> Any:
+def upload(array: Any, dtype: Any = None) -> Array:
     """A host array on the device, contiguous and of the given dtype; a device array as it is.
 
+    Index arrays that nobody may write to are copied once, and their copies kept for as long as they live.
     TypeError if a device array would have to change its dtype.
     """
-    if cuda.cudadrv.devicearray.is_cuda_ndarray(array):
+    if isinstance(array, DeviceArray):
         if dtype is not None and array.dtype != np.dtype(dtype):
             raise TypeError(f"expected a device array of {np.dtype(dtype)}, got {array.dtype}")
-        return array
+        return cast(Array, array)
+    if id(array) in _COPIES:
+        return _COPIES[id(array)]
     host = np.ascontiguousarray(array, dtype=dtype)
-    if host.size == 0:  # nothing to copy, and as_contiguous would add an axis
-        return empty(np.shape(array), host.dtype)
     device = empty(np.shape(array), host.dtype)
-    device.copy_to_device(host.reshape(np.shape(array)))  # type: ignore[attr-defined]
+    device.write(host)  # type: ignore[attr-defined]
+    if host is array and host.dtype == np.int64 and host.base is None and not host.flags.writeable:
+        _COPIES[id(array)] = device
+        weakref.finalize(array, _COPIES.pop, id(array), None).atexit = False
     return device
 
 

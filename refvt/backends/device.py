@@ -11,7 +11,9 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends import DeviceError
-from refvt.backends.cuda import SIMULATED, cell, copied, empty, fill, kernel, named, upload
+from refvt.backends.cuda import cell, copied, empty, fill, kernel, upload
+from refvt.backends.cuda_array import DeviceArray
+from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
 
@@ -37,7 +39,6 @@ COMPLAINTS = {FULL} | {  # and those after which a process has lost its GPU
         "UNKNOWN",
     )
 }
-LEGACY_STREAM = 1  # DLPack's name for the default stream, on which all kernels run
 
 
 def from_numpy(array: Any, dtype: str | None = None) -> Array:
@@ -48,9 +49,8 @@ def from_numpy(array: Any, dtype: str | None = None) -> Array:
 
 def to_numpy(array: Any) -> Array:
     """A copy in main memory, contiguous; what lies there already is returned as it is."""
-    if isinstance(array, np.ndarray | np.generic):
-        return np.asarray(array)
-    return np.ascontiguousarray(array.copy_to_host()).reshape(tuple(array.shape))
+    result: Array = array.copy_to_host() if isinstance(array, DeviceArray) else np.asarray(array)
+    return result
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
@@ -59,8 +59,7 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
 
 def write(x: Any, values: Any) -> None:
     """x ← values, of the same shape, from the host or the device; x is contiguous."""
-    if x.size:
-        x.copy_to_device(upload(values, x.dtype).reshape(tuple(x.shape)))
+    x.write(values if isinstance(values, DeviceArray) else np.ascontiguousarray(values, x.dtype))
 
 
 @kernel("f f x")
@@ -75,26 +74,10 @@ def add_scaled(total: Array, x: Array, factor: float) -> None:
     _add_scaled.each(total.size, total.reshape(-1), x.reshape(-1), total.dtype.type(factor))
 
 
-def columns(x: Array, start: int, stop: int) -> Array:
-    """x[:, start:stop] as a view.
-
-    It is described to numba-cuda from outside: its own slice would look at every row by itself, on the host, and gives
-    a slice of no rows a wrong shape.
-    """
-    if x.shape[0] == 0:
-        return empty((0, stop - start), x.dtype)
-    if SIMULATED:
-        return x[:, start:stop]
-    whole: dict[str, Any] = x.__cuda_array_interface__  # type: ignore[attr-defined]
-    part = {
-        **whole,
-        "shape": (x.shape[0], stop - start),
-        "strides": tuple(x.strides),
-        "data": (whole["data"][0] + start * x.strides[1], False),
-    }
-    view: Array = cuda.from_cuda_array_interface(part, owner=x, sync=False)
-    strided = x.shape[0] > 1 and stop - start < x.shape[1]
-    return named(view, ("columns", x.dtype)) if strided else view
+def columns(x: Any, start: int, stop: int) -> Array:
+    """x[:, start:stop] as a view."""
+    view: Array = x.columns(start, stop)
+    return view
 
 
 @kernel("F F n n")
@@ -177,39 +160,38 @@ def _not_finite(x, found):  # type: ignore[no-untyped-def]
 
 def wait() -> None:
     """Until the device has done all it was asked: kernels run while the interpreter goes on."""
-    cuda.synchronize()
+    driver().wait()
 
 
-def on_device(array: Any) -> Array | None:
+def on_device(array: Any) -> DeviceArray | None:
     """An array that lies on the device as the kernels take it, without a copy; None for anything else.
 
     Any library's array will do that speaks DLPack (PyTorch, CuPy, JAX) or has ``__cuda_array_interface__``. By DLPack
     our stream waits for the work that fills it; by the other we do, if it names its stream.
     """
-    if cuda.cudadrv.devicearray.is_cuda_ndarray(array) and not isinstance(array, np.ndarray):
-        return array  # type: ignore[no-any-return]
+    if isinstance(array, DeviceArray):
+        return array
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in DLPACK_DEVICES:
-        view: Array = cuda.from_cuda_array_interface(*_described(array), sync=False)
-        return view
-    if hasattr(array, "__cuda_array_interface__"):  # also numba's managed and mapped arrays, which are NumPy's as well
-        return cuda.as_cuda_array(array)  # type: ignore[no-any-return]
-    return None
+        return _by_dlpack(array)
+    found = getattr(array, "__cuda_array_interface__", None)
+    if found is None:
+        return None
+    if found.get("stream"):
+        driver().wait(found["stream"])
+    strides = found.get("strides")
+    dtype = np.dtype(found["typestr"])
+    return DeviceArray(
+        int(found["data"][0]), tuple(found["shape"]), dtype, array, None if strides is None else tuple(strides)
+    )
 
 
-def _described(array: Any) -> tuple[dict[str, Any], Any]:
-    """An array known by DLPack in the words of ``__cuda_array_interface__``, and what keeps its memory alive."""
+def _by_dlpack(array: Any) -> DeviceArray:
     from cuda.core.utils import StridedMemoryView
 
-    exported = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)
+    exported = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)  # keeps the memory alive
     dtype, strides = np.dtype(exported.dtype), exported.strides
-    interface = {
-        "shape": tuple(exported.shape),
-        "typestr": dtype.str,
-        "data": (exported.ptr, exported.readonly),
-        "strides": None if strides is None else tuple(dtype.itemsize * stride for stride in strides),
-        "version": 3,
-    }
-    return interface, exported
+    in_bytes = None if strides is None else tuple(dtype.itemsize * stride for stride in strides)
+    return DeviceArray(int(exported.ptr), tuple(exported.shape), dtype, exported, in_bytes)
 
 
 @contextmanager
@@ -233,18 +215,18 @@ def _complaint(name: str) -> str:
             "any more; start it anew"
         )
     try:
-        free, total = (size / 2**20 for size in cuda.current_context().get_memory_info())
+        free, total = (size / 2**20 for size in driver().memory())
     except Exception:  # what is left to say does not depend on it
         return "cuda: the GPU's memory is full: give fewer clips at once, or a smaller model"
     room = f"{free:.0f} of {total:.0f} MiB are free"
     return f"cuda: the GPU's memory is full ({room}): give fewer clips at once, or a smaller model"
 
 
-def check_clips(clips: Any, dtype: str) -> None:
+def check_clips(clips: DeviceArray, dtype: str) -> None:
     """ValueError or TypeError unless clips on the device have the model's dtype, are contiguous and finite."""
     if clips.dtype != np.dtype(dtype):
         raise TypeError(f"clips: expected {dtype} on the device, as the model computes in it, got {clips.dtype}")
-    if not clips.is_c_contiguous():
+    if not clips.contiguous:
         raise ValueError("clips: expected a contiguous array on the device, got a strided view; copy it first")
     found = fill(empty(1, np.int64), 0)
     _not_finite.each(clips.size, clips.reshape(-1), found)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
 
 from refvt.backends.cuda import KERNELS, Kernel
 from refvt.ops import ROOMS
@@ -62,25 +61,9 @@ def _device_of(capability: tuple[int, int]) -> Iterator[None]:
 
 
 def compiled(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> str:
-    """The PTX of a kernel; matrices strided, as columns of a wider matrix are."""
-    from numba import cuda, types
-
-    number = getattr(types, dtype)
-    letters: dict[str, Any] = {
-        "F": types.Array(number, 2, "A"),
-        "f": types.Array(number, 1, "C"),
-        "3": types.Array(number, 3, "C"),
-        "5": types.Array(number, 5, "C"),
-        "x": number,
-        "I": types.Array(types.int64, 2, "C"),
-        "i": types.Array(types.int64, 1, "C"),
-        "b": types.Array(types.boolean, 1, "C"),
-        "n": types.int64,
-    }
-    signature = types.void(*(letters[letter] for letter in kernel.arguments))
+    """The PTX of a kernel, as it is loaded on a GPU, where there is none."""
     with _device_of(capability):
-        ptx, _ = cuda.compile_ptx(kernel.function, signature, cc=capability)
-    return str(ptx)
+        return kernel.ptx(dtype, capability)
 
 
 def assemble(ptx: str, capability: tuple[int, int]) -> Cost:

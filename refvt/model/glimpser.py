@@ -40,6 +40,8 @@ class GlimpserGains(NamedTuple):
 
 
 class _Orders(NamedTuple):
+    """Nobody may write to them: they are made once for a size, and a GPU keeps its copies."""
+
     patch_rows: Array  # [B·S·T] the patch tokens of the state, in the order (clip, patch, frame)
     time_offsets: Array  # [B·S+1] one segment per path of a patch through time
     from_time: Array  # [B·N] state row → row of the temporal result, −1 at CLS
@@ -58,7 +60,7 @@ def _orders(B: int, S: int, T: int) -> _Orders:
     from_time[:, 1:] = np.arange(B * S * T).reshape(B, S * T)
     cls = np.broadcast_to(state[:, :1, None], (B, T, 1))
     by_frame = patches.transpose(0, 2, 1)  # [B, T, S]
-    return _Orders(
+    orders = _Orders(
         patch_rows=patches.ravel(),
         time_offsets=np.arange(B * S + 1) * T,
         from_time=from_time.ravel(),
@@ -67,6 +69,14 @@ def _orders(B: int, S: int, T: int) -> _Orders:
         frame_offsets=np.arange(B * T + 1) * (1 + S),
         frame_rows_no_cls=np.concatenate([np.full_like(cls, -1), by_frame], axis=2).ravel(),
     )
+    return _Orders(*(_frozen(order) for order in orders))
+
+
+def _frozen(array: Array) -> Array:
+    """A copy that nobody may write to."""
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def _leaving_rows(places: Array, B: int, T: int, S: int) -> tuple[Array, Array]:

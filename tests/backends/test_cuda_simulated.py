@@ -176,11 +176,12 @@ def test_every_place_is_taken_even_where_scores_are_no_numbers(cuda):
     assert kept.tolist() == [[3, 1, 4, 0], [0, 1, 2, 3], [1, 2, 0, 3]]
 
 
-def test_arrays_known_by_dlpack(cuda, monkeypatch):
-    """What numba-cuda is told of them; its memory is the host's here, and the device it names is made up."""
-    device = cuda.arrays
+def test_arrays_of_other_libraries(cuda, monkeypatch):
+    """Their memory is the host's here, and the device they name is made up."""
+    device, waited = cuda.arrays, []
+    monkeypatch.setattr(device.driver(), "wait", lambda *stream: waited.append(stream))
 
-    class Foreign:
+    class Exporter:
         def __init__(self, array):
             self.array = array
 
@@ -194,23 +195,89 @@ def test_arrays_known_by_dlpack(cuda, monkeypatch):
         def __cuda_array_interface__(self):
             pytest.fail("it names no stream: DLPack, which does, comes first")
 
-    taken = []
-    monkeypatch.setattr(
-        device.cuda, "from_cuda_array_interface", lambda *found, sync: taken.append(found) or "view", raising=False
-    )
+    class Described:
+        def __init__(self, array):
+            self.__cuda_array_interface__ = {**array.__array_interface__, "stream": 7}
+
     wide = np.arange(24, dtype=np.float32).reshape(4, 6)
-    for array in (wide, wide[:, 1:3]):
-        assert device.on_device(Foreign(array)) == "view"
-        interface, owner = taken.pop()
-        mine = array.__array_interface__
-        strides = mine["strides"] or (24, 4)
-        assert interface["shape"] == mine["shape"]
-        assert interface["typestr"] == mine["typestr"]
-        assert interface["data"][0] == mine["data"][0]
-        assert (interface["strides"] or strides) == strides
-        assert owner is not None
+    for kind in (Exporter, Described):
+        for array in (wide, wide[:, 1:3]):
+            found = device.on_device(kind(array))
+            assert found.address == array.ctypes.data
+            assert found.dtype == array.dtype
+            assert found.contiguous == array.flags.c_contiguous
+            assert np.array_equal(device.to_numpy(found), array)
+    assert waited == [(7,)] * 2
     assert device.on_device(wide) is None  # in main memory
-    assert not taken
+    mine = device.from_numpy(wide)
+    assert device.on_device(mine) is mine
+
+
+def test_views_are_those_of_numpy(cuda):
+    x = np.arange(30, dtype=np.float32).reshape(5, 6)
+    there, down = cuda.arrays.from_numpy(x), cuda.arrays.to_numpy
+    assert np.array_equal(down(there[1:4]), x[1:4])
+    assert np.array_equal(down(there[3:]), x[3:])
+    assert down(there[4:2]).shape == (0, 6)
+    part = there.columns(2, 5)
+    assert np.array_equal(down(part), x[:, 2:5])
+    assert np.array_equal(down(part[2:4]), x[2:4, 2:5])
+    assert np.array_equal(down(part.columns(1, 2)[3:4]), x[3:4, 3:4])
+    assert np.array_equal(down(there.reshape(-1)), x.ravel())
+    assert np.array_equal(down(there.reshape(2, -1, 3)), x.reshape(2, -1, 3))
+    assert np.array_equal(down(there[:1].reshape((6, 1))), x[:1].reshape(6, 1))
+    assert np.array_equal(np.asarray(there, np.float64), x.astype(np.float64))
+    assert (len(there), there.ndim, there.itemsize, there.nbytes) == (5, 2, 4, 120)
+    described = there.columns(2, 5).__cuda_array_interface__
+    assert (described["shape"], described["strides"], described["typestr"]) == ((5, 3), (24, 4), "<f4")
+    for wrong in (lambda: part.reshape(-1), lambda: there.reshape(7, 4)):
+        with pytest.raises(ValueError, match="cannot become"):
+            wrong()
+    for wrong in (lambda: there[0], lambda: there[::2], lambda: there[1:2, 0]):
+        with pytest.raises(TypeError, match="along its first axis"):
+            wrong()
+    for values in (x[:4], x.astype(np.float64), x.reshape(6, 5).T):
+        with pytest.raises(ValueError, match="as many contiguous numbers"):
+            there.write(values)
+    with pytest.raises(ValueError, match="as many contiguous numbers"):
+        part.write(x[:, 2:5].copy())
+
+
+def test_a_kernel_refuses_what_it_was_not_declared_for(cuda):
+    from refvt.backends.cuda import absent
+    from refvt.backends.device import _add_to_column, _place
+
+    up = cuda.arrays.from_numpy
+    x, single, column = up(np.ones((3, 2))), up(np.ones((3, 2), np.float32)), up(np.ones(3))
+    wrong = [
+        (x, 0, single),
+        (x, column, 0),
+        (x, 0, x),
+        (x, 0, x.columns(0, 1)),
+        (x, 0, None),
+        (x, 0),
+        (x, 0, column, 1),
+    ]
+    for arguments in wrong:
+        with pytest.raises(TypeError, match=r"kernel backends\.add_to_column takes"):
+            _add_to_column.each(3, *arguments)
+    with pytest.raises(TypeError, match=r"kernel backends\.place takes"):
+        _place.cells(3, 2, x, absent(np.float32, 2), 0, 0)
+
+
+def test_index_arrays_that_never_change_are_uploaded_once(cuda, monkeypatch):
+    from refvt.backends.cuda import _COPIES, upload
+
+    frozen = np.arange(5)
+    before = len(_COPIES)
+    assert upload(frozen, np.int64) is not upload(frozen, np.int64)  # it may still change
+    frozen.setflags(write=False)
+    first = upload(frozen, np.int64)
+    assert upload(frozen, np.int64) is first
+    assert upload(frozen[1:], np.int64) is not upload(frozen[1:], np.int64)  # what it is part of may change
+    assert len(_COPIES) == before + 1
+    del frozen
+    assert len(_COPIES) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Arrays on the GPU as the host sees them: where they lie, their shape and strides, and who holds their memory.
+
+Views (a slice of rows, some columns, another shape) are new numbers about the same memory. What is known of an array is
+written down once, in the order in which a kernel takes it (``words``): a kernel is launched some two hundred times in a
+forward pass, and finding it out anew at every launch took longer than many a kernel runs.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+
+from refvt.backends.cuda_driver import driver
+from refvt.ops import Array
+
+__all__ = ["DeviceArray", "empty"]
+
+
+class _Memory:
+    """A piece of the device's memory, given back when nothing refers to it any more."""
+
+    __slots__ = ("address", "free")
+
+    def __init__(self, size: int) -> None:
+        found = driver()
+        self.address: int = found.allocate(size)
+        self.free = found.free
+
+    def __del__(self) -> None:
+        # there may have been no memory to be had, and a process that ends may have lost its driver first
+        with suppress(Exception):
+            self.free(self.address)
+
+
+@lru_cache(maxsize=4096)  # the same few shapes come again in every layer and every pass
+def _geometry(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None) -> tuple[Any, ...]:
+    """What an array's shape says: strides, size, is it contiguous, its kind, and its words around the address."""
+    size, packed, apart = math.prod(shape), [], dtype.itemsize
+    for length in reversed(shape):
+        packed.append(apart)
+        apart *= length
+    rows = tuple(reversed(packed))
+    strides = rows if strides is None else strides
+    gapless = size == 0 or all(n == 1 or a == b for n, a, b in zip(shape, strides, rows, strict=True))
+    kind = f"{len(shape)}{'c' if gapless else 's'}{dtype.char}"
+    return strides, size, gapless, kind, (0, 0, size, dtype.itemsize), (*shape, *strides)
+
+
+class DeviceArray:
+    """An array on the GPU. ``strides`` in bytes; ``owner`` is kept for as long as the array lives.
+
+    words: nobody's memory to numba (twice 0), numbers, bytes of one, address, shape, strides: numba's own order.
+    kind: axes, ``c`` if it is contiguous (``s`` if not), the dtype's letter; what a kernel is compiled for.
+    """
+
+    __slots__ = ("__weakref__", "address", "contiguous", "dtype", "kind", "owner", "shape", "size", "strides", "words")
+
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: Any, owner: Any, strides: tuple[int, ...] | None = None
+    ) -> None:
+        self.address, self.shape, self.dtype, self.owner = address, shape, dtype, owner
+        self.strides, self.size, self.contiguous, self.kind, before, behind = _geometry(shape, dtype, strides)
+        self.words = (*before, address, *behind)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.size) * self.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, rows: slice) -> DeviceArray:
+        """Some rows, one after another: a view."""
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"a device array can be cut along its first axis, as x[2:5], got {rows!r}")
+        start, stop, _ = rows.indices(self.shape[0])
+        shape = (max(0, stop - start), *self.shape[1:])
+        return DeviceArray(self.address + start * self.strides[0], shape, self.dtype, self.owner, self.strides)
+
+    def columns(self, start: int, stop: int) -> DeviceArray:
+        """x[:, start:stop] of a matrix: a view."""
+        across = self.strides[1]
+        shape = (self.shape[0], stop - start)
+        return DeviceArray(self.address + start * across, shape, self.dtype, self.owner, self.strides)
+
+    def reshape(self, *shape: Any) -> DeviceArray:
+        """The same numbers in another shape, of which one length may be −1; ValueError unless they are contiguous."""
+        lengths = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        if -1 in lengths:
+            rest = -math.prod(lengths)
+            lengths = tuple(self.size // max(rest, 1) if n == -1 else n for n in lengths)
+        if not self.contiguous or math.prod(lengths) != self.size:
+            raise ValueError(f"a device array of shape {self.shape}, strides {self.strides} cannot become {lengths}")
+        return DeviceArray(self.address, tuple(map(int, lengths)), self.dtype, self.owner)
+
+    def copy_to_host(self) -> Array:
+        """A copy in main memory; waits for the kernels that write it."""
+        if self.contiguous:
+            host = np.empty(self.shape, self.dtype)
+            if self.size:
+                driver().download(host, self.address)
+            return host
+        reach = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + self.itemsize
+        block = np.empty(reach, np.uint8)  # all that lies between the first number and the last
+        driver().download(block, self.address)
+        return np.ndarray(self.shape, self.dtype, block.data, 0, self.strides).copy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("an array on the device can only be copied to main memory")
+        return self.copy_to_host() if dtype is None else self.copy_to_host().astype(dtype)
+
+    def write(self, values: Any) -> None:
+        """x ← values, from the host or the device; both contiguous, of one dtype and of as many numbers."""
+        both = self.contiguous and (values.contiguous if isinstance(values, DeviceArray) else values.flags.c_contiguous)
+        if not both or values.dtype != self.dtype or values.size != self.size:
+            raise ValueError(f"{self!r}: expected as many contiguous numbers, got {values.dtype} {tuple(values.shape)}")
+        if not self.size:
+            return
+        if isinstance(values, DeviceArray):
+            driver().copy(self.address, values.address, self.nbytes)
+        else:
+            driver().upload(self.address, values)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None if self.contiguous else self.strides,
+            "stream": 1,  # the legacy default stream, on which all kernels run
+            "version": 3,
+        }
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """A fresh device array, its contents whatever lay there. (To a type checker it is an array like any other.)"""
+    lengths = tuple(map(int, shape)) if isinstance(shape, tuple) else (int(shape),)
+    dtype = np.dtype(dtype)
+    size = math.prod(lengths) * dtype.itemsize
+    memory = _Memory(size) if size else None
+    array: Any = DeviceArray(memory.address if memory else 0, lengths, dtype, memory)
+    return cast(Array, array)
