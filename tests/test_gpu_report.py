@@ -35,6 +35,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(gpu_report, "_laws", lambda examples: laws)
     timed = {"holds": True, "bench": {"results": []}, "markdown": "# refvt bench\n\n## dense\n\n| | ms |\n"}
     monkeypatch.setattr(gpu_report, "_bench", lambda arguments: timed)
+    monkeypatch.setattr(gpu_report, "_kernels", lambda repeats: {**timed, "markdown": "# dense, forward pass\n"})
     return golden, laws
 
 
@@ -47,7 +48,17 @@ def test_report_is_written_as_text_and_as_data(pretended, tmp_path):
     assert "Imagined 100 (compute capability 9.0, 132 multiprocessors, 80 GiB)" in page
     assert "at most 25.0% of the error budget (op-linear-plain: y)" in page
     assert "### refvt bench" in page
+    assert "### dense, forward pass" in page
     assert "#### dense" in page
+
+
+def test_parts_can_be_asked_for(pretended, tmp_path, capsys):
+    assert gpu_report.main(["--out", str(tmp_path / "report"), "--only", "laws", "golden64"]) == 0
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert list(data["parts"]) == ["golden cases, float64", "laws"]
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--out", str(tmp_path / "report"), "--only", "lore"])
+    assert "invalid choice: 'lore'" in capsys.readouterr().err
 
 
 def test_a_part_that_fails_does_not_take_the_others_along(pretended, tmp_path, monkeypatch):
@@ -59,7 +70,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(pretended, tmp_path, m
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "## laws: DOES NOT HOLD" in page
     assert "RuntimeError: the device is lost" in page
-    assert page.count(": holds") == 7
+    assert page.count(": holds") == 8
 
 
 def test_what_failed_is_named(pretended, tmp_path):

@@ -19,8 +19,8 @@ import struct
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numba import cuda
@@ -35,7 +35,9 @@ __all__ = [
     "SIMULATED",
     "THREADS",
     "WARP",
+    "WATCHERS",
     "Kernel",
+    "Launch",
     "absent",
     "cell",
     "column_sums",
@@ -95,8 +97,17 @@ class Kernel:
         words = {letter: f"{5 + 2 * axes}q" for letter, axes in AXES.items()} | {"x": number, "n": "q"}
         return struct.Struct("<" + "".join(words[letter] for letter in self.arguments))
 
-    def blocks(self, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
-        """A grid of blocks of the given shapes; nothing at all if the grid is empty."""
+    def blocks(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        *arguments: Any,
+        multiply_adds: Callable[[], int] | None = None,
+    ) -> None:
+        """A grid of blocks of the given shapes; nothing at all if the grid is empty.
+
+        ``multiply_adds`` counts the work, for kernels that have more of it than the arrays have numbers.
+        """
         if not all(grid):
             return
         words: list[Any] = []
@@ -112,6 +123,11 @@ class Kernel:
         if found is None:
             found = self._load(tuple(kinds))
         driver().launch(found[0], grid, block, found[1], words)
+        if WATCHERS:
+            again = partial(driver().launch, found[0], grid, block, found[1], words)
+            work = 0 if multiply_adds is None else multiply_adds()
+            for watcher in WATCHERS:
+                watcher(Launch(self.name, arguments, again, work))
 
     def _load(self, kinds: tuple[str | None, ...]) -> tuple[Any, struct.Struct]:
         """Compiled and loaded for arguments of these kinds. TypeError if they are not what the kernel was declared for.
@@ -145,6 +161,16 @@ class Kernel:
         self.blocks((-(-rows // (THREADS // WARP)),), (THREADS,), *arguments)
 
 
+class Launch(NamedTuple):
+    """One launch of a kernel, as a watcher is told of it; ``again`` does the same once more."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    again: Callable[[], None]
+    multiply_adds: int
+
+
+WATCHERS: list[Callable[[Launch], None]] = []  # told of every launch
 KERNELS: list[Kernel] = []  # every kernel of every room that was imported, for the page of registers
 
 

@@ -8,7 +8,6 @@ forward pass, and finding it out anew at every launch took longer than many a ke
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
 
@@ -31,9 +30,10 @@ class _Memory:
         self.free = found.free
 
     def __del__(self) -> None:
-        # there may have been no memory to be had, and a process that ends may have lost its driver first
-        with suppress(Exception):
+        try:  # noqa: SIM105 - a process that ends may have lost contextlib by now
             self.free(self.address)
+        except Exception:  # there was no memory to be had, or the driver went first
+            pass
 
 
 @lru_cache(maxsize=4096)  # the same few shapes come again in every layer and every pass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
+import time
 import warnings
 from functools import cache
 from typing import Any
@@ -120,6 +121,17 @@ class Driver:
         self._ask((complaint,))
         return int(free), int(total)
 
+    def stamp(self) -> Any:
+        """A mark on the stream, which is given the time at which the GPU comes to it."""
+        mark = self._ask(self.api.cuEventCreate(0))
+        self._ask(self.api.cuEventRecord(mark, self.stream))
+        return mark
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """Between two marks; waits for the second."""
+        self._ask(self.api.cuEventSynchronize(last))
+        return float(self._ask(self.api.cuEventElapsedTime(first, last))) / 1e3
+
     def load(self, kernel: Any, dtype: Any) -> Any:
         """A kernel for numbers of a dtype: compiled for this GPU, and ready to be launched."""
         if not self.seat.settled:
@@ -173,6 +185,12 @@ class Simulator:
 
     def memory(self) -> tuple[int, int]:
         return 0, sum(block.nbytes for block in self.blocks.values())
+
+    def stamp(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, first: float, last: float) -> float:
+        return last - first
 
     def load(self, kernel: Any, dtype: Any) -> Any:
         from numba import cuda

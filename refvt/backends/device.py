@@ -171,8 +171,12 @@ def on_device(array: Any) -> DeviceArray | None:
     """
     if isinstance(array, DeviceArray):
         return array
-    if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in DLPACK_DEVICES:
-        return _by_dlpack(array)
+    if hasattr(array, "__dlpack_device__"):
+        kind, number = array.__dlpack_device__()
+        if kind in DLPACK_DEVICES:
+            if number != 0:
+                raise ValueError(f"expected an array on the first GPU that this process sees, got one on GPU {number}")
+            return _by_dlpack(array)
     found = getattr(array, "__cuda_array_interface__", None)
     if found is None:
         return None

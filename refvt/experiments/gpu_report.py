@@ -3,7 +3,8 @@
     python -m refvt.experiments.gpu_report --out gpu-report
 
 writes gpu-report.json and gpu-report.md. No network is needed. Each part is done for itself: if one cannot run, its
-error stands in the report and the others follow. The exit code is 0 only if everything that ran holds. PyTorch, where
+error stands in the report and the others follow. ``--only`` names the parts wanted, for a GPU that is lent by the
+minute; what takes longest comes last. The exit code is 0 only if everything that ran holds. PyTorch, where
 it is installed with CUDA, is the contestant of the times; without it refvt is timed alone.
 """
 
@@ -34,13 +35,22 @@ from refvt.ops.laws import Computes, Law
 
 __all__ = ["main"]
 
-BENCHES = {  # arguments of refvt bench: the two extremes, nothing halts and nearly everything does; and a whole step
-    "dense, 4 clips": ["--workload", "dense", "--clips", "4"],
-    "the profile of 9.9 GFLOPs": ["--workload", "paper9", "--clips", "4"],
-    "a training step": ["--training-step"],
-}
-SANITIZERS = ("memcheck", "racecheck")
+CLIPS = 4
 SANITIZER_SECONDS = 480  # a kernel runs ten to a hundred times slower there
+
+DENSE, PROFILE = (["--workload", name, "--clips", str(CLIPS)] for name in ("dense", "paper9"))
+# what can be asked for: in the report's words, and what answers it. What takes longest comes last
+PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]] = {
+    "golden32": ("golden cases, float32", lambda o: _golden("float32")),
+    "dense": (f"dense, {CLIPS} clips", lambda o: _bench([*DENSE, "--repeats", str(o.repeats)])),
+    "paper9": ("the profile of 9.9 GFLOPs", lambda o: _bench([*PROFILE, "--repeats", str(o.repeats)])),
+    "step": ("a training step", lambda o: _bench(["--training-step", "--repeats", str(o.repeats)])),
+    "kernels": ("every kernel beside the GPU's ceilings", lambda o: _kernels(o.repeats)),
+    "golden64": ("golden cases, float64", lambda o: _golden("float64")),
+    "laws": ("laws", lambda o: _laws(o.examples)),
+    "memcheck": ("compute-sanitizer, memcheck", lambda o: _sanitized("memcheck")),
+    "racecheck": ("compute-sanitizer, racecheck", lambda o: _sanitized("racecheck")),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="path without .json and .md")
     parser.add_argument("--examples", type=int, default=20, metavar="N", help="of every law (default: 20)")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="rounds of the timings (default: 9)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
     options = parser.parse_args(arguments)
     try:
         backends.get("cuda")
@@ -58,25 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.out.resolve().parent.is_dir():
         print(f"refvt: --out: no such folder: {options.out.resolve().parent}", file=sys.stderr)
         return 2
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "golden cases, float64": partial(_golden, "float64"),
-        "golden cases, float32": partial(_golden, "float32"),
-        "laws": partial(_laws, options.examples),
-    }
-    for tool in SANITIZERS:
-        parts[f"compute-sanitizer, {tool}"] = partial(_sanitized, tool)
-    for name, asked in BENCHES.items():
-        parts[name] = partial(_bench, [*asked, "--repeats", str(options.repeats)])
     report: dict[str, Any] = {
         "refvt": refvt.__version__,
         "environment": {**machine(1, bench_torch.finds_gpu()), **device_description()},
         "parts": {},
     }
-    for name, part in parts.items():
+    for name, part in (part for key, part in PARTS.items() if options.only is None or key in options.only):
         _say(name)
         start = time.perf_counter()
         try:
-            found = part()
+            found = part(options)
         except Exception as error:  # the other parts still have something to say
             found = {"holds": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         report["parts"][name] = {**found, "seconds": time.perf_counter() - start}
@@ -188,6 +190,36 @@ def _bench(arguments: Sequence[str]) -> dict[str, Any]:
     return {"holds": code == 0, "bench": json.loads(tables), "markdown": markdown}
 
 
+def _kernels(repeats: int) -> dict[str, Any]:
+    """Every kernel of a forward pass and of a training step beside the GPU's ceilings, with everybody alive and not."""
+    from refvt.experiments.bench_contestants import RefvtModel, material_of
+    from refvt.experiments.bench_gpu import GpuCeilings
+    from refvt.experiments.bench_kernels import as_markdown, kernel_times
+    from refvt.experiments.bench_timing import interleave, quartiles
+
+    sizes = bench.Sizes()
+    ceilings = GpuCeilings("float32", bench_torch.finds_gpu(), sizes.gemm, sizes.copy)
+    tables, text = [], []
+    for workload in ("dense", "paper9"):
+        m = material_of(bench.WORKLOADS[workload], CLIPS, "float32")
+        given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
+        model = RefvtModel(*given, backend="cuda", execution="compact", singly=False)
+        for train in (False, True):
+            run = partial(model.run, train, m.forced)
+            rows = kernel_times(run)
+            samples = interleave({"pass": run, **ceilings.runs}, repeats)
+            wall = quartiles(samples.pop("pass"))[1]
+            peak: dict[str, float] = {}
+            for name, seconds in samples.items():
+                found = ceilings.row(name, seconds)
+                peak[found["unit"]] = max(peak.get(found["unit"], 0.0), found["median"])
+            title = f"{workload}, {'training step' if train else 'forward pass'}, {CLIPS} clips"
+            tables.append({"title": title, "seconds": wall, "ceilings": peak, "kernels": rows})
+            limits = f"Ceilings: {peak['GFLOP/s'] / 1e3:.1f} TFLOP/s, copy {peak['GB/s']:.0f} GB/s."
+            text.append(f"# {title}\n\n{limits} {as_markdown(rows, wall, peak)}")
+    return {"holds": True, "tables": tables, "markdown": "\n".join(text)}
+
+
 def _write(report: dict[str, Any], out: Path) -> None:
     for ending, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", _markdown(report))):
         write_whole(out.with_name(out.name + ending), text.encode())
@@ -207,7 +239,7 @@ def _markdown(report: dict[str, Any]) -> str:
         lines += ["", f"## {name}: {'holds' if part['holds'] else 'DOES NOT HOLD'} ({part['seconds']:.0f} s)", ""]
         if "error" in part:
             lines += [part["error"], "", "```", part["traceback"].rstrip(), "```"]
-        elif "bench" in part:
+        elif "markdown" in part:
             lines += _below(part["markdown"])
         elif "left_out" in part:
             lines.append(f"Left out: {part['left_out']}.")

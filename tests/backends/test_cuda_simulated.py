@@ -208,6 +208,10 @@ def test_arrays_of_other_libraries(cuda, monkeypatch):
             assert found.contiguous == array.flags.c_contiguous
             assert np.array_equal(device.to_numpy(found), array)
     assert waited == [(7,)] * 2
+    elsewhere = Exporter(wide)
+    elsewhere.__dlpack_device__ = lambda: (2, 1)
+    with pytest.raises(ValueError, match="on the first GPU that this process sees, got one on GPU 1"):
+        device.on_device(elsewhere)
     assert device.on_device(wide) is None  # in main memory
     mine = device.from_numpy(wide)
     assert device.on_device(mine) is mine
@@ -449,3 +453,21 @@ def test_the_step_that_is_timed_is_that_of_the_host(cuda, small):
         moved = cuda.arrays.to_numpy(there[name])
         assert np.abs(moved - value).max() < 1e-12, name
         assert not np.array_equal(moved, start[name]) or not np.any(value != start[name]), name
+
+
+def test_every_launch_of_a_pass_is_in_the_table(small, monkeypatch):
+    from refvt.experiments.bench_kernels import as_markdown, kernel_times
+
+    model, clips = small
+    x = backends.get("cuda").arrays.from_numpy(clips)
+    before = model(x)
+    rows = kernel_times(lambda: model(x), repeats=1)
+    assert np.array_equal(model(x).logits, before.logits)
+    names = {row["name"]: row for row in rows}
+    assert names["layernorm.forward"]["launches"] == 2 + 2 + 2 + 1 + 1  # Glimpser three, joint blocks two, the end one
+    assert names["embedding.cut"]["bytes"] == 2 * clips.nbytes
+    # patch projection: 8 patches of 4 pixels to 4 channels
+    assert names["embedding.project"]["multiply_adds"] == 8 * 4 * 4
+    page = as_markdown(rows, 1.0, {"GFLOP/s": 1e3, "GB/s": 1e3})
+    assert page.count("\n") == 4 + len(rows)
+    assert "in a pass of 1000.00 ms" in page

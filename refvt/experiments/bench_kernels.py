@@ -1,0 +1,75 @@
+"""Which kernel takes how long, and how near each comes to what the GPU can do: a table for the GPU's report.
+
+A pass is run once and every launch of a kernel is noted, its arrays kept. Then each launch is repeated by itself,
+between two marks on the stream, so that the GPU never waits for the host: the sum of these times is what the kernels
+need, and what a pass takes longer than that is the host's. Repeated, a kernel finds more in the GPU's caches than in a
+pass.
+
+Bytes are those of all arrays of a launch, each counted once: what it moves at least. A kernel near neither ceiling, of
+arithmetic or of memory, has something to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_markdown", "kernel_times"]
+
+REPEATS = 5
+
+
+def kernel_times(run: Callable[[], object], repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """One row per kernel of a pass, the one that takes longest first.
+
+    launches and seconds of one pass (each launch the median of its repeats), multiply_adds, bytes.
+    """
+    from refvt.backends.cuda import WATCHERS, Launch
+    from refvt.backends.cuda_array import DeviceArray
+    from refvt.backends.cuda_driver import driver
+
+    launches: list[Launch] = []
+    note = launches.append
+    run()  # whatever has to be compiled
+    WATCHERS.append(note)
+    try:
+        run()
+    finally:
+        WATCHERS.remove(note)
+    rows: dict[str, dict[str, Any]] = {}
+    for launch in launches:
+        marks = [driver().stamp()]
+        for _ in range(1 + repeats):
+            launch.again()
+            marks.append(driver().stamp())
+        seconds = [driver().seconds(a, b) for a, b in pairwise(marks[1:])]  # the first warms up
+        row = rows.setdefault(launch.name, {"name": launch.name, "launches": 0, "seconds": 0.0})
+        row["launches"] += 1
+        row["seconds"] += float(np.median(seconds))
+        row["multiply_adds"] = row.get("multiply_adds", 0) + launch.multiply_adds
+        arrays = [a for a in launch.arguments if isinstance(a, DeviceArray)]
+        row["bytes"] = row.get("bytes", 0) + sum(array.nbytes for array in arrays)
+    return sorted(rows.values(), key=lambda row: -float(row["seconds"]))
+
+
+def as_markdown(rows: list[dict[str, Any]], wall: float, ceilings: dict[str, float]) -> str:
+    """The table. wall: seconds of the whole pass; ceilings: GFLOP/s and GB/s measured on the same GPU."""
+    busy, count = sum(row["seconds"] for row in rows), sum(row["launches"] for row in rows)
+    lines = [
+        f"{count} launches, {1e3 * busy:.2f} ms of kernels in a pass of {1e3 * wall:.2f} ms.",
+        "",
+        "| kernel | launches | ms | share | TFLOP/s | of peak | GB/s | of copy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        speed, moved = 2e-9 * row["multiply_adds"] / row["seconds"], 1e-9 * row["bytes"] / row["seconds"]
+        arithmetic = f"{speed / 1e3:.1f}", f"{speed / ceilings['GFLOP/s']:.0%}"
+        if not row["multiply_adds"]:
+            arithmetic = "–", "–"
+        memory = f"{moved:.0f}", f"{moved / ceilings['GB/s']:.0%}"
+        cells = row["name"], str(row["launches"]), f"{1e3 * row['seconds']:.3f}", f"{row['seconds'] / busy:.0%}"
+        lines.append(f"| {' | '.join((*cells, *arithmetic, *memory))} |")
+    return "\n".join(lines) + "\n"
