@@ -397,6 +397,66 @@ class Blinks:
         return index % 3
 
 
+@pytest.mark.parametrize("size", ["LARGE", "SMALL"])
+@pytest.mark.parametrize(("M", "N", "K"), [(20, 36, 12), (17, 9, 7), (4, 4, 8), (19, 18, 9), (3, 5, 0), (1, 1, 1)])
+def test_matrices_of_every_shape_in_either_tile(cuda, monkeypatch, size, M, N, K):
+    """Whole numbers, whose sums are exact; views of wider matrices, with rows that can be read by fours or cannot."""
+    from refvt.backends import cuda_matmul
+    from refvt.ops.linear.cuda import _forward
+
+    tile = getattr(cuda_matmul, size)
+    monkeypatch.setattr(cuda_matmul, "LARGE", tile)
+    monkeypatch.setattr(cuda_matmul, "SMALL", tile)
+    cuda_matmul.plan.cache_clear()
+    rng, up, down = np.random.default_rng(M), cuda.arrays.from_numpy, cuda.arrays.to_numpy
+
+    def matrix(rows, columns):
+        wide = rng.integers(-9, 9, (rows, columns + 4)).astype(np.float32)
+        return wide[:, 4:], up(wide).columns(4, columns + 4)
+
+    (a, a_there), (b, b_there), (at, at_there), (bt, bt_there) = (
+        matrix(*shape) for shape in ((M, K), (K, N), (K, M), (N, K))
+    )
+    assert np.array_equal(down(cuda_matmul.plain(a_there, b_there)), a @ b)
+    assert np.array_equal(down(cuda_matmul.products(at_there, b_there)), at.T @ b)
+    bias, gain, residual = rng.integers(-9, 9, N), rng.integers(-9, 9, M), rng.integers(-9, 9, (M, N))
+    given = (up(x.astype(np.float32)) for x in (bias, gain, residual))
+    expected = residual + gain[:, None] * (a @ bt.T + bias)
+    assert np.array_equal(down(_forward(a_there, bt_there, *given)), expected)
+    cuda_matmul.plan.cache_clear()
+
+
+def test_a_long_sum_is_cut_in_parts_and_a_short_one_is_not():
+    from refvt.backends.cuda_matmul import LARGE, SHORTEST, plan
+
+    tile, (down, across, parts), part = plan(3, 5, 6 * SHORTEST + 1, True)
+    assert tile.rows * down >= 3
+    assert tile.columns * across >= 5
+    assert parts > 1
+    assert (parts - 1) * part < 6 * SHORTEST + 1 <= parts * part
+    assert part % tile.depth == 0
+    assert plan(3, 5, 6 * SHORTEST + 1, False)[1][2] == 1
+    assert plan(9 * LARGE.rows, LARGE.columns, 5, False)[0] is LARGE
+
+
+@pytest.mark.parametrize("d", [4, 10, 17])
+def test_wide_heads_and_segments_of_several_tiles(cuda, d):
+    """Heads in which a thread has several groups of channels, the last of them not whole."""
+    rng, up, down = np.random.default_rng(d), cuda.arrays.from_numpy, cuda.arrays.to_numpy
+    offsets, keys, heads = np.array([0, 10, 11, 11, 13]), np.array([0, 9, 9, 12, 13]), 2
+    q, dy = (rng.standard_normal((13, heads * d)) for _ in range(2))
+    kv = rng.standard_normal((13, 2 * heads * d))
+    bias = np.log(rng.integers(1, 9, 13))
+    there = up(kv)
+    k, v = there.columns(0, heads * d), there.columns(heads * d, 2 * heads * d)
+    y, cache = cuda.attention.forward(up(q), k, v, offsets, keys, heads, bias)
+    gradients = cuda.attention.backward(up(dy), cache)
+    reference = backends.get("reference").attention
+    expected, kept = reference.forward(q, *np.split(kv, 2, axis=1), offsets, keys, heads, bias)
+    for mine, theirs in zip((y, *gradients), (expected, *reference.backward(dy, kept)), strict=True):
+        np.testing.assert_allclose(down(mine), theirs, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 7, 20])
 def test_column_sums(cuda, rows):
     """Beyond three parts of three rows the parts are summed in parts."""
@@ -467,7 +527,9 @@ def test_every_launch_of_a_pass_is_in_the_table(small, monkeypatch):
     assert names["layernorm.forward"]["launches"] == 2 + 2 + 2 + 1 + 1  # Glimpser three, joint blocks two, the end one
     assert names["embedding.cut"]["bytes"] == 2 * clips.nbytes
     # patch projection: 8 patches of 4 pixels to 4 channels
-    assert names["embedding.project"]["multiply_adds"] == 8 * 4 * 4
+    assert names["embedding.project.small"]["multiply_adds"] == 8 * 4 * 4
+    # temporal: 4 segments of 2 frames; spatial: 2 frames, CLS and 2 kept ask 5; joint: CLS and 4 patches; CLS alone
+    assert names["attention.forward_2"]["multiply_adds"] > 0
     page = as_markdown(rows, 1.0, {"GFLOP/s": 1e3, "GB/s": 1e3})
     assert page.count("\n") == 4 + len(rows)
     assert "in a pass of 1000.00 ms" in page

@@ -17,16 +17,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import SIMULATED, WARP, Kernel, absent, empty, kernel, lane_and_row, upload, warp_sum
+from refvt.backends.cuda import (
+    SIMULATED,
+    WARP,
+    Kernel,
+    absent,
+    device_function,
+    empty,
+    kernel,
+    lane_and_row,
+    upload,
+    warp_sum,
+)
+from refvt.backends.cuda_vectors import ALIGNMENT, at, load4
 from refvt.ops import Array
 
-ACROSS, DOWN = (2, 2) if SIMULATED else (16, 8)  # threads of a block: along the keys or channels, and down the rows
+ACROSS = 2 if SIMULATED else 8  # threads that share a row of a tile
+HEIGHT = 2 if SIMULATED else 4  # rows of a thread
+LINES = WARP // ACROSS  # from one row of a thread to its next; a warp has LINES · HEIGHT rows
+# rows of a tile that a block owns, and of those it walks along; the first that fit in shared memory are taken
+FORWARD = ((8, 4),) if SIMULATED else ((64, 32), (32, 16), (16, 8))
+BACKWARD = ((8, 4),) if SIMULATED else ((32, 32), (16, 16), (16, 8))
+SHORT = (4, 4) if SIMULATED else (16, 8)  # where no segment is longer: a tile of 64 would stand nearly empty
 SHARED = 48 * 1024  # bytes of shared memory a block may have without asking for more
+LOG2_E = 1 / math.log(2)
 
 
 class AttentionCache(NamedTuple):
@@ -38,7 +57,7 @@ class AttentionCache(NamedTuple):
     num_heads: int
     key_bias: Array
     y: Array
-    log_total: Array  # log Σ e^logit [n, A], 0 for a row without keys
+    log_total: Array  # log₂ Σ e^logit [n, A], 0 for a row without keys
 
 
 class _Kernels(NamedTuple):
@@ -49,274 +68,358 @@ class _Kernels(NamedTuple):
     backward_keys: Kernel
 
 
-def _tile(d: int, bytes_of: Callable[[int], int], largest: int, smallest: int) -> int:
-    """The largest power of two from ``largest`` down to ``smallest`` for which bytes_of(rows) of shared memory fit."""
-    rows = largest
-    while bytes_of(rows) > SHARED:
-        rows //= 2
-        if rows < smallest:
-            raise ValueError(f"num_heads: heads of width {d} do not fit the tiles of the cuda backend; take more heads")
-    return rows
+@device_function
+def place() -> tuple[int, int]:
+    """The first row of this thread in a tile, and its place among the threads that share its rows.
+
+    Neighbouring threads have neighbouring rows and the same place: of four numbers each that a warp reads along a row
+    or a column of threads, only eight groups differ, what shared memory delivers at once.
+    """
+    thread = cuda.threadIdx.x & 1023  # which says that it is not negative
+    line = thread // (2 * ACROSS) * 2 + thread % 2
+    return line // LINES * (LINES * HEIGHT) + line % LINES, thread // 2 % ACROSS
+
+
+if SIMULATED:  # no shuffles there: the threads meet in shared memory
+
+    def _row_values(value: Any) -> Any:
+        values = cuda.shared.array(64, np.float64)
+        i = cuda.threadIdx.x
+        cuda.syncthreads()
+        values[i] = value
+        cuda.syncthreads()
+        return values[[i ^ (2 * other) for other in range(ACROSS)]]
+
+    @device_function
+    def row_max(value: Any) -> Any:
+        """The largest value among the threads that share this one's rows, in all of them."""
+        return type(value)(_row_values(value).max())
+
+    @device_function
+    def row_sum(value: Any) -> Any:
+        """The sum of the value over the threads that share this one's rows, in all of them."""
+        return type(value)(_row_values(value).sum())
+
+    @device_function
+    def warp_waits() -> None:
+        """What threads of this warp have written to shared memory can be read by the others."""
+        cuda.syncthreads()
+
+else:
+
+    @device_function
+    def row_max(value: Any) -> Any:
+        """The largest value among the threads that share this one's rows, in all of them."""
+        distance = ACROSS
+        while distance > 1:
+            value = max(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, distance))
+            distance //= 2
+        return value
+
+    @device_function
+    def row_sum(value: Any) -> Any:
+        """The sum of the value over the threads that share this one's rows, in all of them."""
+        distance = ACROSS
+        while distance > 1:
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, distance)
+            distance //= 2
+        return value
+
+    @device_function
+    def warp_waits() -> None:
+        """What threads of this warp have written to shared memory can be read by the others."""
+        cuda.syncwarp()
+
+
+@device_function
+def clear(sums):  # type: ignore[no-untyped-def]
+    for r in range(sums.shape[0]):
+        for c in range(sums.shape[1]):
+            sums[r, c] = 0
+
+
+@device_function
+def add_products(shared, a, b, pitch, groups, sums):  # type: ignore[no-untyped-def]
+    """sums += A Bᵀ, of two tiles that begin at a and b: sums[r, c] of a thread is of its r-th row and its c-th column.
+
+    Four numbers of each row at a time: HEIGHT + columns reads feed 4 · HEIGHT · columns multiply-adds.
+    """
+    row, x = place()
+    left = cuda.local.array((HEIGHT, 4), sums.dtype)
+    right = cuda.local.array(4, sums.dtype)
+    e = 0
+    while e < 4 * groups:
+        for r in range(HEIGHT):
+            left[r, 0], left[r, 1], left[r, 2], left[r, 3] = load4(shared, a + (row + r * LINES) * pitch + e)
+        for c in range(sums.shape[1]):
+            right[0], right[1], right[2], right[3] = load4(shared, b + (x + c * ACROSS) * pitch + e)
+            for u in range(4):
+                for r in range(HEIGHT):
+                    sums[r, c] += left[r, u] * right[u]
+        e += 4
+
+
+@device_function
+def add_mixture(shared, weights, apart, count, tile, pitch, groups, sums):  # type: ignore[no-untyped-def]
+    """sums += W X, of weights [rows, count] whose rows are ``apart`` and a tile: a thread has ``groups`` times four
+    neighbouring channels of each of its rows. A group beyond the last channel repeats the last and is not written.
+    """
+    row, x = place()
+    left = cuda.local.array((HEIGHT, 4), sums.dtype)
+    right = cuda.local.array(4, sums.dtype)
+    j = 0
+    while j < count:
+        for r in range(HEIGHT):
+            left[r, 0], left[r, 1], left[r, 2], left[r, 3] = load4(shared, weights + (row + r * LINES) * apart + j)
+        for u in range(4):
+            for g in range(sums.shape[1] // 4):
+                group = min(x + g * ACROSS, groups - 1)
+                right[0], right[1], right[2], right[3] = load4(shared, tile + (j + u) * pitch + group * 4)
+                for r in range(HEIGHT):
+                    for c in range(4):
+                        sums[r, g * 4 + c] += left[r, u] * right[c]
+        j += 4
+
+
+def _first_that_fits(
+    d: int, tiles: tuple[tuple[int, int], ...], bytes_of: Callable[[int, int], int]
+) -> tuple[int, int]:
+    """The first (owned, walked) rows for which bytes_of(owned, walked) of shared memory fit."""
+    for owned, walked in tiles:
+        if bytes_of(owned, walked) <= SHARED:
+            return owned, walked
+    raise ValueError(f"num_heads: heads of width {d} do not fit the tiles of the cuda backend; take more heads")
 
 
 @lru_cache(maxsize=16)
-def kernels(d: int, itemsize: int) -> _Kernels:
-    """The three kernels for heads of width d: register arrays need sizes known to the compiler."""
-    pitch = d + 1  # neighbouring rows start in neighbouring memory banks
-    # forward: queries, keys, values, logits (half as many keys as queries), two numbers per row
-    queries = (
-        4 if SIMULATED else _tile(d, lambda r: itemsize * (2 * r * pitch + r * (r // 2 + 1) + 2 * r), 64, 2 * ACROSS)
-    )
-    keys = queries // 2
-    # backward: q, dy, k, v, two matrices of weights
-    rows = 4 if SIMULATED else _tile(d, lambda r: itemsize * (4 * r * pitch + 2 * r * (r + 1)), 32, ACROSS)
-    threads = ACROSS * DOWN
-    per_row, per_key = queries // DOWN, keys // ACROSS
-    channels = -(-d // ACROSS)  # of a thread
-    keys_apart, rows_apart = keys + 1, rows + 1
-    back_row, back_key = rows // DOWN, rows // ACROSS
+def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
+    """The three kernels for heads of width d: register arrays need sizes known to the compiler.
 
-    @kernel("F F F I x f F F", f"attention.forward_{d}", threads)
+    short: for segments that fit in the SHORT tiles.
+    """
+    groups = -(-d // 4)  # of four channels
+    pitch = 4 * (groups | 1)  # an odd number of groups: neighbouring rows start in other memory banks
+    channels = 4 * -(-groups // ACROSS)  # of a thread
+    edge = max(ACROSS, 4)  # between two rows of weights, for the same reason
+    # forward: q, k, v, weights; backward: q, dy, k, v, two matrices of weights
+    queries, keys = _first_that_fits(
+        d,
+        (SHORT,) if short else FORWARD,
+        lambda own, walk: itemsize * ((own + 2 * walk) * pitch + own * (walk + edge)),
+    )
+    rows, others = _first_that_fits(
+        d,
+        (SHORT,) if short else BACKWARD,
+        lambda own, walk: itemsize * (2 * (own + walk) * pitch + 2 * own * (walk + edge)),
+    )
+    name = f"{d}_short" if short else f"{d}"
+    per_warp, columns = LINES * HEIGHT, -(-4 * groups // WARP)
+    warps, back_warps = queries // per_warp, rows // per_warp
+    threads, back_threads = warps * WARP, back_warps * WARP
+    # where the tiles begin in shared memory; the first two are those a block owns, or q and k
+    K = queries * pitch
+    V = K + keys * pitch
+    W = V + keys * pitch
+    apart, per_key = keys + edge, keys // ACROSS
+    space = W + queries * apart
+    SECOND = rows * pitch
+    THIRD = 2 * SECOND
+    FOURTH = THIRD + others * pitch
+    WEIGHTS = FOURTH + others * pitch
+    back_apart, per_other = others + edge, others // ACROSS
+    DLOGITS = WEIGHTS + rows * back_apart
+    back_space = DLOGITS + rows * back_apart
+
+    @device_function
+    def bring(x, top, bottom, left, count, warps, shared, tile):  # type: ignore[no-untyped-def]
+        """``count`` rows of a head into shared memory, from ``top`` on, each by one of the block's warps."""
+        thread = cuda.threadIdx.x & 1023
+        for n in range(count // warps):
+            i = thread // WARP + n * warps
+            for m in range(columns):
+                c = thread % WARP + m * WARP
+                if c < d:
+                    shared[tile + i * pitch + c] = at(x, top, bottom, left, i, c)
+                elif c < 4 * groups:
+                    shared[tile + i * pitch + c] = 0
+
+    @device_function
+    def write(sums, factor, r, x, i, left, y):  # type: ignore[no-untyped-def]
+        """y[i, …] = factor · the r-th row of sums, the channels of this thread."""
+        for g in range(channels // 4):
+            for c in range(4):
+                e = (x + g * ACROSS) * 4 + c
+                if e < d:
+                    y[i, left + e] = sums[r, g * 4 + c] * factor
+
+    @kernel("F F F I x f F F", f"attention.forward_{name}", threads)
     def forward(q, k, v, parts, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys. parts [parts, 4]: query rows from, to, key rows from, to."""
-        x, z = cuda.threadIdx.x, cuda.threadIdx.y
-        thread = z * ACROSS + x
+        row, x = place()
         part, head = cuda.blockIdx.x, cuda.blockIdx.y
         top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
         column = head * d
         number = q.dtype.type
-        zero, lowest = number(0), number(-math.inf)
-        q_tile = cuda.shared.array((queries, pitch), q.dtype)
-        k_tile = cuda.shared.array((keys, pitch), q.dtype)
-        v_tile = cuda.shared.array((keys, pitch), q.dtype)
-        weights = cuda.shared.array((queries, keys_apart), q.dtype)
-        highest = cuda.shared.array(queries, q.dtype)  # the largest logit of each row so far
-        factor = cuda.shared.array(queries, q.dtype)  # what earlier sums are multiplied by
-        sums = cuda.local.array((per_row, channels), q.dtype)
-        totals = cuda.local.array(per_row, q.dtype)
-        logits = cuda.local.array((per_row, per_key), q.dtype)
-        for r in range(per_row):
+        zero, lowest, log2_e = number(0), number(-math.inf), number(LOG2_E)
+        shared = cuda.shared.array(space, q.dtype, alignment=ALIGNMENT)
+        highest = cuda.local.array(HEIGHT, q.dtype)  # the largest logit of each row so far
+        totals = cuda.local.array(HEIGHT, q.dtype)  # Σ of the weights of this thread's keys
+        sums = cuda.local.array((HEIGHT, channels), q.dtype)
+        logits = cuda.local.array((HEIGHT, per_key), q.dtype)
+        clear(sums)
+        for r in range(HEIGHT):
+            highest[r] = lowest
             totals[r] = zero
-            for c in range(channels):
-                sums[r, c] = zero
-        for e in range(thread, queries, threads):
-            highest[e] = lowest
-        for e in range(thread, queries * d, threads):
-            i, c = e // d, e % d
-            q_tile[i, c] = q[top + i, column + c] if top + i < bottom else zero
+        bring(q, top, bottom, column, queries, warps, shared, 0)
         for start in range(first, last, keys):
             cuda.syncthreads()  # the tiles of the keys before are no longer read
-            for e in range(thread, keys * d, threads):
-                j, c = e // d, e % d
-                inside = start + j < last
-                k_tile[j, c] = k[start + j, column + c] if inside else zero
-                v_tile[j, c] = v[start + j, column + c] if inside else zero
+            bring(k, start, last, column, keys, warps, shared, K)
+            bring(v, start, last, column, keys, warps, shared, V)
             cuda.syncthreads()
-            # 1. logits
-            for r in range(per_row):
-                for c in range(per_key):
-                    logits[r, c] = zero
-            for e in range(d):
-                for c in range(per_key):
-                    value = k_tile[x + c * ACROSS, e]
-                    for r in range(per_row):
-                        logits[r, c] += q_tile[z + r * DOWN, e] * value
+            # 1. logits, times log₂ e: powers of two are what the GPU has an instruction for
+            clear(logits)
+            add_products(shared, 0, K, pitch, groups, logits)
             for c in range(per_key):
                 j = start + x + c * ACROSS
-                for r in range(per_row):
-                    logit = lowest
-                    if j < last:
-                        logit = logits[r, c] * scale
-                        if key_bias.shape[0] > 0:
-                            logit += key_bias[j]
-                    logits[r, c] = logit
-                    weights[z + r * DOWN, x + c * ACROSS] = logit
-            cuda.syncthreads()
-            # 2. softmax: one thread per row looks for a larger logit than the largest so far
-            for i in range(thread, queries, threads):
-                largest = highest[i]
-                for j in range(keys):
-                    largest = max(largest, weights[i, j])
-                # a row that has met no key yet has nothing to correct
-                factor[i] = math.exp(highest[i] - largest) if highest[i] > lowest else zero
-                highest[i] = largest
-            cuda.syncthreads()
-            for r in range(per_row):
-                largest = highest[z + r * DOWN]
-                shift = largest if largest > lowest else zero
+                bias = zero
+                if key_bias.shape[0] > 0:
+                    bias = key_bias[min(j, last - 1)] * log2_e
+                if j >= last:
+                    bias = lowest
+                for r in range(HEIGHT):
+                    logits[r, c] = logits[r, c] * (scale * log2_e) + bias
+            # 2. softmax: if a logit is larger than the largest so far, what was summed before is corrected
+            for r in range(HEIGHT):
+                largest = highest[r]
                 for c in range(per_key):
-                    weights[z + r * DOWN, x + c * ACROSS] = math.exp(logits[r, c] - shift)
-            cuda.syncthreads()
-            # 3. the weighted mean of the values, not yet divided
-            for r in range(per_row):
-                correction = factor[z + r * DOWN]
+                    largest = max(largest, logits[r, c])
+                largest = row_max(largest)
+                shift = largest if largest > lowest else zero  # a row that has met no key yet
+                correction = math.exp2(highest[r] - shift)
+                highest[r] = largest
                 totals[r] *= correction
                 for c in range(channels):
                     sums[r, c] *= correction
-            for j in range(keys):
-                for r in range(per_row):
-                    weight = weights[z + r * DOWN, j]
+                for c in range(per_key):
+                    weight = math.exp2(logits[r, c] - shift)
                     totals[r] += weight
-                    for c in range(channels):
-                        if x + c * ACROSS < d:
-                            sums[r, c] += weight * v_tile[j, x + c * ACROSS]
-        for r in range(per_row):
-            i = top + z + r * DOWN
+                    shared[W + (row + r * LINES) * apart + x + c * ACROSS] = weight
+            warp_waits()
+            # 3. the weighted mean of the values, not yet divided
+            add_mixture(shared, W, apart, keys, V, pitch, groups, sums)
+        for r in range(HEIGHT):
+            i = top + row + r * LINES
+            total = row_sum(totals[r])
             if i < bottom:
-                total = totals[r]
-                inverse = number(1) / total if total > zero else zero
-                for c in range(channels):
-                    if x + c * ACROSS < d:
-                        y[i, column + x + c * ACROSS] = sums[r, c] * inverse
+                write(sums, number(1) / total if total > zero else zero, r, x, i, column, y)
                 if x == 0:
-                    log_total[i, head] = highest[z + r * DOWN] + math.log(total) if total > zero else zero
+                    log_total[i, head] = highest[r] + math.log2(total) if total > zero else zero
 
-    @kernel("F F F F F F I x f F", f"attention.backward_queries_{d}", threads)
+    @kernel("F F F F F F I x f F", f"attention.backward_queries_{name}", back_threads)
     def backward_queries(dy, q, k, v, log_total, mean, parts, scale, key_bias, dq):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys: dq."""
-        x, z = cuda.threadIdx.x, cuda.threadIdx.y
-        thread = z * ACROSS + x
+        row, x = place()
         part, head = cuda.blockIdx.x, cuda.blockIdx.y
         top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
         column = head * d
-        zero = q.dtype.type(0)
-        q_tile = cuda.shared.array((rows, pitch), q.dtype)
-        dy_tile = cuda.shared.array((rows, pitch), q.dtype)
-        k_tile = cuda.shared.array((rows, pitch), q.dtype)
-        v_tile = cuda.shared.array((rows, pitch), q.dtype)
-        dlogits = cuda.shared.array((rows, rows_apart), q.dtype)
-        sums = cuda.local.array((back_row, channels), q.dtype)
-        logits = cuda.local.array((back_row, back_key), q.dtype)
-        dweights = cuda.local.array((back_row, back_key), q.dtype)
-        for r in range(back_row):
-            for c in range(channels):
-                sums[r, c] = zero
-        for e in range(thread, rows * d, threads):
-            i, c = e // d, e % d
-            inside = top + i < bottom
-            q_tile[i, c] = q[top + i, column + c] if inside else zero
-            dy_tile[i, c] = dy[top + i, column + c] if inside else zero
-        for start in range(first, last, rows):
+        number = q.dtype.type
+        zero, lowest, log2_e = number(0), number(-math.inf), number(LOG2_E)
+        shared = cuda.shared.array(back_space, q.dtype, alignment=ALIGNMENT)
+        row_totals = cuda.local.array(HEIGHT, q.dtype)
+        row_means = cuda.local.array(HEIGHT, q.dtype)
+        sums = cuda.local.array((HEIGHT, channels), q.dtype)
+        logits = cuda.local.array((HEIGHT, per_other), q.dtype)
+        dweights = cuda.local.array((HEIGHT, per_other), q.dtype)
+        clear(sums)
+        for r in range(HEIGHT):
+            i = min(top + row + r * LINES, bottom - 1)
+            row_totals[r], row_means[r] = log_total[i, head], mean[i, head]
+        bring(q, top, bottom, column, rows, back_warps, shared, 0)
+        bring(dy, top, bottom, column, rows, back_warps, shared, SECOND)
+        for start in range(first, last, others):
             cuda.syncthreads()
-            for e in range(thread, rows * d, threads):
-                j, c = e // d, e % d
-                inside = start + j < last
-                k_tile[j, c] = k[start + j, column + c] if inside else zero
-                v_tile[j, c] = v[start + j, column + c] if inside else zero
+            bring(k, start, last, column, others, back_warps, shared, THIRD)
+            bring(v, start, last, column, others, back_warps, shared, FOURTH)
             cuda.syncthreads()
             # passes 1–2, once more, and 3. dweights = dy vᵀ
-            for r in range(back_row):
-                for c in range(back_key):
-                    logits[r, c] = zero
-                    dweights[r, c] = zero
-            for e in range(d):
-                for c in range(back_key):
-                    key, value = k_tile[x + c * ACROSS, e], v_tile[x + c * ACROSS, e]
-                    for r in range(back_row):
-                        logits[r, c] += q_tile[z + r * DOWN, e] * key
-                        dweights[r, c] += dy_tile[z + r * DOWN, e] * value
-            for r in range(back_row):
-                i = top + z + r * DOWN
-                for c in range(back_key):
-                    j = start + x + c * ACROSS
-                    dlogit = zero
-                    if i < bottom and j < last:
-                        logit = logits[r, c] * scale
-                        if key_bias.shape[0] > 0:
-                            logit += key_bias[j]
-                        # 2. softmax: only differences from the mean gradient pass
-                        dlogit = math.exp(logit - log_total[i, head]) * (dweights[r, c] - mean[i, head]) * scale
-                    dlogits[z + r * DOWN, x + c * ACROSS] = dlogit
-            cuda.syncthreads()
-            # 1. logits
-            for j in range(rows):
-                for r in range(back_row):
-                    dlogit = dlogits[z + r * DOWN, j]
-                    for c in range(channels):
-                        if x + c * ACROSS < d:
-                            sums[r, c] += dlogit * k_tile[j, x + c * ACROSS]
-        for r in range(back_row):
-            i = top + z + r * DOWN
-            for c in range(channels):
-                if i < bottom and x + c * ACROSS < d:
-                    dq[i, column + x + c * ACROSS] = sums[r, c]
+            clear(logits)
+            add_products(shared, 0, THIRD, pitch, groups, logits)
+            clear(dweights)
+            add_products(shared, SECOND, FOURTH, pitch, groups, dweights)
+            for c in range(per_other):
+                j = start + x + c * ACROSS
+                bias = zero
+                if key_bias.shape[0] > 0:
+                    bias = key_bias[min(j, last - 1)] * log2_e
+                if j >= last:
+                    bias = lowest
+                for r in range(HEIGHT):
+                    weight = math.exp2(logits[r, c] * (scale * log2_e) + bias - row_totals[r])
+                    # 2. softmax: only differences from the mean gradient pass
+                    dlogit = weight * (dweights[r, c] - row_means[r])
+                    shared[DLOGITS + (row + r * LINES) * back_apart + x + c * ACROSS] = dlogit
+            warp_waits()
+            # 1. logits, their scale at the end
+            add_mixture(shared, DLOGITS, back_apart, others, THIRD, pitch, groups, sums)
+        for r in range(HEIGHT):
+            i = top + row + r * LINES
+            if i < bottom:
+                write(sums, scale, r, x, i, column, dq)
 
-    @kernel("F F F F F F I x f F F", f"attention.backward_keys_{d}", threads)
+    @kernel("F F F F F F I x f F F", f"attention.backward_keys_{name}", back_threads)
     def backward_keys(dy, q, k, v, log_total, mean, parts, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
         """A block holds some keys and walks the queries that ask them: dk and dv. parts: key rows, query rows."""
-        x, z = cuda.threadIdx.x, cuda.threadIdx.y
-        thread = z * ACROSS + x
+        row, x = place()
         part, head = cuda.blockIdx.x, cuda.blockIdx.y
         top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
         column = head * d
-        zero = q.dtype.type(0)
-        k_tile = cuda.shared.array((rows, pitch), q.dtype)
-        v_tile = cuda.shared.array((rows, pitch), q.dtype)
-        q_tile = cuda.shared.array((rows, pitch), q.dtype)
-        dy_tile = cuda.shared.array((rows, pitch), q.dtype)
-        weights = cuda.shared.array((rows, rows_apart), q.dtype)
-        dlogits = cuda.shared.array((rows, rows_apart), q.dtype)
-        dk_sums = cuda.local.array((back_row, channels), q.dtype)
-        dv_sums = cuda.local.array((back_row, channels), q.dtype)
-        logits = cuda.local.array((back_row, back_key), q.dtype)
-        dweights = cuda.local.array((back_row, back_key), q.dtype)
-        for r in range(back_row):
-            for c in range(channels):
-                dk_sums[r, c] = zero
-                dv_sums[r, c] = zero
-        for e in range(thread, rows * d, threads):
-            j, c = e // d, e % d
-            inside = top + j < bottom
-            k_tile[j, c] = k[top + j, column + c] if inside else zero
-            v_tile[j, c] = v[top + j, column + c] if inside else zero
-        for start in range(first, last, rows):
+        number = q.dtype.type
+        zero, one, log2_e = number(0), number(1), number(LOG2_E)
+        shared = cuda.shared.array(back_space, q.dtype, alignment=ALIGNMENT)
+        biases = cuda.local.array(HEIGHT, q.dtype)
+        dk_sums = cuda.local.array((HEIGHT, channels), q.dtype)
+        dv_sums = cuda.local.array((HEIGHT, channels), q.dtype)
+        logits = cuda.local.array((HEIGHT, per_other), q.dtype)
+        dweights = cuda.local.array((HEIGHT, per_other), q.dtype)
+        clear(dk_sums)
+        clear(dv_sums)
+        for r in range(HEIGHT):
+            biases[r] = zero
+            if key_bias.shape[0] > 0:
+                biases[r] = key_bias[min(top + row + r * LINES, bottom - 1)] * log2_e
+        bring(k, top, bottom, column, rows, back_warps, shared, 0)
+        bring(v, top, bottom, column, rows, back_warps, shared, SECOND)
+        for start in range(first, last, others):
             cuda.syncthreads()
-            for e in range(thread, rows * d, threads):
-                i, c = e // d, e % d
-                inside = start + i < last
-                q_tile[i, c] = q[start + i, column + c] if inside else zero
-                dy_tile[i, c] = dy[start + i, column + c] if inside else zero
+            bring(q, start, last, column, others, back_warps, shared, THIRD)
+            bring(dy, start, last, column, others, back_warps, shared, FOURTH)
             cuda.syncthreads()
             # passes 1–2, once more, and 3. dweights = dy vᵀ; a row is a key here, a column a query
-            for r in range(back_row):
-                for c in range(back_key):
-                    logits[r, c] = zero
-                    dweights[r, c] = zero
-            for e in range(d):
-                for c in range(back_key):
-                    query, gradient = q_tile[x + c * ACROSS, e], dy_tile[x + c * ACROSS, e]
-                    for r in range(back_row):
-                        logits[r, c] += query * k_tile[z + r * DOWN, e]
-                        dweights[r, c] += gradient * v_tile[z + r * DOWN, e]
-            for r in range(back_row):
-                j = top + z + r * DOWN
-                for c in range(back_key):
-                    i = start + x + c * ACROSS
-                    weight, dlogit = zero, zero
-                    if j < bottom and i < last:
-                        logit = logits[r, c] * scale
-                        if key_bias.shape[0] > 0:
-                            logit += key_bias[j]
-                        weight = math.exp(logit - log_total[i, head])
-                        # 2. softmax
-                        dlogit = weight * (dweights[r, c] - mean[i, head]) * scale
-                    weights[z + r * DOWN, x + c * ACROSS] = weight
-                    dlogits[z + r * DOWN, x + c * ACROSS] = dlogit
-            cuda.syncthreads()
+            clear(logits)
+            add_products(shared, 0, THIRD, pitch, groups, logits)
+            clear(dweights)
+            add_products(shared, SECOND, FOURTH, pitch, groups, dweights)
+            for c in range(per_other):
+                i = start + x + c * ACROSS
+                read = min(i, last - 1)
+                column_total, column_mean = log_total[read, head], mean[read, head]
+                if i >= last:
+                    column_total = number(math.inf)  # no weight at all
+                for r in range(HEIGHT):
+                    weight = math.exp2(logits[r, c] * (scale * log2_e) + biases[r] - column_total)
+                    # 2. softmax
+                    dlogit = weight * (dweights[r, c] - column_mean)
+                    shared[WEIGHTS + (row + r * LINES) * back_apart + x + c * ACROSS] = weight
+                    shared[DLOGITS + (row + r * LINES) * back_apart + x + c * ACROSS] = dlogit
+            warp_waits()
             # 3. the weighted mean; 1. logits
-            for i in range(rows):
-                for r in range(back_row):
-                    weight, dlogit = weights[z + r * DOWN, i], dlogits[z + r * DOWN, i]
-                    for c in range(channels):
-                        if x + c * ACROSS < d:
-                            dv_sums[r, c] += weight * dy_tile[i, x + c * ACROSS]
-                            dk_sums[r, c] += dlogit * q_tile[i, x + c * ACROSS]
-        for r in range(back_row):
-            j = top + z + r * DOWN
-            for c in range(channels):
-                if j < bottom and x + c * ACROSS < d:
-                    dk[j, column + x + c * ACROSS] = dk_sums[r, c]
-                    dv[j, column + x + c * ACROSS] = dv_sums[r, c]
+            add_mixture(shared, WEIGHTS, back_apart, others, FOURTH, pitch, groups, dv_sums)
+            add_mixture(shared, DLOGITS, back_apart, others, THIRD, pitch, groups, dk_sums)
+        for r in range(HEIGHT):
+            j = top + row + r * LINES
+            if j < bottom:
+                write(dk_sums, scale, r, x, j, column, dk)
+                write(dv_sums, one, r, x, j, column, dv)
 
     return _Kernels(queries, rows, forward, backward_queries, backward_keys)
 
@@ -331,6 +434,16 @@ def _parts(offsets: Array, others: Array, rows: int) -> Array:
     bottom = np.minimum(top + rows, offsets[1:][segment])
     parts: Array = np.stack([top, bottom, others[:-1][segment], others[1:][segment]], axis=1)
     return parts
+
+
+def _pairs(query_offsets: Array, key_offsets: Array) -> int:
+    """Of a query and a key that meet."""
+    return int(np.dot(np.diff(query_offsets), np.diff(key_offsets)))
+
+
+def _short(*offsets: Array) -> bool:
+    """Whether all segments fit in the SHORT tiles' own rows."""
+    return all(np.diff(rows).max(initial=0) <= SHORT[0] for rows in offsets)
 
 
 def attention_forward(
@@ -350,13 +463,18 @@ def attention_forward(
     """
     n, D = q.shape
     d = D // num_heads
-    run = kernels(d, q.dtype.itemsize)
+    run = kernels(d, q.dtype.itemsize, _short(query_offsets, key_offsets))
     bias = absent(q.dtype, 1) if key_bias is None else upload(key_bias, q.dtype)
     parts = _parts(query_offsets, key_offsets, run.queries)
     y, log_total = empty((n, D), q.dtype), empty((n, num_heads), q.dtype)
     work = (upload(parts, np.int64), q.dtype.type(1 / math.sqrt(d)), bias)
     # passes 1–3
-    run.forward.blocks((len(parts), num_heads), (ACROSS, DOWN), q, k, v, *work, y, log_total)
+    run.forward.blocks(
+        (len(parts), num_heads),
+        (run.forward.threads,),
+        *(q, k, v, *work, y, log_total),
+        multiply_adds=lambda: 2 * D * _pairs(query_offsets, key_offsets),
+    )
     if not keep:
         return y, None
     return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, bias, y, log_total)
@@ -381,7 +499,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, bias, y, log_total = cache
     D, dtype = q.shape[1], q.dtype
-    run = kernels(D // num_heads, dtype.itemsize)
+    run = kernels(D // num_heads, dtype.itemsize, _short(query_offsets, key_offsets))
     scale = dtype.type(1 / math.sqrt(D // num_heads))
     mean = empty(log_total.shape, dtype)  # [n, A]
     _means.warps(dy.shape[0] * num_heads, dy, y, num_heads, mean)
@@ -390,10 +508,20 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     # passes 3–1
     parts = _parts(query_offsets, key_offsets, run.rows)
     work = (upload(parts, np.int64), scale, bias)
-    run.backward_queries.blocks((len(parts), num_heads), (ACROSS, DOWN), *given, *work, dq)
+    run.backward_queries.blocks(
+        (len(parts), num_heads),
+        (run.backward_queries.threads,),
+        *(*given, *work, dq),
+        multiply_adds=lambda: 3 * D * _pairs(query_offsets, key_offsets),
+    )
     parts = _parts(key_offsets, query_offsets, run.rows)
     work = (upload(parts, np.int64), scale, bias)
-    run.backward_keys.blocks((len(parts), num_heads), (ACROSS, DOWN), *given, *work, dk, dv)
+    run.backward_keys.blocks(
+        (len(parts), num_heads),
+        (run.backward_keys.threads,),
+        *(*given, *work, dk, dv),
+        multiply_adds=lambda: 4 * D * _pairs(query_offsets, key_offsets),
+    )
     return dq, dk, dv
 
 
