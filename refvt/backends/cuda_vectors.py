@@ -12,13 +12,14 @@ In the simulator the same functions have plain bodies, and an address there is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from refvt.backends.cuda import SIMULATED, device_function
 
-__all__ = ["ALIGNMENT", "address", "at", "distance", "four_at", "load4", "put", "store4"]
+__all__ = ["ALIGNMENT", "address", "at", "distance", "load4", "number_at", "put", "store4"]
 
 ALIGNMENT = (
     None if SIMULATED else 16
@@ -53,10 +54,9 @@ if SIMULATED:
         return np.uint32(i * ROW + j)
 
     @device_function
-    def four_at(x: Any, place: Any) -> Any:
-        """The four numbers of the matrix x from an address on, a multiple of 16 bytes."""
-        i, j = place // ROW, place % ROW
-        return x[i, j], x[i, j + 1], x[i, j + 2], x[i, j + 3]
+    def number_at(x: Any, place: Any) -> Any:
+        """The number at an address inside the matrix x, which nobody writes while the kernel runs."""
+        return x[place // ROW, place % ROW]
 
     @device_function
     def at(x: Any, top: int, bottom: int, left: int, i: int, c: int) -> Any:
@@ -74,6 +74,10 @@ else:
         3,
     )  # the device's memory and a block's, as the compiler numbers them: it need not ask which it is
 
+    def _word(function: Callable[..., Any]) -> Any:
+        """A function that says how to write its own call in the compiler's language."""
+        return intrinsic(function)
+
     def _in_shared(context: Any, builder: Any, kind: Any, x: Any, i: Any, width: int) -> Any:
         """Where x[i] lies, as the place of one number or of a vector of so many."""
         number = context.get_value_type(kind.dtype)
@@ -83,23 +87,20 @@ else:
             builder.addrspacecast(start, ir.PointerType(number, SHARED)), ir.PointerType(what, SHARED)
         )
 
-    def _numbers(context: Any, builder: Any, four: Any, where: Any) -> Any:
-        """The numbers of a vector in memory, as a tuple."""
-        vector = builder.load(where, align=16)
-        numbers = [builder.extract_element(vector, ir.IntType(32)(n)) for n in range(4)]
-        return context.make_tuple(builder, four, numbers)
-
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def load4(typing: Any, x: Any, i: Any) -> Any:
         """x[i], x[i+1], x[i+2], x[i+3] of an array in shared memory; i is a multiple of 4, x aligned to 16 bytes."""
         four = types.UniTuple(x.dtype, 4)
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            return _numbers(context, builder, four, _in_shared(context, builder, x, given[0], given[1], 4))
+            array, at = given
+            vector = builder.load(_in_shared(context, builder, x, array, at, 4), align=16)
+            numbers = [builder.extract_element(vector, ir.IntType(32)(n)) for n in range(4)]
+            return context.make_tuple(builder, four, numbers)
 
         return four(x, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def store4(typing: Any, x: Any, i: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         """x[i], x[i+1], x[i+2], x[i+3] = a, b, c, d; under the conditions of ``load4``."""
 
@@ -113,7 +114,7 @@ else:
 
         return types.void(x, types.int64, *[x.dtype] * 4), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def put(typing: Any, x: Any, i: Any, value: Any) -> Any:
         """x[i] = value, in shared memory."""
 
@@ -130,7 +131,7 @@ else:
         step = step if step.type == i.type else builder.trunc(step, i.type)
         return builder.add(builder.mul(i, step), builder.mul(j, j.type(kind.dtype.bitwidth // 8)))
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def address(typing: Any, x: Any, i: Any, j: Any) -> Any:
         """Where x[i, j] lies, of a matrix whose rows are contiguous."""
 
@@ -140,7 +141,7 @@ else:
 
         return types.int64(x, types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def distance(typing: Any, x: Any, i: Any, j: Any) -> Any:
         """How far x[i, j] lies behind x[0, 0]; less than 2³² bytes."""
 
@@ -149,16 +150,14 @@ else:
 
         return types.uint32(x, types.uint32, types.uint32), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def four_at(typing: Any, x: Any, place: Any) -> Any:
-        """The four numbers of the matrix x from an address on, a multiple of 16 bytes."""
-        four = types.UniTuple(x.dtype, 4)
+    @_word
+    def number_at(typing: Any, x: Any, place: Any) -> Any:
+        """The number at an address inside the matrix x, which nobody writes while the kernel runs."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            vector = ir.VectorType(context.get_value_type(x.dtype), 4)
-            return _numbers(context, builder, four, builder.inttoptr(given[1], ir.PointerType(vector, GLOBAL)))
+            return builder.load(builder.inttoptr(given[1], ir.PointerType(context.get_value_type(x.dtype), GLOBAL)))
 
-        return four(x, types.int64), generate
+        return x.dtype(x, types.int64), generate
 
     @intrinsic  # type: ignore[untyped-decorator]
     def at(typing: Any, x: Any, top: Any, bottom: Any, left: Any, i: Any, c: Any) -> Any:
@@ -176,6 +175,7 @@ else:
             last = builder.trunc(builder.sub(builder.sub(bottom, top), ir.Constant(wide, 1)), narrow)
             i, c, s0, s1 = (builder.trunc(n, narrow) for n in (i, c, s0, s1))
             i = builder.select(builder.icmp_signed("<", i, last), i, last)
+            # not negative; sext makes a longer sum of it, and the compiler then leaves loops of reads as they stand
             offset = builder.zext(builder.add(builder.mul(i, s0), builder.mul(c, s1)), wide)
             pointer = builder.inttoptr(corner, ir.PointerType(ir.IntType(8), GLOBAL))
             pointer = builder.gep(pointer, [offset], inbounds=True)

@@ -72,8 +72,8 @@ class _Kernels(NamedTuple):
 def place() -> tuple[int, int]:
     """The first row of this thread in a tile, and its place among the threads that share its rows.
 
-    Neighbouring threads have neighbouring rows and the same place: of four numbers each that a warp reads along a row
-    or a column of threads, only eight groups differ, what shared memory delivers at once.
+    A pair of neighbours has neighbouring rows and the same place, so that half a warp, which reads 16 bytes a thread,
+    asks for eight different ones at most: what shared memory delivers at once.
     """
     thread = cuda.threadIdx.x & 1023  # which says that it is not negative
     line = thread // (2 * ACROSS) * 2 + thread % 2
@@ -148,7 +148,7 @@ def add_products(shared, a, b, pitch, groups, sums):  # type: ignore[no-untyped-
     left = cuda.local.array((HEIGHT, 4), sums.dtype)
     right = cuda.local.array(4, sums.dtype)
     e = 0
-    while e < 4 * groups:
+    while e < 4 * groups:  # numba's range with a step would cost as much again as the addresses
         for r in range(HEIGHT):
             left[r, 0], left[r, 1], left[r, 2], left[r, 3] = load4(shared, a + (row + r * LINES) * pitch + e)
         for c in range(sums.shape[1]):
@@ -201,7 +201,6 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
     pitch = 4 * (groups | 1)  # an odd number of groups: neighbouring rows start in other memory banks
     channels = 4 * -(-groups // ACROSS)  # of a thread
     edge = max(ACROSS, 4)  # between two rows of weights, for the same reason
-    # forward: q, k, v, weights; backward: q, dy, k, v, two matrices of weights
     queries, keys = _first_that_fits(
         d,
         (SHORT,) if short else FORWARD,
@@ -212,11 +211,12 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
         (SHORT,) if short else BACKWARD,
         lambda own, walk: itemsize * (2 * (own + walk) * pitch + 2 * own * (walk + edge)),
     )
-    name = f"{d}_short" if short else f"{d}"
+    name = "attention.short_" if short else "attention."
     per_warp, columns = LINES * HEIGHT, -(-4 * groups // WARP)
     warps, back_warps = queries // per_warp, rows // per_warp
     threads, back_threads = warps * WARP, back_warps * WARP
-    # where the tiles begin in shared memory; the first two are those a block owns, or q and k
+    # where tiles begin in shared memory: forward q, k, v, weights; backward the two a block owns, the two it walks
+    # along (k and v, or q and dy), weights, their gradient
     K = queries * pitch
     V = K + keys * pitch
     W = V + keys * pitch
@@ -252,7 +252,7 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if e < d:
                     y[i, left + e] = sums[r, g * 4 + c] * factor
 
-    @kernel("F F F I x f F F", f"attention.forward_{name}", threads)
+    @kernel("F F F I x f F F", f"{name}forward_{d}", threads)
     def forward(q, k, v, parts, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys. parts [parts, 4]: query rows from, to, key rows from, to."""
         row, x = place()
@@ -315,7 +315,7 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if x == 0:
                     log_total[i, head] = highest[r] + math.log2(total) if total > zero else zero
 
-    @kernel("F F F F F F I x f F", f"attention.backward_queries_{name}", back_threads)
+    @kernel("F F F F F F I x f F", f"{name}backward_queries_{d}", back_threads)
     def backward_queries(dy, q, k, v, log_total, mean, parts, scale, key_bias, dq):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys: dq."""
         row, x = place()
@@ -366,7 +366,7 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
             if i < bottom:
                 write(sums, scale, r, x, i, column, dq)
 
-    @kernel("F F F F F F I x f F F", f"attention.backward_keys_{name}", back_threads)
+    @kernel("F F F F F F I x f F F", f"{name}backward_keys_{d}", back_threads)
     def backward_keys(dy, q, k, v, log_total, mean, parts, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
         """A block holds some keys and walks the queries that ask them: dk and dv. parts: key rows, query rows."""
         row, x = place()

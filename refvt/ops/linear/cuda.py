@@ -69,7 +69,7 @@ def linear_naive(
     """The first kernel one would write: a thread per result, a dot product each.
 
     Right, and slow: each multiply-add reads two numbers from the device's memory, and neighbouring threads read rows of
-    W that lie far apart. The tiled kernel reads each number once per tile of 64 and computes 32 results per thread.
+    W that lie far apart. The tiled kernel reads each number once per tile, and computes 64 results per thread.
     """
     y = empty((x.shape[0], weight.shape[0]), x.dtype)
     residual = absent(x.dtype, 2) if residual is None else residual
