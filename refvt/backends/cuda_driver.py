@@ -1,8 +1,8 @@
 """What the ``cuda`` column asks of the GPU's driver, in one place: memory, copies, loading a kernel and launching it.
 
-Everything takes its place on one stream, the legacy default one: a kernel, a copy, memory that is given back. Memory
-comes from the driver's pool, where asking for it and giving it back wait for nothing; what one array leaves behind is
-used again by the kernels that follow.
+Every kernel and every copy takes its place on one stream, the legacy default one. So memory that an array leaves behind
+can be handed out again at once, to the kernels that follow; only where there is none of the size is the driver asked,
+which takes longer than many a kernel.
 
 Under numba-cuda's simulator main memory stands in for the device's and the simulator runs the kernels; they are given
 their arguments packed and unpacked again, as a GPU would be.
@@ -14,7 +14,6 @@ import ctypes
 import struct
 import threading
 import time
-import warnings
 from functools import cache
 from typing import Any
 
@@ -60,16 +59,8 @@ class Driver:
             for name in ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
         )
         self.stream = api.CUstream(LEGACY_STREAM)
-        self.pooled = bool(
-            self._ask(api.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, self.device))
-        )
-        if self.pooled:
-            pool = self._ask(api.cuDeviceGetDefaultMemPool(self.device))
-            everything = api.cuuint64_t(2**64 - 1)  # what was given back is kept for the next, not returned when idle
-            kept = api.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-            self._ask(api.cuMemPoolSetAttribute(pool, kept, everything))
-        else:
-            warnings.warn("cuda: the driver has no memory pool, so every array waits for it", stacklevel=2)
+        self.sizes: dict[int, int] = {}  # of all pieces of memory, by their address
+        self.spare: dict[int, list[int]] = {}  # pieces that nobody needs at present, by their size
 
     def _ask(self, answer: tuple[Any, ...]) -> Any:
         """The result of a call; DriverError if the driver complains."""
@@ -83,20 +74,36 @@ class Driver:
         self.seat.settled = True
 
     def allocate(self, size: int) -> int:
-        """The address of so many bytes, whatever lay there."""
+        """The address of so many bytes, whatever lay there: a piece that was given back, if there is one of the size.
+
+        The kernels that used it last are done when those to come begin, for all run on one stream.
+        """
+        step = 1 << max(9, size.bit_length() - 4)  # sizes are few, so that pieces fit again: at most an eighth too long
+        size = -(-size // step) * step
+        spare = self.spare.get(size)
+        if spare:
+            return spare.pop()
         if not self.seat.settled:
             self._settle()
-        api = self.api
-        return int(self._ask(api.cuMemAllocAsync(size, self.stream) if self.pooled else api.cuMemAlloc(size)))
+        answer = self.api.cuMemAlloc(size)
+        if answer[0] and any(self.spare.values()):
+            self.release()
+            answer = self.api.cuMemAlloc(size)
+        address = int(self._ask(answer))
+        self.sizes[address] = size
+        return address
 
     def free(self, address: int) -> None:
-        """Give memory back once the kernels launched so far are done with it."""
-        if not self.seat.settled:
-            self._settle()
-        if self.pooled:
-            self.api.cuMemFreeAsync(address, self.stream)
-        else:
-            self.api.cuMemFree(address)
+        """Keep memory for the next who asks for as much."""
+        self.spare.setdefault(self.sizes[address], []).append(address)
+
+    def release(self) -> None:
+        """Give the driver back what nobody needs at present; waits for all kernels."""
+        for pieces in self.spare.values():
+            while pieces:
+                address = pieces.pop()
+                del self.sizes[address]
+                self._ask(self.api.cuMemFree(address))
 
     def upload(self, address: int, host: Any) -> None:
         """A contiguous host array to the device; the array may be written again when this returns."""
@@ -116,10 +123,10 @@ class Driver:
         self._ask(self.api.cuStreamSynchronize(self.api.CUstream(stream)))
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free, and all of them."""
+        """Bytes that are free, those that are kept for later among them, and all."""
         complaint, free, total = self.api.cuMemGetInfo()
         self._ask((complaint,))
-        return int(free), int(total)
+        return int(free) + sum(size * len(pieces) for size, pieces in self.spare.items()), int(total)
 
     def stamp(self) -> Any:
         """A mark on the stream, which is given the time at which the GPU comes to it."""

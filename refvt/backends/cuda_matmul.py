@@ -229,6 +229,7 @@ def _matmul_kernel(name: str, tile: Tile, turned_a: bool, turned_b: bool, finish
     size = b_start + depth * (columns + GAP)  # of such a place
     out_row = columns + GAP
     space_size = max(2 * size, 4 * down * out_row)
+    cells = 4 * down * columns  # results that go through it at a time
     of_a, of_b = _mover(rows, tile, along_k=not turned_a), _mover(columns, tile, along_k=turned_b)
     a_each, locate_a, fetch_a, put_a = of_a
     b_each, locate_b, fetch_b, put_b = of_b
@@ -298,10 +299,12 @@ def _matmul_kernel(name: str, tile: Tile, turned_a: bool, turned_b: bool, finish
                     at = (4 * z + r) * out_row + c * across + 4 * x
                     store4(space, at, sums[r, c], sums[r, c + 1], sums[r, c + 2], sums[r, c + 3])
             cuda.syncthreads()
-            for e in range(thread, 4 * down * columns, threads):
-                i, j = top + upper * down + e // columns, left + e % columns
+            for n in range(cells // threads):
+                e = (thread + n * threads) & (cells - 1)  # itself
+                e_row, e_column = e // columns, e % columns
+                i, j = top + upper * down + e_row, left + e_column
                 if i < M and j < N:
-                    value = space[e // columns * out_row + e % columns]
+                    value = space[e_row * out_row + e_column]
                     i += cuda.blockIdx.z * M
                     finish(value, np.uint32(i), np.uint32(j), bias, gain, residual, extra, y)
             for r in range(height - 4):  # the next four move up

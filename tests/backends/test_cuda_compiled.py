@@ -4,6 +4,7 @@ Needs the packages of the extra ``cuda``, and another interpreter than the simul
 """
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def recorded():
     return {row[0]: row[1:] for row in cells if row[1][:1].isdigit()}
 
 
+def check_words(kernel, dtype, ptx):
+    """The parameters that PTX declares lie as arguments are packed: as many of them, each as wide."""
+    wide = {"q": (".u64", ".b64", ".s64"), "f": (".f32", ".b32"), "d": (".f64", ".b64")}
+    declared = re.findall(r"\.param (?:\.align \d+ )?(\.\w+) ", ptx.split(")", 1)[0])
+    layout = kernel.layout(dtype)
+    words = re.findall(r"(\d*)([qfd])", layout.format.replace("4x", ""))
+    letters = "".join(letter * int(count or 1) for count, letter in words)
+    assert len(declared) == len(letters), kernel.name
+    assert all(given in wide[letter] for given, letter in zip(declared, letters, strict=True)), kernel.name
+    assert layout.size == 8 * len(letters)
+
+
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=[f"{d}-{a}.{b}" for d, (a, b) in KINDS])
 def test_kernels_assemble_and_cost_what_the_page_says(kind):
     from refvt.backends.ptx import assemble, compiled, every_kernel
@@ -36,6 +49,7 @@ def test_kernels_assemble_and_cost_what_the_page_says(kind):
         ptx = compiled(kernel, dtype, capability)
         cost = assemble(ptx, capability)
         found[kernel.name] = f"{cost.registers}, {cost.shared}"
+        check_words(kernel, dtype, ptx)
         assert cost.stack == cost.spills == 0, f"{kernel.name} does not fit its registers"
         assert cost.shared <= 48 * 1024
         assert cost.registers * kernel.threads <= 65536, f"{kernel.name}: not even one block fits a multiprocessor"

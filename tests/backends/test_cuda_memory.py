@@ -8,7 +8,6 @@ Needs numba-cuda itself, not its simulator.
 import ctypes
 import gc
 import os
-import re
 import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -42,11 +41,11 @@ class Named:
 class Bindings:
     """cuda.bindings.driver, as far as it is used, over main memory."""
 
-    CUdevice_attribute = CUmemPool_attribute = Named()
+    CUdevice_attribute = Named()
 
     def __init__(self):
-        self.alive, self.launched, self.settled, self.pools, self.full = {}, [], [], True, False
-        self.CUstream, self.cuuint64_t = lambda number: ("stream", number), int
+        self.alive, self.launched, self.settled, self.room = {}, [], [], 1 << 20
+        self.CUstream = lambda number: ("stream", number)
 
     def __getattr__(self, name):  # what only has to be called
         if not name.startswith("cu"):
@@ -54,30 +53,19 @@ class Bindings:
         return lambda *arguments: (FINE, name)
 
     def cuDeviceGetAttribute(self, attribute, device):
-        values = {"MAJOR": 9, "MINOR": 0, "SUPPORTED": int(self.pools)}
-        return FINE, values[attribute.rsplit("_", 1)[1]]
+        return FINE, {"MAJOR": 9, "MINOR": 0}[attribute.rsplit("_", 1)[1]]
 
     def cuCtxSetCurrent(self, context):
         assert context == "cuDevicePrimaryCtxRetain"
         self.settled.append(threading.get_ident())
         return (FINE,)
 
-    def cuMemAllocAsync(self, size, stream):
-        assert self.pools
-        assert stream == ("stream", 1)
-        return self.cuMemAlloc(size)
-
     def cuMemAlloc(self, size):
-        if self.full:
+        if size + sum(block.nbytes for block in self.alive.values()) > self.room:
             return Complaint("CUDA_ERROR_OUT_OF_MEMORY"), None
         block = np.empty(size, np.uint8)
         self.alive[block.ctypes.data] = block
         return FINE, block.ctypes.data
-
-    def cuMemFreeAsync(self, address, stream):
-        assert self.pools
-        assert stream == ("stream", 1)
-        return self.cuMemFree(address)
 
     def cuMemFree(self, address):
         del self.alive[address]
@@ -131,44 +119,49 @@ def column(monkeypatch):
     driver.cache_clear()
 
 
-def test_arrays_are_pieces_of_the_pool_and_go_back_to_it(column):
+def test_memory_that_an_array_leaves_is_used_again(column):
     column, bindings = column
     array = column.empty((3, np.int64(5)), "float32")
     assert (array.shape, array.dtype, array.strides) == ((3, 5), np.float32, (20, 4))
-    assert bindings.alive[array.address].nbytes == 60
-    view = array[1:].reshape(-1)
-    address = array.address
+    assert bindings.alive[array.address].nbytes == 512
+    view, address = array[1:].reshape(-1), array.address
     del array
     gc.collect()
-    assert address in bindings.alive  # the view is still there
+    assert column.empty(100, "float32").address != address  # the view is still there
     del view
     gc.collect()
-    assert address not in bindings.alive
+    assert column.empty(100, "float32").address == address
+    assert column.empty(1000, "float64").address != address  # too small for that
     there = column.upload(np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::2])
     assert there.copy_to_host().tolist() == [[0, 2], [3, 5]]
     assert column.empty((0, 3), "float32").size == 0
 
 
-def test_without_a_pool_the_driver_is_asked_and_it_is_said(column):
+@pytest.mark.parametrize("size", [1, 512, 513, 8191, 8193, 10**6])
+def test_pieces_are_hardly_longer_than_what_was_asked_for(column, size):
     column, bindings = column
-    bindings.pools = False
-    with pytest.warns(UserWarning, match="no memory pool"):
-        array = column.upload(np.arange(3.0))
-    assert array.copy_to_host().tolist() == [0, 1, 2]
+    array = column.empty(size, np.int8)
+    (block,) = bindings.alive.values()
+    assert size <= block.nbytes <= max(512, size + max(512, size // 8 + 1))
     del array
-    assert not bindings.alive
 
 
-def test_what_the_driver_complains_of_is_its_own_word(column):
+def test_where_there_is_no_room_what_is_kept_is_given_back_first(column):
     from refvt.backends import DeviceError
     from refvt.backends.device import session
 
     column, bindings = column
-    column.empty(1, "float32")
-    bindings.full = True
+    held = column.empty(1 << 18, np.int8)
+    for size in (1 << 17, 1 << 18, 3 << 17):
+        column.empty(size, np.int8)
+    assert len(bindings.alive) > 2
+    large = column.empty(3 << 18, np.int8)
+    assert set(bindings.alive) == {held.address, large.address}
     for _ in range(2):
         with pytest.raises(DeviceError, match=r"memory is full \(1 of 1024 MiB are free\)"), session():
-            column.empty((2, 2), "float32")
+            column.empty(1, "float32")
+    del large
+    assert column.empty(1 << 19, np.int8).size == 1 << 19
 
 
 def test_a_kernel_gets_its_words_in_the_order_of_its_parameters(column):
@@ -205,18 +198,3 @@ def test_every_thread_has_words_of_its_own(column):
     thread.start()
     thread.join()
     assert len(set(places)) == len(set(bindings.settled)) == 2
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_words_are_those_of_the_compiled_kernels(dtype):
-    """The parameters that PTX declares, against the layout: their number, and how wide each is."""
-    from refvt.backends.ptx import compiled, every_kernel
-
-    wide = {"q": (".u64", ".b64", ".s64"), "f": (".f32", ".b32"), "d": (".f64", ".b64")}
-    for kernel in every_kernel(np.dtype(dtype).itemsize):
-        declared = re.findall(r"\.param (?:\.align \d+ )?(\.\w+) ", compiled(kernel, dtype, (9, 0)).split(")", 1)[0])
-        words = re.findall(r"(\d*)([qfd])", kernel.layout(dtype).format.replace("4x", ""))
-        letters = "".join(letter * int(count or 1) for count, letter in words)
-        assert len(declared) == len(letters), kernel.name
-        assert all(given in wide[letter] for given, letter in zip(declared, letters, strict=True)), kernel.name
-        assert kernel.layout(dtype).size == 8 * len(letters)
