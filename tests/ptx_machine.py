@@ -8,7 +8,9 @@ vector loads, packed arguments. And it looks on:
 - a number in shared memory that one thread writes and another reads or writes must have a barrier in between, of the
   block, or of the warp if both are in it.
 
-Threads that are furthest behind go first, so that those that parted at a branch meet again behind it.
+It does not look at races in the device's memory, nor at two threads that write one number by the same instruction.
+Where a GPU's instructions are approximations (2^x, log₂ x, 1/x), it errs as much as they may. Threads that are furthest
+behind go first, so that those that parted at a branch meet again behind it.
 """
 
 import re
@@ -465,14 +467,20 @@ def _arithmetic(operation, kind, values):
         "mov": lambda: a,
         "cvta": lambda: a,
         "copysign": lambda: np.copysign(b, a),
-        "ex2": lambda: np.exp2(a),
-        "lg2": lambda: np.log2(a),
-        "rcp": lambda: kind.type(1) / a,
+        "ex2": lambda: _roughly(np.exp2(a), -22),
+        "lg2": lambda: _roughly(np.log2(a), -22),
+        "rcp": lambda: kind.type(1) / a if "rn" in operation else _roughly(kind.type(1) / a, -23),
         "sqrt": lambda: np.sqrt(a),
     }
     if name not in simple:
         raise Fault(f"{'.'.join(operation)}: the machine does not know this operation")
     return np.asarray(simple[name]()).astype(kind, copy=False)
+
+
+def _roughly(x, exponent):
+    """Too large and too small in turn, by a factor of 1 ± 2^exponent."""
+    turns = np.arange(x.size).reshape(x.shape) % 2 * 2 - 1
+    return (x * (1 + turns * 2.0**exponent)).astype(x.dtype)
 
 
 def _quotient(a, b):

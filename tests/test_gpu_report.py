@@ -18,7 +18,7 @@ def pretended(monkeypatch):
         "compute_capability": "9.0",
         "multiprocessors": 132,
         "memory_bytes": 80 << 30,
-        "runtime": "13.0",
+        "driver": "13.0",
     }
     monkeypatch.setattr(gpu_report, "device_description", lambda: described)
     golden = {

@@ -93,9 +93,16 @@ def _missing(name: str) -> str | None:
         return 'the cuda backend needs numba-cuda: pip install "refvt[cuda]" (CUDA 13) or "refvt[cuda12]" (CUDA 12)'
     from numba import cuda
 
-    if not cuda.is_available():
-        return "the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use"
-    return None
+    if cuda.is_available():
+        return None
+    if (
+        getattr(cuda, "cuda_error", lambda: "no device")() is None
+    ):  # the driver works: it is the compiler that is missing
+        return (
+            "the cuda backend needs NVIDIA's compiler libNVVM, which numba-cuda does not find: "
+            "install nvidia-nvvm, or set CUDA_HOME to a CUDA toolkit"
+        )
+    return "the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use"
 
 
 def available() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from numba import cuda
 from numba.cuda.core import config
 
 from refvt.backends.cuda_array import DeviceArray, empty
-from refvt.backends.cuda_driver import SIMULATED, driver
+from refvt.backends.cuda_driver import SIMULATED, DriverError, driver
 from refvt.ops import Array
 
 __all__ = [
@@ -74,7 +74,7 @@ class Kernel:
     function: Callable[..., None]
     arguments: str
     name: str
-    threads: int = THREADS  # of a block, at most: what the compiler plans registers for
+    threads: int = THREADS  # of a block, at most: so many must find registers
     # kinds of the arguments it was called with → the loaded kernel and where its words lie
     _loaded: dict[tuple[str | None, ...], tuple[Any, struct.Struct]] = field(default_factory=dict)
 
@@ -122,7 +122,10 @@ class Kernel:
         found = self._loaded.get(tuple(kinds))
         if found is None:
             found = self._load(tuple(kinds))
-        driver().launch(found[0], grid, block, found[1], words)
+        try:
+            driver().launch(found[0], grid, block, found[1], words)
+        except DriverError as error:
+            raise DriverError(f"kernel {self.name}, {error}") from error
         if WATCHERS:
             again = partial(driver().launch, found[0], grid, block, found[1], words)
             work = 0 if multiply_adds is None else multiply_adds()
@@ -275,8 +278,9 @@ def upload(array: Any, dtype: Any = None) -> Array:
         if dtype is not None and array.dtype != np.dtype(dtype):
             raise TypeError(f"expected a device array of {np.dtype(dtype)}, got {array.dtype}")
         return cast(Array, array)
-    if id(array) in _COPIES:
-        return _COPIES[id(array)]
+    copy = _COPIES.get(id(array))
+    if copy is not None and dtype == copy.dtype:
+        return copy
     host = np.ascontiguousarray(array, dtype=dtype)
     device = empty(np.shape(array), host.dtype)
     device.write(host)  # type: ignore[attr-defined]

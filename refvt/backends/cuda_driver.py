@@ -11,6 +11,7 @@ their arguments packed and unpacked again, as a GPU would be.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
 import time
@@ -24,6 +25,7 @@ __all__ = ["SIMULATED", "DriverError", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 MOST_WORDS = 256  # of a kernel's arguments
+STAGE = 1 << 22  # bytes of main memory that the GPU reads by itself
 LEGACY_STREAM = 1  # the driver's number for the default stream that waits for all others of its kind
 
 
@@ -48,105 +50,150 @@ class Driver:
     def __init__(self) -> None:
         from cuda.bindings import driver as api
 
-        self.api, self.seat = api, _Seat()
-        self._ask(api.cuInit(0))
-        self.device = self._ask(api.cuDeviceGet(0))
-        self.context = self._ask(api.cuDevicePrimaryCtxRetain(self.device))  # PyTorch's and CuPy's too
-        self._settle()
-        attributes = api.CUdevice_attribute
-        self.capability: tuple[int, int] = tuple(
-            self._ask(api.cuDeviceGetAttribute(getattr(attributes, name), self.device))
-            for name in ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
-        )
+        self.api, self.seat, self.context = api, _Seat(), None
+        self._call("cuInit", 0)
+        self.device = self._call("cuDeviceGet", 0)
+        self.context = self._call("cuDevicePrimaryCtxRetain", self.device)  # PyTorch's and CuPy's too
+        self.capability = self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
         self.stream = api.CUstream(LEGACY_STREAM)
+        self.lock = threading.RLock()  # an array may be given back by any thread, and while another is handed out
         self.sizes: dict[int, int] = {}  # of all pieces of memory, by their address
         self.spare: dict[int, list[int]] = {}  # pieces that nobody needs at present, by their size
+        # a tool that watches memory must see every array by itself
+        self.keeps = os.environ.get("REFVT_CUDA_KEEP_MEMORY") != "0"
+        self.stage = self._call("cuMemAllocHost", STAGE)  # memory that the GPU can copy from while the host goes on
+        self.staged = 0
 
-    def _ask(self, answer: tuple[Any, ...]) -> Any:
-        """The result of a call; DriverError if the driver complains."""
-        complaint, *results = answer
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """What a function of the driver answers. DriverError if it complains."""
+        if not self.seat.settled and self.context is not None:
+            self._settle()
+        complaint, *results = getattr(self.api, name)(*arguments)
         if complaint:
-            raise DriverError(getattr(complaint, "name", str(complaint)))
-        return results[0] if results else None
+            raise DriverError(f"{name}: {getattr(complaint, 'name', complaint)}")
+        return results[0] if len(results) == 1 else results
 
     def _settle(self) -> None:
-        self._ask(self.api.cuCtxSetCurrent(self.context))
+        """Let this thread work in the GPU's context."""
         self.seat.settled = True
+        self._call("cuCtxSetCurrent", self.context)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self.api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self._call("cuDeviceGetAttribute", attribute, self.device))
+
+    def describe(self) -> dict[str, Any]:
+        """Name, compute capability, multiprocessors and memory of the GPU, and the newest CUDA its driver knows."""
+        name = bytes(self._call("cuDeviceGetName", 256, self.device)).split(b"\0")[0].decode()
+        version = int(self._call("cuDriverGetVersion"))
+        return {
+            "gpu": name,
+            "compute_capability": "{}.{}".format(*self.capability),
+            "multiprocessors": self._attribute("MULTIPROCESSOR_COUNT"),
+            "memory_bytes": self.memory()[1],
+            "driver": f"{version // 1000}.{version % 1000 // 10}",
+        }
 
     def allocate(self, size: int) -> int:
         """The address of so many bytes, whatever lay there: a piece that was given back, if there is one of the size.
 
         The kernels that used it last are done when those to come begin, for all run on one stream.
         """
+        if not self.keeps:
+            return int(self._call("cuMemAlloc", size))
         step = 1 << max(9, size.bit_length() - 4)  # sizes are few, so that pieces fit again: at most an eighth too long
         size = -(-size // step) * step
-        spare = self.spare.get(size)
-        if spare:
-            return spare.pop()
-        if not self.seat.settled:
-            self._settle()
-        answer = self.api.cuMemAlloc(size)
-        if answer[0] and any(self.spare.values()):
-            self.release()
-            answer = self.api.cuMemAlloc(size)
-        address = int(self._ask(answer))
-        self.sizes[address] = size
-        return address
+        with self.lock:
+            spare = self.spare.get(size)
+            if spare:
+                return spare.pop()
+            try:
+                address = int(self._call("cuMemAlloc", size))
+            except DriverError:
+                if not any(self.spare.values()):
+                    raise
+                self.release()
+                address = int(self._call("cuMemAlloc", size))
+            self.sizes[address] = size
+            return address
 
     def free(self, address: int) -> None:
         """Keep memory for the next who asks for as much."""
-        self.spare.setdefault(self.sizes[address], []).append(address)
+        if not self.keeps:
+            self._call("cuMemFree", address)
+            return
+        with self.lock:
+            self.spare.setdefault(self.sizes[address], []).append(address)
 
     def release(self) -> None:
         """Give the driver back what nobody needs at present; waits for all kernels."""
-        for pieces in self.spare.values():
-            while pieces:
-                address = pieces.pop()
-                del self.sizes[address]
-                self._ask(self.api.cuMemFree(address))
+        with self.lock:
+            for pieces in list(self.spare.values()):
+                while pieces:
+                    address = pieces.pop()
+                    del self.sizes[address]
+                    self._call("cuMemFree", address)
 
     def upload(self, address: int, host: Any) -> None:
-        """A contiguous host array to the device; the array may be written again when this returns."""
-        self._ask(self.api.cuMemcpyHtoD(address, host.ctypes.data, host.nbytes))
+        """A contiguous host array to the device; the array may be written again when this returns.
+
+        From ordinary memory the driver copies only when the GPU has done all it was asked, so that the host could never
+        go ahead of it. Small arrays, of indices mostly, therefore go by way of memory that the GPU reads itself.
+        """
+        size = host.nbytes
+        if size > STAGE // 4:
+            self._call("cuMemcpyHtoD", address, host.ctypes.data, size)
+            return
+        with self.lock:
+            if self.staged + size > STAGE:
+                self.wait()  # until what was staged before has been fetched
+                self.staged = 0
+            place = int(self.stage) + self.staged
+            self.staged += -(-size // 64) * 64
+            ctypes.memmove(place, host.ctypes.data, size)
+            self._call("cuMemcpyHtoDAsync", address, place, size, self.stream)
 
     def download(self, host: Any, address: int) -> None:
         """From the device into a contiguous host array, when all kernels launched so far are done."""
-        self._ask(self.api.cuMemcpyDtoH(host.ctypes.data, address, host.nbytes))
+        self._call("cuMemcpyDtoH", host.ctypes.data, address, host.nbytes)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        self._ask(self.api.cuMemcpyDtoDAsync(target, source, size, self.stream))
+        self._call("cuMemcpyDtoDAsync", target, source, size, self.stream)
 
     def wait(self, stream: int = LEGACY_STREAM) -> None:
         """Until everything on a stream is done."""
-        if not self.seat.settled:
-            self._settle()
-        self._ask(self.api.cuStreamSynchronize(self.api.CUstream(stream)))
+        self._call("cuStreamSynchronize", self.api.CUstream(stream))
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, those that are kept for later among them, and all."""
-        complaint, free, total = self.api.cuMemGetInfo()
-        self._ask((complaint,))
-        return int(free) + sum(size * len(pieces) for size, pieces in self.spare.items()), int(total)
+        free, total = self._call("cuMemGetInfo")
+        with self.lock:
+            return int(free) + sum(size * len(pieces) for size, pieces in self.spare.items()), int(total)
 
     def stamp(self) -> Any:
         """A mark on the stream, which is given the time at which the GPU comes to it."""
-        mark = self._ask(self.api.cuEventCreate(0))
-        self._ask(self.api.cuEventRecord(mark, self.stream))
+        mark = self._call("cuEventCreate", 0)
+        self._call("cuEventRecord", mark, self.stream)
         return mark
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Between two marks; waits for the second."""
-        self._ask(self.api.cuEventSynchronize(last))
-        return float(self._ask(self.api.cuEventElapsedTime(first, last))) / 1e3
+        """Between two marks, which are then done with; waits for the second."""
+        self._call("cuEventSynchronize", last)
+        milliseconds = float(self._call("cuEventElapsedTime", first, last))
+        for mark in (first, last):
+            self._call("cuEventDestroy", mark)
+        return milliseconds / 1e3
 
     def load(self, kernel: Any, dtype: Any) -> Any:
         """A kernel for numbers of a dtype: compiled for this GPU, and ready to be launched."""
-        if not self.seat.settled:
-            self._settle()
         ptx = kernel.ptx(dtype, self.capability)
-        module = self._ask(self.api.cuModuleLoadData(ptx.encode() + b"\0"))
         name = ptx.split(".visible .entry ", 1)[1].split("(", 1)[0].strip()
-        return self._ask(self.api.cuModuleGetFunction(module, name.encode()))
+        try:
+            return self._call(
+                "cuModuleGetFunction", self._call("cuModuleLoadData", ptx.encode() + b"\0"), name.encode()
+            )
+        except DriverError as error:
+            raise DriverError(f"kernel {kernel.name} for {np.dtype(dtype)}: {error}") from error
 
     def launch(
         self, function: Any, grid: tuple[int, ...], block: tuple[int, ...], layout: struct.Struct, words: list[Any]
@@ -159,7 +206,7 @@ class Driver:
         shape = *grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block))
         complaint = self.api.cuLaunchKernel(function, *shape, 0, self.stream, seat.addresses, 0)
         if complaint[0]:
-            self._ask(complaint)
+            raise DriverError(f"a grid of {grid} blocks of {block} threads: {getattr(complaint[0], 'name', complaint)}")
 
 
 class Simulator:

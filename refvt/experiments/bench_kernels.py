@@ -1,31 +1,30 @@
 """Which kernel takes how long, and how near each comes to what the GPU can do: a table for the GPU's report.
 
 A pass is run once and every launch of a kernel is noted, its arrays kept. Then each launch is repeated by itself,
-between two marks on the stream, so that the GPU never waits for the host: the sum of these times is what the kernels
-need, and what a pass takes longer than that is the host's. Repeated, a kernel finds more in the GPU's caches than in a
-pass.
+between two marks on the stream and behind some longer work, so that the GPU never waits for the host: the sum of these
+times is what the kernels need, and what a pass takes longer than that is the host's. Repeated, a kernel finds more in
+the GPU's caches than in a pass.
 
-Bytes are those of all arrays of a launch, each counted once: what it moves at least. A kernel near neither ceiling, of
-arithmetic or of memory, has something to gain.
+Bytes are those of all arrays of a launch, each counted once, also where a kernel reads only some of its rows. A kernel
+near neither ceiling, of arithmetic or of memory, has something to gain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 __all__ = ["as_markdown", "kernel_times"]
 
 REPEATS = 5
 
 
-def kernel_times(run: Callable[[], object], repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """One row per kernel of a pass, the one that takes longest first.
+def kernel_times(
+    run: Callable[[], object], ahead: Callable[[], object], repeats: int = REPEATS
+) -> list[dict[str, Any]]:
+    """One row per kernel of a pass, the one that takes longest first: launches, seconds, multiply_adds, bytes of it.
 
-    launches and seconds of one pass (each launch the median of its repeats), multiply_adds, bytes.
+    ahead: gives the GPU work for longer than the host needs for a few launches.
     """
     from refvt.backends.cuda import WATCHERS, Launch
     from refvt.backends.cuda_array import DeviceArray
@@ -41,14 +40,15 @@ def kernel_times(run: Callable[[], object], repeats: int = REPEATS) -> list[dict
         WATCHERS.remove(note)
     rows: dict[str, dict[str, Any]] = {}
     for launch in launches:
+        ahead()
+        launch.again()
         marks = [driver().stamp()]
-        for _ in range(1 + repeats):
+        for _ in range(repeats):
             launch.again()
-            marks.append(driver().stamp())
-        seconds = [driver().seconds(a, b) for a, b in pairwise(marks[1:])]  # the first warms up
+        marks.append(driver().stamp())
         row = rows.setdefault(launch.name, {"name": launch.name, "launches": 0, "seconds": 0.0})
         row["launches"] += 1
-        row["seconds"] += float(np.median(seconds))
+        row["seconds"] += driver().seconds(*marks) / repeats
         row["multiply_adds"] = row.get("multiply_adds", 0) + launch.multiply_adds
         arrays = [a for a in launch.arguments if isinstance(a, DeviceArray)]
         row["bytes"] = row.get("bytes", 0) + sum(array.nbytes for array in arrays)

@@ -164,7 +164,12 @@ def _sanitized(tool: str) -> dict[str, Any]:
     watched = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, *asked]
     # a session of its own: what it started must be gone too before anything is timed
     process = subprocess.Popen(
-        watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        watched,
+        env={**os.environ, "REFVT_CUDA_KEEP_MEMORY": "0"},  # every array by itself, or the tool sees nothing
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         out, errors = process.communicate(timeout=SANITIZER_SECONDS)
@@ -206,7 +211,7 @@ def _kernels(repeats: int) -> dict[str, Any]:
         model = RefvtModel(*given, backend="cuda", execution="compact", singly=False)
         for train in (False, True):
             run = partial(model.run, train, m.forced)
-            rows = kernel_times(run)
+            rows = kernel_times(run, ceilings.ahead)
             samples = interleave({"pass": run, **ceilings.runs}, repeats)
             wall = quartiles(samples.pop("pass"))[1]
             peak: dict[str, float] = {}
@@ -232,7 +237,7 @@ def _markdown(report: dict[str, Any]) -> str:
         "# refvt on a GPU",
         "",
         f"refvt {report['refvt']}, {e['date']}, {e['gpu']} (compute capability {e['compute_capability']}, "
-        f"{e['multiprocessors']} multiprocessors, {e['memory_bytes'] / 2**30:.0f} GiB), CUDA runtime {e['runtime']}, "
+        f"{e['multiprocessors']} multiprocessors, {e['memory_bytes'] / 2**30:.0f} GiB), driver for CUDA {e['driver']}, "
         f"{packages}.",
     ]
     for name, part in report["parts"].items():

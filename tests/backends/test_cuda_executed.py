@@ -27,24 +27,23 @@ CASES = {name: case for name, case in load_manifest().items() if case.tiny}
 @pytest.fixture(scope="module")
 def machine():
     """The cuda backend on a machine that runs PTX."""
-    from refvt.backends import cuda_driver
+    from refvt.backends import cuda, cuda_driver
+
+    def forget():
+        """What lies, or is loaded, on another machine."""
+        for kernel in cuda.KERNELS:
+            kernel._loaded.clear()
+        cuda._COPIES.clear()
+        cuda_driver.driver.cache_clear()
+        backends.get.cache_clear()
 
     machine, patch = Machine(), pytest.MonkeyPatch()
     patch.setattr(cuda_driver, "Driver", lambda: machine)
     patch.setattr(backends, "_missing", lambda name: None)
-    cuda_driver.driver.cache_clear()
-    backends.get.cache_clear()
-    backends.get("cuda")
+    forget()
     yield machine
     patch.undo()
-    from refvt.backends import cuda
-
-    for kernel in cuda.KERNELS:
-        kernel._loaded.clear()
-    cuda.absent.cache_clear()
-    cuda._COPIES.clear()
-    cuda_driver.driver.cache_clear()
-    backends.get.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kind == "op"])

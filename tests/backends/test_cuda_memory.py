@@ -45,7 +45,14 @@ class Bindings:
 
     def __init__(self):
         self.alive, self.launched, self.settled, self.room = {}, [], [], 1 << 20
-        self.CUstream = lambda number: ("stream", number)
+        self.CUstream, self.here = lambda number: ("stream", number), set()
+
+    def __getattribute__(self, name):
+        """A thread must be in the context before it asks for anything but that."""
+        free = ("cuInit", "cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent")
+        if name.startswith("cu") and name not in free and threading.get_ident() not in self.here:
+            return lambda *arguments: (Complaint("CUDA_ERROR_INVALID_CONTEXT"), None)
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name):  # what only has to be called
         if not name.startswith("cu"):
@@ -58,6 +65,7 @@ class Bindings:
     def cuCtxSetCurrent(self, context):
         assert context == "cuDevicePrimaryCtxRetain"
         self.settled.append(threading.get_ident())
+        self.here.add(threading.get_ident())
         return (FINE,)
 
     def cuMemAlloc(self, size):
@@ -66,6 +74,10 @@ class Bindings:
         block = np.empty(size, np.uint8)
         self.alive[block.ctypes.data] = block
         return FINE, block.ctypes.data
+
+    def cuMemAllocHost(self, size):
+        self.stage = np.empty(size, np.uint8)
+        return FINE, self.stage.ctypes.data
 
     def cuMemFree(self, address):
         del self.alive[address]
@@ -76,6 +88,12 @@ class Bindings:
         return (FINE,)
 
     cuMemcpyDtoH = cuMemcpyHtoD
+
+    def cuMemcpyHtoDAsync(self, target, source, size, stream):
+        assert stream == ("stream", 1)
+        first = self.stage.ctypes.data
+        assert first <= source <= source + size <= first + self.stage.nbytes  # what lies elsewhere may change meanwhile
+        return self.cuMemcpyHtoD(target, source, size)
 
     def cuMemcpyDtoDAsync(self, target, source, size, stream):
         assert stream == ("stream", 1)
@@ -113,6 +131,7 @@ def column(monkeypatch):
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
     for kernel in column.KERNELS:
         monkeypatch.setattr(kernel, "_loaded", {})
+    monkeypatch.setattr(column, "_COPIES", {})
     driver.cache_clear()
     yield column, bindings
     gc.collect()
@@ -135,6 +154,46 @@ def test_memory_that_an_array_leaves_is_used_again(column):
     there = column.upload(np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::2])
     assert there.copy_to_host().tolist() == [[0, 2], [3, 5]]
     assert column.empty((0, 3), "float32").size == 0
+
+
+def test_many_uploads_go_by_the_stage_and_large_ones_past_it(column, monkeypatch):
+    column, _ = column
+    monkeypatch.setattr("refvt.backends.cuda_driver.STAGE", 4096)
+    waited = []
+    monkeypatch.setattr(column.driver(), "wait", lambda: waited.append(column.driver().staged))
+    arrays = [np.full(n, n, np.int64) for n in (1, 100, 120, 90, 128, 3, 1000, 60)]
+    there = [column.upload(array) for array in arrays]
+    assert all(np.array_equal(mine.copy_to_host(), array) for mine, array in zip(there, arrays, strict=True))
+    assert waited
+    assert all(staged <= 4096 for staged in waited)
+
+
+def test_a_tool_that_watches_memory_sees_every_array(monkeypatch, column):
+    from refvt.backends.cuda_driver import driver
+
+    column, bindings = column
+    monkeypatch.setenv("REFVT_CUDA_KEEP_MEMORY", "0")
+    driver.cache_clear()
+    array = column.empty(5, "float32")
+    assert bindings.alive[array.address].nbytes == 20
+    del array
+    gc.collect()
+    assert not bindings.alive
+
+
+def test_what_fails_is_named(column, monkeypatch):
+    column, bindings = column
+    x = column.upload(np.ones(4, np.float32))
+    monkeypatch.setattr(bindings, "cuLaunchKernel", lambda *a: (Complaint("CUDA_ERROR_INVALID_VALUE"),))
+    said = r"kernel backends\.fill, a grid of \(1,\) blocks of \(128,\) threads: CUDA_ERROR_INVALID_VALUE"
+    with pytest.raises(RuntimeError, match=said):
+        column.fill(x, 2.0)
+    monkeypatch.setattr(
+        bindings, "cuModuleLoadData", lambda *a: (Complaint("CUDA_ERROR_UNSUPPORTED_PTX_VERSION"), None)
+    )
+    said = r"kernel backends\.fill for float64: cuModuleLoadData: CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+    with pytest.raises(RuntimeError, match=said):
+        column.fill(column.upload(np.ones(4)), 2.0)
 
 
 @pytest.mark.parametrize("size", [1, 512, 513, 8191, 8193, 10**6])
@@ -193,8 +252,14 @@ def test_every_thread_has_words_of_its_own(column):
         column.fill(x, 2.0)
         places.append(column.driver().seat.addresses)
 
+    def elsewhere():
+        there = column.upload(np.arange(5.0))
+        assert there.copy_to_host().tolist() == [0, 1, 2, 3, 4]
+        del there
+        work()
+
     work()
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert len(set(places)) == len(set(bindings.settled)) == 2

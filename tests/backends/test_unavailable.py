@@ -34,15 +34,17 @@ def test_the_command_line_says_it_in_one_line(without, capsys):
     assert len(said.err.strip().splitlines()) == 1
 
 
-def test_missing_device_is_named(monkeypatch):
+@pytest.mark.parametrize(("complaint", "said"), [("no driver", "needs an NVIDIA GPU"), (None, "libNVVM.*CUDA_HOME")])
+def test_missing_device_is_named(monkeypatch, complaint, said):
     numba_cuda = pytest.importorskip("numba_cuda", reason="needs numba-cuda, without a device")
     assert numba_cuda
     from numba import cuda
 
     monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "cuda_error", lambda: complaint, raising=False)
     backends._missing.cache_clear()
     try:
-        with pytest.raises(backends.Unavailable, match="needs an NVIDIA GPU"):
+        with pytest.raises(backends.Unavailable, match=said):
             backends.get.__wrapped__("cuda")
     finally:
         backends._missing.cache_clear()

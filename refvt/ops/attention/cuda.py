@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,7 +191,7 @@ def _first_that_fits(
     raise ValueError(f"num_heads: heads of width {d} do not fit the tiles of the cuda backend; take more heads")
 
 
-@lru_cache(maxsize=16)
+@cache
 def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
     """The three kernels for heads of width d: register arrays need sizes known to the compiler.
 
