@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numba import cuda
-from numba.cuda.core import config
 
 from refvt.backends.cuda_array import DeviceArray, empty
 from refvt.backends.cuda_driver import SIMULATED, DriverError, driver
@@ -58,9 +57,6 @@ WARP = 4 if SIMULATED else 32
 THREADS = 8 if SIMULATED else 128  # of a block, where nothing asks for more
 LANES = 4 if SIMULATED else 32  # neighbouring columns a block of ``cells`` covers
 ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_sums`` covers
-
-config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a head of two outputs is a small grid, and rightly so
-
 
 # what the letters of ``kernel`` stand for: axes of an array, and its dtype where it is not that of the kernel's floats
 AXES = {"F": 2, "I": 2, "f": 1, "i": 1, "b": 1, "3": 3, "5": 5}

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from refvt.backends.cuda_driver import driver
+from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.ops import Array
 
 __all__ = ["DeviceArray", "empty"]
@@ -144,7 +144,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "strides": None if self.contiguous else self.strides,
-            "stream": 1,  # the legacy default stream, on which all kernels run
+            "stream": LEGACY_STREAM,
             "version": 3,
         }
 
