@@ -95,9 +95,7 @@ def _missing(name: str) -> str | None:
 
     if cuda.is_available():
         return None
-    if (
-        getattr(cuda, "cuda_error", lambda: "no device")() is None
-    ):  # the driver works: it is the compiler that is missing
+    if cuda.cuda_error() is None:  # the driver works: it is the compiler that is missing
         return (
             "the cuda backend needs NVIDIA's compiler libNVVM, which numba-cuda does not find: "
             "install nvidia-nvvm, or set CUDA_HOME to a CUDA toolkit"

@@ -189,9 +189,8 @@ class Driver:
         ptx = kernel.ptx(dtype, self.capability)
         name = ptx.split(".visible .entry ", 1)[1].split("(", 1)[0].strip()
         try:
-            return self._call(
-                "cuModuleGetFunction", self._call("cuModuleLoadData", ptx.encode() + b"\0"), name.encode()
-            )
+            module = self._call("cuModuleLoadData", ptx.encode() + b"\0")
+            return self._call("cuModuleGetFunction", module, name.encode())
         except DriverError as error:
             raise DriverError(f"kernel {kernel.name} for {np.dtype(dtype)}: {error}") from error
 

@@ -21,9 +21,8 @@ from refvt.backends.cuda import SIMULATED, device_function
 
 __all__ = ["ALIGNMENT", "address", "at", "distance", "load4", "number_at", "put", "store4"]
 
-ALIGNMENT = (
-    None if SIMULATED else 16
-)  # of shared memory for load4 and store4, in bytes; the simulator takes no such wish
+# of shared memory for load4 and store4, in bytes; the simulator takes no such wish
+ALIGNMENT = None if SIMULATED else 16
 
 if SIMULATED:
     ROW = 1 << 20  # more than any matrix there has columns
@@ -69,10 +68,8 @@ else:
     from numba import types
     from numba.cuda.extending import intrinsic
 
-    GLOBAL, SHARED = (
-        1,
-        3,
-    )  # the device's memory and a block's, as the compiler numbers them: it need not ask which it is
+    # the device's memory and a block's, as the compiler numbers them: it need not ask which it is
+    GLOBAL, SHARED = 1, 3
 
     def _word(function: Callable[..., Any]) -> Any:
         """A function that says how to write its own call in the compiler's language."""
@@ -83,9 +80,8 @@ else:
         number = context.get_value_type(kind.dtype)
         start = builder.gep(context.make_array(kind)(context, builder, x).data, [i])
         what = number if width == 1 else ir.VectorType(number, width)
-        return builder.bitcast(
-            builder.addrspacecast(start, ir.PointerType(number, SHARED)), ir.PointerType(what, SHARED)
-        )
+        start = builder.addrspacecast(start, ir.PointerType(number, SHARED))
+        return builder.bitcast(start, ir.PointerType(what, SHARED))
 
     @_word
     def load4(typing: Any, x: Any, i: Any) -> Any:
@@ -159,7 +155,7 @@ else:
 
         return x.dtype(x, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_word
     def at(typing: Any, x: Any, top: Any, bottom: Any, left: Any, i: Any, c: Any) -> Any:
         """x[top + i, left + c] of a matrix in the device's memory; rows from ``bottom`` on repeat the one before it."""
 
