@@ -59,7 +59,8 @@ LANES = 4 if SIMULATED else 32  # neighbouring columns a block of ``cells`` cove
 ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_sums`` covers
 
 # what the letters of ``kernel`` stand for: axes of an array, and its dtype where it is not that of the kernel's floats
-AXES = {"F": 2, "I": 2, "f": 1, "i": 1, "b": 1, "3": 3, "5": 5}
+AXES = {"F": 2, "I": 2, "f": 1, "v": 1, "i": 1, "b": 1, "3": 3, "5": 5}
+STRIDED = "Fv"
 INTEGERS = {"I": "int64", "i": "int64", "b": "bool"}
 
 
@@ -71,7 +72,8 @@ class Kernel:
     arguments: str
     name: str
     threads: int = THREADS  # of a block, at most: so many must find registers
-    # kinds of the arguments it was called with → the loaded kernel and where its words lie
+    # the loaded kernel and where its words lie: by its dtype, and by the kinds of arguments it was called with
+    _of: dict[Any, tuple[Any, struct.Struct]] = field(default_factory=dict)
     _loaded: dict[tuple[str | None, ...], tuple[Any, struct.Struct]] = field(default_factory=dict)
 
     def ptx(self, dtype: Any, capability: tuple[int, int]) -> str:
@@ -82,7 +84,7 @@ class Kernel:
         letters: dict[str, Any] = {"x": number, "n": types.int64}
         for letter, axes in AXES.items():
             kind = getattr(types, INTEGERS[letter]) if letter in INTEGERS else number
-            letters[letter] = types.Array(kind, axes, "A" if letter == "F" else "C")
+            letters[letter] = types.Array(kind, axes, "A" if letter in STRIDED else "C")
         signature = types.void(*(letters[letter] for letter in self.arguments))
         ptx, _ = cuda.compile_ptx(self.function, signature, cc=capability)
         return str(ptx)
@@ -133,17 +135,18 @@ class Kernel:
 
         Kernels for all kinds that differ in nothing but whether their matrices have gaps are one.
         """
-        first = next(i for i, letter in enumerate(self.arguments) if letter in AXES and letter not in INTEGERS)
-        dtype = np.dtype((kinds[first] or "?")[-1])
+        floats = [kind for letter, kind in zip(self.arguments, kinds, strict=False) if letter in "Ffv35"]
+        dtype = np.dtype((floats[0] or "?")[-1] if floats else np.int64)
         expected: list[tuple[str | None, ...]] = []
         for letter in self.arguments:
             kind = f"{AXES.get(letter)}%s{np.dtype(INTEGERS.get(letter, dtype)).char}"
-            expected.append((None,) if letter in "xn" else (kind % "c", kind % "s") if letter == "F" else (kind % "c",))
+            strided = letter in STRIDED
+            expected.append((None,) if letter in "xn" else (kind % "c", kind % "s") if strided else (kind % "c",))
         if len(kinds) != len(expected) or any(kind not in those for kind, those in zip(kinds, expected, strict=True)):
             raise TypeError(f"kernel {self.name} takes {[those[0] for those in expected]}, got {list(kinds)}")
-        same = [found for known, found in self._loaded.items() if (known[first] or "?")[-1] == dtype.char]
-        found = same[0] if same else (driver().load(self, dtype), self.layout(dtype))
-        self._loaded[kinds] = found
+        if dtype not in self._of:
+            self._of[dtype] = driver().load(self, dtype), self.layout(dtype)
+        found = self._loaded[kinds] = self._of[dtype]
         return found
 
     def each(self, count: int, *arguments: Any) -> None:
@@ -176,8 +179,9 @@ KERNELS: list[Kernel] = []  # every kernel of every room that was imported, for 
 def kernel(arguments: str, name: str | None = None, threads: int = THREADS) -> Callable[[Callable[..., None]], Kernel]:
     """Declare a kernel. Compiled at its first call for the arrays it meets; ``arguments`` says what those may be.
 
-    One letter each: F a float matrix, f a float vector, 3 and 5 float arrays of so many axes, x a float number,
-    I an integer matrix, i an integer vector, b a vector of booleans, n an integer number.
+    One letter each: F a float matrix, f a float vector, v one that may have gaps (as a column has), 3 and 5 float
+    arrays of so many axes, x a float number, I an integer matrix, i an integer vector, b a vector of booleans, n an
+    integer number.
     """
 
     def declare(function: Callable[..., None]) -> Kernel:
@@ -255,7 +259,7 @@ else:
         return value
 
 
-_COPIES: dict[int, Array] = {}  # of index arrays that never change, by their id
+_COPIES: dict[int, Array] = {}  # of arrays that never change, by their id
 
 
 @cache
@@ -267,7 +271,7 @@ def absent(dtype: Any, ndim: int) -> Array:
 def upload(array: Any, dtype: Any = None) -> Array:
     """A host array on the device, contiguous and of the given dtype; a device array as it is.
 
-    Index arrays that nobody may write to are copied once, and their copies kept for as long as they live.
+    Arrays that nobody may write to are copied once, and their copies kept for as long as they live.
     TypeError if a device array would have to change its dtype.
     """
     if isinstance(array, DeviceArray):
@@ -280,7 +284,7 @@ def upload(array: Any, dtype: Any = None) -> Array:
     host = np.ascontiguousarray(array, dtype=dtype)
     device = empty(np.shape(array), host.dtype)
     device.write(host)  # type: ignore[attr-defined]
-    if host is array and host.dtype == np.int64 and host.base is None and not host.flags.writeable:
+    if host is array and host.base is None and not host.flags.writeable:
         _COPIES[id(array)] = device
         weakref.finalize(array, _COPIES.pop, id(array), None).atexit = False
     return device

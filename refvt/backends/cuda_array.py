@@ -98,6 +98,11 @@ class DeviceArray:
         shape = (self.shape[0], stop - start)
         return DeviceArray(self.address + start * across, shape, self.dtype, self.owner, self.strides)
 
+    def column(self, i: int) -> DeviceArray:
+        """x[:, i] of a matrix: a view."""
+        place = self.address + i * self.strides[1]
+        return DeviceArray(place, self.shape[:1], self.dtype, self.owner, self.strides[:1])
+
     def reshape(self, *shape: Any) -> DeviceArray:
         """The same numbers in another shape, of which one length may be −1; ValueError unless they are contiguous."""
         lengths = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape

@@ -13,6 +13,7 @@ from numba import cuda
 from refvt.backends import DeviceError
 from refvt.backends.cuda import cell, copied, empty, fill, kernel, upload
 from refvt.backends.cuda_array import DeviceArray
+from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array
@@ -78,6 +79,65 @@ def columns(x: Any, start: int, stop: int) -> Array:
     """x[:, start:stop] as a view."""
     view: Array = x.columns(start, stop)
     return view
+
+
+def column(x: Any, i: int) -> Array:
+    """x[:, i] as a view."""
+    view: Array = x.column(i)
+    return view
+
+
+@kernel("i i i")
+def _take(x, index, y):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < y.shape[0]:
+        y[i] = x[index[i]]
+
+
+def taken(x: Array, index: Array) -> Array:
+    """x[index], of integers."""
+    y = empty(index.shape[0], np.int64)
+    _take.each(index.shape[0], upload(x, np.int64), index, y)
+    return y
+
+
+@kernel("I I I")
+def _pick(table, places, rows):  # type: ignore[no-untyped-def]
+    f, j = cell()
+    if f < rows.shape[0] and j < rows.shape[1]:
+        chosen = 0
+        if j > places.shape[1]:
+            chosen = table.shape[1] - 1
+        elif j > 0:
+            chosen = 1 + places[f, j - 1]
+        rows[f, j] = table[f, chosen]
+
+
+def picked(table: Array, places: Array, tail: int = 0) -> Array:
+    """Of each row its first number, those at 1 + places, and its last if ``tail`` is 1: indices of a frame's rows.
+
+    table [n, 1+S+tail], places [n, k] → [n, 1+k+tail].
+    """
+    n, k = places.shape
+    rows = empty((n, 1 + k + tail), np.int64)
+    _pick.cells(n, 1 + k + tail, upload(table, np.int64), places, rows)
+    return rows
+
+
+@kernel("I n i")
+def _turn(rows, T, y):  # type: ignore[no-untyped-def]
+    f, place = cell()
+    m = rows.shape[1]
+    if f < rows.shape[0] and place < m:
+        y[f // T * m * T + place * T + f % T] = rows[f, place]
+
+
+def turned(rows: Array, T: int) -> Array:
+    """From frame after frame to place after place: [B·T, m] → [B·m·T] flat, the T of one place next to one another."""
+    n, m = rows.shape
+    y = empty(n * m, np.int64)
+    _turn.cells(n, m, rows, T, y)
+    return y
 
 
 @kernel("F F n n")

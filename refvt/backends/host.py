@@ -7,7 +7,31 @@ from typing import Any
 
 import numpy as np
 
+from refvt.backends.compaction import compact, silence
 from refvt.ops import Array
+
+__all__ = [
+    "add",
+    "add_scaled",
+    "add_to_column",
+    "column",
+    "columns",
+    "compact",
+    "fill",
+    "from_numpy",
+    "join_columns",
+    "join_rows",
+    "on_device",
+    "picked",
+    "product",
+    "silence",
+    "taken",
+    "to_numpy",
+    "turned",
+    "wait",
+    "write",
+    "zeros",
+]
 
 
 def from_numpy(array: Array, dtype: str | None = None) -> Array:
@@ -52,6 +76,30 @@ def add_scaled(total: Array, x: Array, factor: float) -> None:
 def columns(x: Array, start: int, stop: int) -> Array:
     """x[:, start:stop] as a view: q, k and v are columns of one qkv, the halting logit is column 0 of the state."""
     return x[:, start:stop]
+
+
+def column(x: Array, i: int) -> Array:
+    """x[:, i] as a view."""
+    return x[:, i]
+
+
+def taken(x: Array, index: Array) -> Array:
+    """x[index], of integers."""
+    return np.asarray(x[index])
+
+
+def picked(table: Array, places: Array, tail: int = 0) -> Array:
+    """Of each row its first number, those at 1 + places, and its last if ``tail`` is 1: indices of a frame's rows.
+
+    table [n, 1+S+tail], places [n, k] → [n, 1+k+tail].
+    """
+    chosen = np.take_along_axis(table, 1 + places, axis=1)
+    return np.concatenate([table[:, :1], chosen, table[:, table.shape[1] - tail :]], axis=1)
+
+
+def turned(rows: Array, T: int) -> Array:
+    """From frame after frame to place after place: [B·T, m] → [B·m·T] flat, the T of one place next to one another."""
+    return np.ascontiguousarray(rows.reshape(-1, T, rows.shape[1]).transpose(0, 2, 1)).reshape(-1)
 
 
 def join_columns(parts: Sequence[Array]) -> Array:

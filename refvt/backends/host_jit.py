@@ -9,13 +9,19 @@ import numpy as np
 from refvt.backends.host import (
     add_scaled,
     add_to_column,
+    column,
     columns,
+    compact,
     fill,
     from_numpy,
     join_columns,
     join_rows,
     on_device,
+    picked,
+    silence,
+    taken,
     to_numpy,
+    turned,
     wait,
     write,
     zeros,
@@ -29,16 +35,22 @@ __all__ = [
     "add",
     "add_scaled",
     "add_to_column",
+    "column",
     "columns",
+    "compact",
     "copied",
     "fill",
     "from_numpy",
     "join_columns",
     "join_rows",
     "on_device",
+    "picked",
     "product",
     "scaled",
+    "silence",
+    "taken",
     "to_numpy",
+    "turned",
     "wait",
     "write",
     "zeros",
@@ -92,7 +104,7 @@ def scaled(x: Array, gain: Array | None) -> Array:
     """gain · x row by row, x [n, D], gain [n]; a plain copy without one."""
     y = np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
-    run(_scaled, parts, x, None if gain is None else np.ascontiguousarray(gain), parts, y)
+    run(_scaled, parts, x, None if gain is None else np.array(gain), parts, y)
     return y
 
 

@@ -220,7 +220,7 @@ def affine(
     epilogue = (
         nothing if bias is None else np.ascontiguousarray(bias, x.dtype),
         nothing.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
-        nothing if gain is None else np.ascontiguousarray(gain, x.dtype),
+        nothing if gain is None else np.array(gain, x.dtype),  # of one nobody may write to numba would compile anew
     )
     run(_affine, cut.tasks, x, weight.T if turned else weight, turned, *epilogue, cut, y, space=space)
     return y

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends.compaction import frozen, offsets_of
 from refvt.model.blocks import (
     AttentionHalfCache,
     MlpHalfCache,
@@ -28,7 +29,7 @@ from refvt.model.blocks import (
 from refvt.model.config import HaltingVTConfig
 from refvt.ops import Array
 
-__all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward", "merges"]
+__all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward", "merges", "originals_of"]
 
 
 class GlimpserGains(NamedTuple):
@@ -47,12 +48,16 @@ class _Orders(NamedTuple):
     from_time: Array  # [B·N] state row → row of the temporal result, −1 at CLS
     is_patch: Array  # [B·N] 1.0 at patches, 0.0 at CLS
     frame_rows: Array  # [B·T·(1+S)] frame order: per frame the state's CLS row, then its patches
-    frame_offsets: Array  # [B·T+1]
     frame_rows_no_cls: Array  # the same with −1 (a zero row) for CLS
+    frames: Array  # [B·T, 1+S] the rows of each frame in frame order, CLS's first
+    frame_offsets: Array  # [B·T+1]
+    cls: Array  # [B·T] the rows of CLS in frame order
+    of_cls: Array  # [B·T·(1+S)] which of those rows, −1 at patches
+    patches: Array  # [B·T·S] the rows of patches in frame order
 
 
 @lru_cache(maxsize=64)
-def _orders(B: int, S: int, T: int) -> _Orders:
+def _orders(B: int, S: int, T: int, dtype: Any) -> _Orders:
     N = 1 + S * T
     state = np.arange(B * N).reshape(B, N)
     patches = state[:, 1:].reshape(B, S, T)
@@ -60,40 +65,50 @@ def _orders(B: int, S: int, T: int) -> _Orders:
     from_time[:, 1:] = np.arange(B * S * T).reshape(B, S * T)
     cls = np.broadcast_to(state[:, :1, None], (B, T, 1))
     by_frame = patches.transpose(0, 2, 1)  # [B, T, S]
+    frames = np.arange(B * T * (1 + S)).reshape(B * T, 1 + S)
+    of_cls = np.full(frames.shape, -1)
+    of_cls[:, 0] = np.arange(B * T)
     orders = _Orders(
         patch_rows=patches.ravel(),
         time_offsets=np.arange(B * S + 1) * T,
         from_time=from_time.ravel(),
-        is_patch=(from_time >= 0).ravel().astype(np.float64),
+        is_patch=(from_time >= 0).ravel().astype(dtype),
         frame_rows=np.concatenate([cls, by_frame], axis=2).ravel(),
-        frame_offsets=np.arange(B * T + 1) * (1 + S),
         frame_rows_no_cls=np.concatenate([np.full_like(cls, -1), by_frame], axis=2).ravel(),
+        frames=frames,
+        frame_offsets=np.arange(B * T + 1) * (1 + S),
+        cls=frames[:, 0],
+        of_cls=of_cls.ravel(),
+        patches=frames[:, 1:].ravel(),
     )
-    return _Orders(*(_frozen(order) for order in orders))
+    return _Orders(*(frozen(order) for order in orders))
 
 
-def _frozen(array: Array) -> Array:
-    """A copy that nobody may write to."""
-    copy = array.copy()
-    copy.setflags(write=False)
-    return copy
+class _Leaving(NamedTuple):
+    """The state after a block that lets k patches of each frame go on, from rows in frame order that are all theirs."""
+
+    rows: Array  # [B·T, 1+k] those rows, CLS's first
+    index: Array  # [B·(1+k)·T] the same in the order of the state: CLS's T copies, then patch after patch
+    asking: Array  # [B·T+1] where each frame's begin
+    means: Array  # [B·(1+k·T)+1] segments of the state: CLS is the mean of its T copies, every other one row
 
 
-def _leaving_rows(places: Array, B: int, T: int, S: int) -> tuple[Array, Array]:
-    """Rows of the frame-ordered result that make up the state after the block, and the segments to average.
-
-    places [B, T, S']: for each token that goes on, its place 0 … S−1 in its frame, or S for the frame's fused token
-    (whose rows stand behind all frames). CLS is the mean of its T copies; every other segment is one row.
-    """
-    kept = places.shape[2]
-    frame = np.arange(B * T).reshape(B, T)
-    first = frame * (1 + S)  # [B, T] the row of each frame's CLS copy
-    rows = np.where(places < S, first[:, :, None] + 1 + places, B * T * (1 + S) + frame[:, :, None])
-    patch_major = rows.transpose(0, 2, 1).reshape(B, kept * T)
-    index = np.concatenate([first, patch_major], axis=1).ravel()  # [B·(T + S'·T)]
-    lengths = np.ones((B, 1 + kept * T), dtype=np.int64)
+@lru_cache(maxsize=64)
+def _leaving(B: int, T: int, k: int) -> _Leaving:
+    lengths = np.ones((B, 1 + k * T), dtype=np.int64)
     lengths[:, 0] = T
-    return index, np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(B * T * (1 + k)).reshape(B * T, 1 + k)
+    index = rows.reshape(B, T, 1 + k).transpose(0, 2, 1).ravel()
+    asking, means = np.arange(B * T + 1) * (1 + k), offsets_of(lengths.ravel())
+    return _Leaving(frozen(rows), frozen(index), frozen(asking), frozen(means))
+
+
+@lru_cache(maxsize=64)
+def _with_fused(B: int, T: int, S: int) -> Array:
+    """[B·T, 1+S+1] the rows of each frame, and its fused token, which stand behind all frames."""
+    frames = B * T
+    fused = frames * (1 + S) + np.arange(frames)
+    return frozen(np.concatenate([np.arange(frames * (1 + S)).reshape(frames, 1 + S), fused[:, None]], axis=1))
 
 
 def _places_of(originals: Array, candidates: Array, block: int) -> Array:
@@ -114,6 +129,28 @@ def _places_of(originals: Array, candidates: Array, block: int) -> Array:
             "which is named twice or did not enter this block"
         )
     return np.asarray(match.argmax(axis=-1))
+
+
+def _candidates(kept: tuple[Array, ...], i: int, shape: tuple[int, int, int]) -> Array:
+    """The original patches [B, T, S] that enter block i, by imposed decisions."""
+    return kept[i - 1] if i else np.broadcast_to(np.arange(shape[2]), shape)
+
+
+def originals_of(scope: Scope, config: HaltingVTConfig, chosen: list[Array | None], B: int) -> list[Array]:
+    """The original patches leaving each block [B, T, S'] (−1: fused), from where those that go on stood in it.
+
+    chosen: for each block [B·T, S'], where the column computes; None where all go on in their places.
+    """
+    S, T = config.patches_per_frame, config.num_frames
+    originals: Array = np.broadcast_to(np.arange(S), (B, T, S))
+    kept = []
+    for places in chosen:
+        if places is not None:
+            originals = np.take_along_axis(originals, scope.ops.arrays.to_numpy(places).reshape(B, T, -1), axis=2)
+            if config.fuse_dropped:
+                originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
+        kept.append(np.array(originals))
+    return kept
 
 
 class GlimpserCache(NamedTuple):
@@ -154,20 +191,20 @@ def glimpser_forward(
     config: HaltingVTConfig,
     i: int,
     x: Array,
-    candidates: Array,
+    B: int,
     compact: bool,
     gains: GlimpserGains | None = None,
-    forced: Array | None = None,
-) -> tuple[Array, Array, GlimpserCache | None]:
-    """Block i on the state x [B·(1+S·T), D]: (state leaving it, original indices of its patches [B, T, S'], cache).
+    forced: tuple[Array, ...] | None = None,
+) -> tuple[Array, Array | None, GlimpserCache | None]:
+    """Block i on the state x [B·(1+S·T), D]: the state leaving it, where its patches stood among those that entered
+    [B·T, S'] (None: all go on, in their places), cache.
 
-    candidates [B, T, S]: the original index of each patch that enters (−1: a fused token). forced [B, T, S'] imposes
-    the choice. Source: HaltingVT section 3.2.
+    forced [B, T, S'] imposes the choice of this block and all before it. Source: HaltingVT section 3.2.
     """
     ops, keep, block, A = scope.ops, scope.keep, f"blocks.{i}", config.num_heads
-    B, T, S = candidates.shape
-    dtype = x.dtype
-    order = _orders(B, S, T)
+    arrays, dtype, T = ops.arrays, x.dtype, config.num_frames
+    S = (len(x) // B - 1) // T
+    order = _orders(B, S, T, dtype)
     selects = config.keep_rates[i] < 1
     fuses = selects and config.fuse_dropped
     few_ask = compact and selects and not fuses
@@ -186,7 +223,7 @@ def glimpser_forward(
     fc = f"{block}.temporal_fc"
     layer = _merged(scope, f"{block}.temporal_attn.proj", fc) if merged else scope.pair(fc)
     moved, to_state_cache = ops.gather.forward(moved, order.from_time, keep=keep)  # [B·N, D]
-    x, temporal_fc_cache = ops.linear.forward(moved, *layer, x, order.is_patch.astype(dtype), keep=keep)
+    x, temporal_fc_cache = ops.linear.forward(moved, *layer, x, order.is_patch, keep=keep)
     scope.see(f"{block}.temporal_fc", x)
 
     # 2. spatial attention in every frame, a copy of CLS with its patches
@@ -194,33 +231,32 @@ def glimpser_forward(
     # the released model loses the residual of CLS where it selects
     residual_rows = order.frame_rows_no_cls if selects and not config.cls_skip else order.frame_rows
     wanted = config.kept_patches(i, S)  # S itself where the block does not select
-    places = np.broadcast_to(np.arange(S), (B, T, S))
+    places: Array | None = None
     scores = scores_cache = residual_cache = patches_cache = fused_cache = None
 
-    def select(q: Array, k: Array) -> None:
-        """3. selection: the patches CLS attends to most go on, in order of score."""
+    def select(q: Array, k: Array) -> Array:
+        """3. selection: the patches CLS attends to most go on, in order of score. Where they stand [B·T, k]."""
         nonlocal places, scores, scores_cache
         scores, scores_cache = ops.cls_scores.forward(q, k, order.frame_offsets, A, keep=keep and fuses)
         scope.see(f"{block}.scores", scores)
         if forced is None:
-            places = ops.arrays.to_numpy(ops.top_k(scores, wanted)).reshape(B, T, wanted)
+            places = ops.top_k(scores, wanted)
         else:
-            if fuses and (forced[:, :, -1] != -1).any():
+            if fuses and (forced[i][:, :, -1] != -1).any():
                 raise ValueError(f"decisions.kept[{i}]: the last entry of a frame is its fused token and must be −1")
-            places = _places_of(forced[:, :, :wanted], candidates, i)
+            found = _places_of(forced[i][:, :, :wanted], _candidates(forced, i, (B, T, S)), i)
+            places = arrays.from_numpy(found.reshape(B * T, wanted))
+        return places
 
     def cls_and_kept(normed: Array, k: Array) -> tuple[Array, Array]:
         """3. selection before anybody but CLS has asked: the rows of CLS and the kept patches, their residual."""
         nonlocal residual_cache
-        cls = order.frame_offsets[:-1]
-        asking, _ = ops.gather.forward(normed, cls, keep=False)
+        asking, _ = ops.gather.forward(normed, order.cls, keep=False)
         weight, bias = scope.pair(f"{block}.attn.qkv")
         q, _ = ops.linear.forward(asking, weight[: config.width], bias[: config.width], keep=False)  # [B·T, D]
-        of_cls = np.full(len(normed), -1)
-        of_cls[cls] = np.arange(B * T)
-        select(ops.gather.forward(q, of_cls, keep=False)[0], k)
-        rows = np.concatenate([cls[:, None], cls[:, None] + 1 + places.reshape(B * T, -1)], axis=1).ravel()
-        residual, residual_cache = ops.gather.forward(x, residual_rows[rows], keep=keep)
+        chosen = select(ops.gather.forward(q, order.of_cls, keep=False)[0], k)
+        rows = arrays.picked(order.frames, chosen).reshape(-1)
+        residual, residual_cache = ops.gather.forward(x, arrays.taken(residual_rows, rows), keep=keep)
         return rows, residual
 
     standing, residual = (wanted, None) if few_ask else (S, frames)
@@ -235,35 +271,32 @@ def glimpser_forward(
         residual,
         A,
         order.frame_offsets,
-        np.arange(B * T + 1) * (1 + standing),
+        _leaving(B, T, standing).asking,
         cls_and_kept if few_ask else None,
         gain=gain,
     )
     if selects and not few_ask:
         select(q, k)
-    elif not selects and forced is not None and (forced != candidates).any():
+    elif not selects and forced is not None and (forced[i] != _candidates(forced, i, (B, T, S))).any():
         raise ValueError(f"decisions.kept[{i}]: this block keeps every patch in its place (its keep rate is 1)")
-    originals = np.take_along_axis(candidates, places, axis=2)
-    if few_ask:
-        places = np.broadcast_to(np.arange(wanted), (B, T, wanted))  # the rows that came out are in order already
+    index = _leaving(B, T, standing).index
     if fuses:
-        patch_only = (np.arange(B * T)[:, None] * (1 + S) + 1 + np.arange(S)).ravel()
-        patches, patches_cache = ops.gather.forward(frames, patch_only, keep=keep)  # [B·T·S, D]
-        fused, fused_cache = ops.fuse_dropped.forward(patches, scores, places.reshape(B * T, -1), keep=keep)  # [B·T, D]
+        patches, patches_cache = ops.gather.forward(frames, order.patches, keep=keep)  # [B·T·S, D]
+        fused, fused_cache = ops.fuse_dropped.forward(patches, scores, places, keep=keep)  # [B·T, D]
         scope.see(f"{block}.fused", fused)
-        frames = ops.arrays.join_rows([frames, fused])
-        places = np.concatenate([places, np.full((B, T, 1), S)], axis=2)
-        originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
-    index, offsets = _leaving_rows(places, B, T, standing)
+        frames = arrays.join_rows([frames, fused])
+        index = arrays.turned(arrays.picked(_with_fused(B, T, S), places, tail=1), T)
+    elif selects and not few_ask:
+        index = arrays.turned(arrays.picked(_leaving(B, T, S).rows, places), T)
     x, leaving_cache = ops.gather.forward(frames, index, keep=keep)
-    x, mean_cache = ops.segment_mean.forward(x, offsets, keep=keep)  # [B·(1+S'·T), D]
+    x, mean_cache = ops.segment_mean.forward(x, _leaving(B, T, wanted + fuses).means, keep=keep)  # [B·(1+S'·T), D]
     scope.see(f"{block}.selected", x)
 
     # 4. MLP on what is left
     gain = None if gains is None else rows_of(gains.mlp, len(x) // B)
     x, mlp_cache = mlp_half_forward(scope, block, x, gain)
     if not keep:
-        return x, originals, None
+        return x, places, None
     assert temporal_cache is not None
     assert spatial_cache is not None
     assert mlp_cache is not None
@@ -278,12 +311,12 @@ def glimpser_forward(
         scores_cache,
         patches_cache,
         fused_cache,
-        len(order.frame_rows),
+        B * T * (1 + S),
         leaving_cache,
         mean_cache,
         mlp_cache,
     )
-    return x, originals, cache
+    return x, places, cache
 
 
 def glimpser_backward(scope: Scope, i: int, dx: Array, cache: GlimpserCache) -> Array:

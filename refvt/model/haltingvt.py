@@ -256,7 +256,7 @@ class HaltingVT:
                 random = np.random.default_rng(0)
                 logits, motion, ponder = (
                     self._ops.arrays.from_numpy(random.standard_normal(a.shape), self.dtype)
-                    for a in (result.logits, result.motion_logits, result.joint.ponder)
+                    for a in (result.logits, result.motion_logits, result.fates.ponder)
                 )
                 network_backward(scope, self.config, logits, motion, ponder, cache)
             elif cache is not None and labels is not None:
@@ -286,7 +286,7 @@ class HaltingVT:
         ops, arrays = self._ops, self._ops.arrays
         ponder_weight, motion_weight, label_smoothing = weights
         recognition, recognition_cache = ops.cross_entropy.forward(result.logits, labels, label_smoothing)
-        ponder, ponder_cache = ops.ponder_loss.forward(result.joint.ponder)
+        ponder, ponder_cache = ops.ponder_loss.forward(result.fates.ponder)
         scalar = np.dtype(self.dtype).type
         dlogits = ops.cross_entropy.backward(scalar(1), recognition_cache)
         dponder = ops.ponder_loss.backward(scalar(ponder_weight), ponder_cache)
@@ -302,12 +302,13 @@ class HaltingVT:
 
     def _output(self, result: NetworkResult, full_ponder: bool, bring: Callable[[Array], Array]) -> Output:
         """The named outputs; without full_ponder what came after CLS halted is taken back, as if the clip had left."""
-        joint, arrays = result.joint, self._ops.arrays
+        joint, arrays = result.fates, self._ops.arrays
         ponder, layers, alive = joint.ponder, joint.halting_layer.copy(), joint.alive.copy()
         if not full_ponder:
             left = layers[:, :1]  # CLS halts last of all that is known
             unknown = layers > left
-            ponder = arrays.add(ponder, arrays.from_numpy(np.where(unknown, np.nan, 0), self.dtype))
+            if unknown.any():
+                ponder = arrays.add(ponder, arrays.from_numpy(np.where(unknown, np.nan, 0), self.dtype))
             layers[unknown] = 0
             alive &= (np.arange(self.config.joint_depth) < left)[:, :, None]
         counts = alive.sum(axis=2)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends.compaction import everyone
 from refvt.model.blocks import (
     AttentionHalfCache,
     MlpHalfCache,
@@ -21,10 +22,10 @@ from refvt.model.blocks import (
     mlp_half_forward,
 )
 from refvt.model.config import HaltingVTConfig
-from refvt.model.plan import compact_plan, dense_plan
+from refvt.model.plan import cls_rows, compact_plan, dense_plan
 from refvt.ops import Array
 
-__all__ = ["JointCache", "JointResult", "joint_backward", "joint_forward"]
+__all__ = ["Fates", "JointCache", "JointResult", "joint_backward", "joint_fates", "joint_forward"]
 
 
 class _LayerCache(NamedTuple):
@@ -32,31 +33,32 @@ class _LayerCache(NamedTuple):
     asked: Any  # of the gather of the rows that ask, None if all do
     attention: AttentionHalfCache | None  # None: the block was not computed
     mlp: MlpHalfCache | None
-    tokens: Array  # [living] the tokens that entered the layer
-    logit: Any  # of the gather of living rows' channel 0; None in the last layer
-    used: Any  # of the gather of `used` from the layer before
+    entered: int  # how many tokens did
+    rows: int  # of the state leaving the layer
+    used: Any  # of the gather of `used` from the layer before, None if nothing moved
     halt: Any
-    output: tuple[Any, Any, Any]  # of the gathers of x and weight, and of the accumulation
+    output: tuple[Any, Any, Any] | None  # of the gathers of x and weight (None: all rows are read), of the accumulation
+    tokens: Array  # the tokens that entered, for traces
 
 
 class JointCache(NamedTuple):
     layers: list[_LayerCache]
-    ponder: Any
     rows: int
 
 
 class JointResult(NamedTuple):
     y: Array  # [B, D] the output of CLS, or [B·N', D] of every token if all were asked for
+    weights: list[Array]  # of every layer, what its tokens gave
+    layers: Array  # int64 [B·N'] the halting layers, where the column computes; 0: not known, or the last
+
+
+class Fates(NamedTuple):
+    """What became of the tokens: known to the host once the logits are on their way."""
+
     ponder: Array  # [B, N'], NaN (in float) for tokens still alive when their clip left
     halting_layer: Array  # int64 [B, N'], 0 for those
     alive: Array  # bool [B, L, N'] who entered each layer
-
-
-def _inverse(tokens: Array, size: int) -> Array:
-    """[size] the position of each token in ``tokens``, −1 if it is not there."""
-    where = np.full(size, -1)
-    where[tokens] = np.arange(len(tokens))
-    return where
+    cache: Any  # of the gather of the remainders
 
 
 def joint_forward(
@@ -79,45 +81,38 @@ def joint_forward(
     ops, keep, see = scope.ops, scope.keep, scope.see
     arrays, dtype, D = ops.arrays, x.dtype, x.shape[1]
     N, L, G = len(x) // B, config.joint_depth, config.glimpser_depth
-    size = B * N
-    readers = np.arange(size) if every_output else np.arange(B) * N  # the tokens whose y is read
+    size, halted_keys = B * N, config.halted_keys
     halting = (config.halting_scale, config.halting_center, config.epsilon)
 
-    alive = np.ones((B, N), dtype=bool)
-    entered = np.zeros((B, L, N), dtype=bool)
-    halting_layer = np.zeros(size, dtype=np.int64)
-    final = np.full(size, -1)  # where each token's remainder stands among the weights of all layers
-    y = arrays.zeros((len(readers), D), dtype)
-    used, used_row = arrays.zeros(size, dtype), np.arange(size)  # weight used so far, and each token's row in it
-    row_of = np.arange(size)  # each token's row in the state
+    def cls_only(layer: int) -> bool:
+        return compact and layer == L and not every_output
+
+    layers = arrays.zeros(size, np.int64)  # at which layer each token halts
+    survivors = everyone(B, N, cls_only(1))
+    plan = dense_plan(B, N, None, None)
+    y = arrays.zeros((size if every_output else B, D), dtype)
+    used = arrays.zeros(size, dtype)  # weight used so far
     weights: list[Array] = []
-    weighed = 0  # of all layers so far
-    layers: list[_LayerCache] = []
+    caches: list[_LayerCache] = []
 
     for layer in range(1, L + 1):
-        tokens = np.flatnonzero(alive)  # [living]
-        if compact and len(tokens) == 0:
+        counts = survivors.counts
+        if compact and not counts[0].any():
             break  # dense execution goes on, as the released model does
-        entered[:, layer - 1] = alive
         block, last = f"blocks.{G + layer - 1}", layer == L
         # 1. bring together who takes part
-        cls_only = last and not every_output
-        plan = (
-            compact_plan(alive, row_of, config.halted_keys, cls_only)
-            if compact
-            else dense_plan(alive, layer, config.halted_keys)
-        )
+        step = compact_plan(survivors, N, halted_keys, cls_only(layer)) if compact else plan
         entering_cache = asked_cache = attention_cache = mlp_cache = None
-        if plan is not None:
-            if plan.entering is not None:
-                x, entering_cache = ops.gather.forward(x, plan.entering, keep=keep)  # [rows, D]
+        if step is not None:
+            if step.entering is not None:
+                x, entering_cache = ops.gather.forward(x, step.entering, keep=keep)  # [rows, D]
             see(f"{block}.entering", x)
             # 2. attention and MLP; only the rows that ask come out
             asked = x
-            if plan.queries is not None:
-                asked, asked_cache = ops.gather.forward(x, plan.queries, keep=keep)
-            gain = None if gains is None else gains[layer - 1][:, plan.leaving // N].astype(dtype)
-            key_bias = None if plan.key_bias is None else plan.key_bias.astype(dtype)
+            if step.queries is not None:
+                asked, asked_cache = ops.gather.forward(x, step.queries, keep=keep)
+            gain = None if gains is None else np.repeat(gains[layer - 1], step.leaving, axis=1).astype(dtype)
+            key_bias = step.key_bias.astype(dtype) if isinstance(step.key_bias, np.ndarray) else step.key_bias
             x, _, attention_cache = attention_half_forward(
                 scope,
                 f"{block}.norm1",
@@ -125,85 +120,130 @@ def joint_forward(
                 x,
                 asked,
                 config.num_heads,
-                plan.key_offsets,
-                plan.query_offsets,
-                plan.queries,
+                step.key_offsets,
+                step.query_offsets,
+                step.queries,
                 key_bias,
                 None if gain is None else gain[0],
             )
             x, mlp_cache = mlp_half_forward(scope, block, x, None if gain is None else gain[1])
-            row_of = _inverse(plan.leaving, size)
-        # 3. score, decide, weigh: all tokens that entered the layer
-        used, used_cache = ops.gather.forward(used, used_row[tokens], keep=keep)
-        logit, logit_cache = None, None
-        if not last:
-            column = arrays.columns(x, 0, 1)  # [rows, 1]
-            logit, logit_cache = ops.gather.forward(column, row_of[tokens], keep=keep)
-            logit = logit.reshape(-1)
-        choice = None if forced is None else forced.ravel()[tokens] == layer
+        # 3. score, decide, weigh: all tokens that entered the layer, in dense execution those that never left too: a
+        # halted one has used up its weight, so that it halts again and gives nothing
+        used_cache = None
+        if survivors.goes_on is not None:
+            used, used_cache = ops.gather.forward(used, survivors.goes_on, keep=keep)
+        logit = None if last else arrays.column(x, 0)
+        choice = None if forced is None else _choice(forced, layer, compact, leave_early)
         (weight, used, halted), halt_cache = ops.halt.forward(logit, used, *halting, last, choice, keep=keep)
+        weights.append(weight)
+        tokens = np.flatnonzero(arrays.to_numpy(layers) == 0) if scope.tracing else np.empty(0, np.int64)
         if scope.tracing:
             for name, values in (("logit", logit), ("weight", weight)):
                 see(f"joint.{layer}.{name}", _scatter(arrays, values, tokens, size, dtype))
         # 4. one more term of the output of those that are read
-        position = _inverse(tokens, size)
-        nth = position[readers]  # −1 for one that had halted before
-        state_row = np.where(nth < 0, -1, row_of[readers]) if plan is not None else np.full(len(readers), -1)
-        term, term_cache = ops.gather.forward(x, state_row, keep=keep)
-        share, share_cache = ops.gather.forward(weight, nth, keep=keep)
-        y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
-        # 5. who halts here is done; who does not goes on. What is known already need not come from the device
-        if last:
-            halted = np.ones(len(tokens), dtype=bool)
-        halted = arrays.to_numpy(halted) if choice is None else choice
-        done = tokens[halted]
-        halting_layer[done] = layer
-        final[done] = weighed + np.flatnonzero(halted)
-        alive.ravel()[done] = False
-        weights.append(weight)
-        weighed += len(weight)
-        used_row = position
-        if leave_early:
-            alive[~alive[:, 0]] = False
+        term_cache = share_cache = output = None
+        if step is not None:
+            term, share = x, weight
+            if compact or not every_output:
+                rows = (cls_rows(counts, counts[0]), cls_rows(counts, step.leaving))
+                nth, state_row = rows if not every_output else (_inverse(tokens, size),) * 2
+                term, term_cache = ops.gather.forward(x, state_row, keep=keep)
+                share, share_cache = ops.gather.forward(weight, nth, keep=keep)
+            y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
+            output = term_cache, share_cache, sum_cache
         if keep:
-            layers.append(
+            caches.append(
                 _LayerCache(
                     entering_cache,
                     asked_cache,
                     attention_cache,
                     mlp_cache,
-                    tokens,
-                    logit_cache,
+                    len(weight),
+                    len(x),
                     used_cache,
                     halt_cache,
-                    (term_cache, share_cache, sum_cache),
+                    output,
+                    tokens,
                 )
             )
+        # 5. who halts here is done; who does not goes on
+        if last:
+            break
+        if compact:
+            survivors = arrays.compact(
+                halted, survivors, layers, layer, N, halted_keys == "zero", leave_early, cls_only(layer + 1)
+            )
+        else:
+            plan = dense_plan(B, N, *arrays.silence(halted, layers, layer, dtype, halted_keys == "masked"))
 
-    # 6. ponder = halting layer + remainder
-    remainder, ponder_cache = ops.gather.forward(arrays.join_rows(weights), final, keep=keep)  # [B·N']
-    ponder = arrays.add(remainder, arrays.from_numpy(np.where(final < 0, np.nan, halting_layer), dtype))
-    result = JointResult(y, ponder.reshape(B, N), halting_layer.reshape(B, N), entered)
-    return result, JointCache(layers, ponder_cache, size) if keep else None
+    return JointResult(y, weights, layers), JointCache(caches, size) if keep else None
+
+
+def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool) -> Fates:
+    """6. ponder = halting layer + remainder, and who was alive when: for the host, after everything else.
+
+    leave_early as in ``joint_forward``.
+    """
+    arrays, L, weights = scope.ops.arrays, config.joint_depth, result.weights
+    layers = np.array(arrays.to_numpy(result.layers)).reshape(B, -1)
+    # who is left at the end halts there, if the clip is
+    stayed = layers == 0
+    lasts = np.where(stayed, L, layers)  # [B, N'] the last layer that each token entered
+    if leave_early:
+        lasts = np.minimum(lasts, lasts[:, :1])
+        stayed &= lasts == L
+    layers[stayed] = L
+    alive = lasts[:, None, :] > np.arange(L)[:, None]  # [B, L, N']
+    # where each token's remainder stands among the weights of all layers, one behind the other
+    final, weighed = np.full(layers.size, -1), 0
+    for layer, weight in enumerate(weights, 1):
+        dense = len(weight) == layers.size  # every token has its place
+        tokens = np.arange(layers.size) if dense else np.flatnonzero(alive[:, layer - 1])
+        halts = layers.ravel()[tokens] == layer
+        final[tokens[halts]] = weighed + np.flatnonzero(halts)
+        weighed += len(weight)
+    remainder, cache = scope.ops.gather.forward(arrays.join_rows(weights), final, keep=scope.keep)  # [B·N']
+    count = arrays.from_numpy(np.where(final < 0, np.nan, layers.ravel()), remainder.dtype)
+    return Fates(arrays.add(remainder, count).reshape(layers.shape), layers, alive, cache)
+
+
+def _choice(forced: Array, layer: int, compact: bool, leave_early: bool) -> Array:
+    """Who halts by imposed decisions [B, N'], among those who enter a layer."""
+    if not compact:
+        return np.asarray(forced.ravel() <= layer)
+    alive = forced >= layer
+    if leave_early:
+        alive &= forced[:, :1] >= layer
+    return np.asarray(forced[alive] == layer)
+
+
+def _inverse(tokens: Array, size: int) -> Array:
+    """[size] the position of each token in ``tokens``, −1 if it is not there."""
+    where = np.full(size, -1)
+    where[tokens] = np.arange(len(tokens))
+    return where
 
 
 def _scatter(arrays: Any, values: Array | None, tokens: Array, size: int, dtype: Any) -> Array:
     """Values of the living tokens in the places of all tokens, for traces."""
     full = np.zeros(size, dtype=dtype)
     if values is not None:
-        full[tokens] = arrays.to_numpy(values)
+        given = arrays.to_numpy(values)
+        full[tokens] = given[tokens] if len(given) == size else given
     return full
 
 
-def joint_backward(scope: Scope, config: HaltingVTConfig, dy: Array, dponder: Array, cache: JointCache) -> Array:
+def joint_backward(
+    scope: Scope, config: HaltingVTConfig, dy: Array, dponder: Array, cache: JointCache, fates: Any
+) -> Array:
     """Returns the gradient of the state [B·N', D] that entered the first joint block.
 
-    dy: the gradient of ``y`` as it was returned; dponder [B, N'].
+    dy: the gradient of ``y`` as it was returned; dponder [B, N']; fates: the cache of ``joint_fates``.
     """
     ops, arrays, see = scope.ops, scope.ops.arrays, scope.see
     G, size, dtype = config.glimpser_depth, cache.rows, dy.dtype
     # 6. the remainders of all layers
-    dweights = ops.gather.backward(dponder.reshape(-1), cache.ponder)
+    dweights = ops.gather.backward(dponder.reshape(-1), fates)
     stop = len(dweights)
     dx: Array | None = None  # of the state leaving the layer; nothing reads the last one but y
     dused: Array | None = None
@@ -211,27 +251,32 @@ def joint_backward(scope: Scope, config: HaltingVTConfig, dy: Array, dponder: Ar
         step = cache.layers[index]
         layer = index + 1
         block = f"blocks.{G + index}"
-        term_cache, share_cache, sum_cache = step.output
-        # 4. the output's term
-        dy, dterm, dshare = ops.accumulate.backward(dy, sum_cache)
-        dx = arrays.add(ops.gather.backward(dterm, term_cache), dx)
-        start = stop - len(step.tokens)
-        dweight = arrays.add(ops.gather.backward(dshare, share_cache), dweights[start:stop])
+        start = stop - step.entered
+        dweight = dweights[start:stop]
         stop = start
+        # 4. the output's term
+        if step.output is not None:
+            term_cache, share_cache, sum_cache = step.output
+            dy, dterm, dshare = ops.accumulate.backward(dy, sum_cache)
+            if term_cache is not None:
+                dterm, dshare = ops.gather.backward(dterm, term_cache), ops.gather.backward(dshare, share_cache)
+            dx, dweight = arrays.add(dterm, dx), arrays.add(dshare, dweight)
         # 3. score and weight; 5. `used` of the living went on
         if dused is None:
-            dused = arrays.zeros(len(step.tokens), dtype)
+            dused = arrays.zeros(step.entered, dtype)
         dlogit, dused = ops.halt.backward(dweight, dused, step.halt)
         if scope.tracing:
             see(f"d(joint.{layer}.weight)", _scatter(arrays, dweight, step.tokens, size, dtype))
             see(f"d(joint.{layer}.logit)", _scatter(arrays, dlogit, step.tokens, size, dtype))
-        if step.logit is not None:
-            dcolumn = ops.gather.backward(dlogit.reshape(-1, 1), step.logit)  # [rows, 1]
-            dx = arrays.add_to_column(dx, 0, dcolumn.reshape(-1))
-        dused = ops.gather.backward(dused, step.used)
+        if layer < config.joint_depth:
+            dx = arrays.zeros((step.rows, dy.shape[1]), dtype) if dx is None else dx
+            dx = arrays.add_to_column(dx, 0, dlogit)
+        if step.used is not None:
+            dused = ops.gather.backward(dused, step.used)
         # 2. MLP and attention
         if step.attention is None or step.mlp is None:  # no block was computed: x is the state before
             continue
+        assert dx is not None
         dx = mlp_half_backward(scope, dx, step.mlp)
         dentered, dresidual = attention_half_backward(scope, dx, step.attention)
         if step.asked is not None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from refvt.model.blocks import Scope
 from refvt.model.config import HaltingVTConfig
-from refvt.model.glimpser import GlimpserCache, GlimpserGains, glimpser_backward, glimpser_forward
-from refvt.model.joint import JointCache, JointResult, joint_backward, joint_forward
+from refvt.model.glimpser import GlimpserCache, GlimpserGains, glimpser_backward, glimpser_forward, originals_of
+from refvt.model.joint import Fates, JointCache, joint_backward, joint_fates, joint_forward
 from refvt.ops import Array
 
 __all__ = ["Gains", "NetworkResult", "draw_gains", "network_backward", "network_forward"]
@@ -43,6 +43,7 @@ class NetworkCache(NamedTuple):
     embed: Any
     glimpser: list[GlimpserCache]
     joint: JointCache
+    fates: Any  # of the remainders
     cls: Any  # of the gather of CLS rows
     norm: Any
     head: Any
@@ -54,7 +55,7 @@ class NetworkResult(NamedTuple):
     motion_logits: Array  # [B, 2]
     features: Array  # [B, D]
     kept: list[Array]  # per Glimpser block [B, T, S']
-    joint: JointResult
+    fates: Fates
 
 
 def network_forward(
@@ -80,21 +81,20 @@ def network_forward(
     )
     see("embed", x)
     # 2. Glimpser blocks
-    originals: Array = np.broadcast_to(np.arange(config.patches_per_frame), (B, T, config.patches_per_frame))
-    chosen: list[Array] = []
+    chosen: list[Array] = []  # where the patches that go on stood in each block
     glimpser_caches: list[GlimpserCache] = []
     for g in range(config.glimpser_depth):
-        x, originals, cache = glimpser_forward(
+        x, places, cache = glimpser_forward(
             scope,
             config,
             g,
             x,
-            originals,
+            B,
             compact,
             None if gains is None else gains.glimpser[g],
-            None if kept is None else kept[g],
+            None if kept is None else kept[: g + 1],
         )
-        chosen.append(np.array(originals))
+        chosen.append(places)
         if cache is not None:
             glimpser_caches.append(cache)
     # 3. joint blocks
@@ -110,7 +110,6 @@ def network_forward(
         halting_layer,
     )
     see("y", joint.y)
-    see("ponder", joint.ponder)
     # 4. norm and heads read CLS
     stride = len(joint.y) // B
     cls, cls_cache = ops.gather.forward(joint.y, np.arange(B) * stride, keep=keep)  # [B, D]
@@ -119,12 +118,15 @@ def network_forward(
     motion_logits, motion_cache = ops.linear.forward(features, *scope.pair("motion_head"), keep=keep)
     for name, tensor in (("norm", features), ("logits", logits), ("motion_logits", motion_logits)):
         see(name, tensor)
-    result = NetworkResult(logits, motion_logits, features, chosen, joint)
+    # 5. what was decided comes to the host when everything that was asked for is on its way
+    fates = joint_fates(scope, config, joint, B, leave_early)
+    see("ponder", fates.ponder)
+    result = NetworkResult(logits, motion_logits, features, originals_of(scope, config, chosen, B), fates)
     if not keep:
         return result, None
     assert joint_cache is not None
     return result, NetworkCache(
-        embed_cache, glimpser_caches, joint_cache, cls_cache, norm_cache, head_cache, motion_cache
+        embed_cache, glimpser_caches, joint_cache, fates.cache, cls_cache, norm_cache, head_cache, motion_cache
     )
 
 
@@ -152,7 +154,7 @@ def network_backward(
     dy = ops.gather.backward(dcls, cache.cls)
     see("d(y)", dy)
     # 3. joint blocks
-    dx = joint_backward(scope, config, dy, dponder, cache.joint)
+    dx = joint_backward(scope, config, dy, dponder, cache.joint, cache.fates)
     # 2. Glimpser blocks
     for g in reversed(range(config.glimpser_depth)):
         see(f"d(blocks.{g}.mlp)", dx)

@@ -39,7 +39,7 @@ class HaltCache(NamedTuple):
     last: bool
 
 
-@kernel("f f x x x b f f f b")
+@kernel("v f x x x b f f f b")
 def _halt(logit, used, scale, center, limit, forced, score, weight, used_next, halted):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < used.shape[0]:

@@ -6,14 +6,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numba import cuda
 
-from refvt.backends.cuda import cell, empty, kernel, upload
+from refvt.backends.cuda import cell, empty, fill, kernel, upload
 from refvt.ops import Array
 from refvt.ops.tokens import segment_lengths
 
 
 class GatherCache(NamedTuple):
-    source: Array  # the index, on the host
+    index: Array  # on the device
     shape: tuple[int, ...]  # of x
 
 
@@ -32,37 +33,54 @@ def _flat(x: Array) -> Array:
 
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
-    """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 (host) → y [m, ...]."""
-    y = empty((len(index), *x.shape[1:]), x.dtype)
+    """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
+    index = upload(index, np.int64)
+    y = empty((index.shape[0], *x.shape[1:]), x.dtype)
     target = _flat(y)
     # pass 1
-    _gather.cells(target.shape[0], target.shape[1], _flat(x), upload(index, np.int64), target)
+    _gather.cells(target.shape[0], target.shape[1], _flat(x), index, target)
     return y, GatherCache(index, tuple(x.shape)) if keep else None
 
 
+@kernel("i i i")
+def _chain(index, newest, older):  # type: ignore[no-untyped-def]
+    """A list for every row of x: newest[j] is one of its copies, older[i] the one that was there before i, −1 none."""
+    i = cuda.grid(1)
+    if i < index.shape[0] and index[i] >= 0:
+        older[i] = cuda.atomic.exch(newest, index[i], i)
+
+
 @kernel("F i i F")
-def _scatter(dy, copies, starts, dx):  # type: ignore[no-untyped-def]
+def _scatter(dy, newest, older, dx):  # type: ignore[no-untyped-def]
     j, c = cell()
     if j < dx.shape[0] and c < dx.shape[1]:
         total = dy.dtype.type(0)
-        for r in range(starts[j], starts[j + 1]):
-            total += dy[copies[r], c]
+        # the next copy is the smallest that is larger than the last: who came first to a list is a matter of chance, in
+        # which order it is added must not be
+        last, more = -1, newest[j] >= 0
+        while more:
+            following, i = -1, newest[j]
+            while i >= 0:
+                if i > last and (following < 0 or i < following):
+                    following = i
+                i = older[i]
+            more = following >= 0
+            if more:
+                total += dy[following, c]
+                last = following
         dx[j, c] = total
 
 
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
-    index, shape = cache.source, cache.shape
-    # 1. sort the copies by the row they came from (stable: in order of i), then sum each run of equals; a list per row
-    # instead of additions to it: every thread owns what it writes, and adds in one order
-    copies = np.flatnonzero(index >= 0)
-    copies = copies[np.argsort(index[copies], kind="stable")]
-    starts = np.searchsorted(index[copies], np.arange(shape[0] + 1))  # [n+1] where each row's copies begin
+    index, shape = cache
+    # 1. a list of copies for every row instead of additions to it: every thread owns what it writes, and adds in one
+    # order. A row that was copied r times takes r² steps to find them in order; in the model r is at most T
+    newest, older = fill(empty(shape[0], np.int64), -1), empty(index.shape[0], np.int64)
+    _chain.each(index.shape[0], index, newest, older)
     dx = empty(shape, dy.dtype)
     target = _flat(dx)
-    _scatter.cells(
-        target.shape[0], target.shape[1], _flat(dy), upload(copies, np.int64), upload(starts, np.int64), target
-    )
+    _scatter.cells(target.shape[0], target.shape[1], _flat(dy), newest, older, target)
     return dx
 
 

@@ -1,0 +1,150 @@
+"""Compaction on the GPU: the index arrays of ``compaction``, made where the tokens are. The host learns counts alone.
+
+Two kernels. The first counts: a warp per clip. The second places: a block per clip adds up what the clips before it
+have, each of its threads counts a few neighbouring tokens, and adds up what the threads before it have counted; then
+everybody knows where to write. That is a prefix sum, over clips and inside of a clip, without a thread that waits for
+more than one other step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from refvt.backends.compaction import Survivors, settled, shares
+from refvt.backends.cuda import THREADS, WARP, absent, device_function, empty, kernel, lane_and_row, upload, warp_sum
+from refvt.ops import Array
+
+__all__ = ["compact", "silence"]
+
+
+@kernel("b i I n n I", "backends.count_living")
+def _count(halted, tokens, living, N, leave_early, after):  # type: ignore[no-untyped-def]
+    """after [2, B] from living [2, B]: how many of each clip go on, and 1 where CLS does. A warp per clip."""
+    lane, row = lane_and_row()
+    B = living.shape[1]
+    clip = min(row, B - 1)
+    first = np.int64(0)
+    for other in range(lane, clip, WARP):
+        first += living[0, other]
+    first = warp_sum(first)
+    count = living[0, clip]
+    has_cls = count > 0 and tokens[first] % N == 0 and not halted[first]
+    total = np.int64(0)
+    for i in range(first + lane, first + count, WARP):
+        if not halted[i]:
+            total += 1
+    total = warp_sum(total)
+    if lane == 0 and row < B:
+        after[0, clip] = 0 if leave_early > 0 and not has_cls else total
+        after[1, clip] = 1 if has_cls else 0
+
+
+@device_function
+def _share(after, clip, N, ghosts, cls_only):  # type: ignore[no-untyped-def]
+    """Living tokens of a clip that are rows of the next block, and how many ghosts stand behind them: 0 or 1."""
+    count = after[0, clip]
+    if cls_only > 0:
+        count *= after[1, clip]
+    return count, 1 if ghosts > 0 and count > 0 and count < N else 0
+
+
+@kernel("b i I I n n n n i i i i i", "backends.place_living")
+def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, tokens_next, goes_on, entering, asks):  # type: ignore[no-untyped-def]
+    """Everything else that ``compaction.compact`` says, from the counts. A block per clip."""
+    clip, thread = cuda.blockIdx.x, cuda.threadIdx.x
+    counted = cuda.shared.array(THREADS, np.int64)
+    # 2. where the clip's rows begin: among those before, those who go on, the block's rows, those of them that ask
+    first, place, row, asking = 0, 0, 0, 0
+    for other in range(clip):
+        count, ghost = _share(after, other, N, ghosts, cls_only)
+        first += living[0, other]
+        place += after[0, other]
+        row += count + ghost
+        asking += min(count, 1) if cls_only > 0 else count
+    count, ghost = _share(after, clip, N, ghosts, cls_only)
+    if thread == 0:
+        if ghost > 0:
+            entering[row + count] = -1
+        if cls_only > 0 and count > 0:
+            asks[asking] = row
+    # 1. each thread counts a few neighbours …
+    clip_goes_on = after[0, clip] > 0
+    length = living[0, clip]
+    each = (length + THREADS - 1) // THREADS
+    begin = first + min(thread * each, length)
+    end = first + min((thread + 1) * each, length)
+    mine = np.int64(0)
+    for i in range(begin, end):
+        if halted[i]:
+            layers[tokens[i]] = layer
+        elif clip_goes_on:
+            mine += 1
+    counted[thread] = mine
+    cuda.syncthreads()
+    # … and knows from those before it where they stand
+    before = np.int64(0)
+    for other in range(thread):
+        before += counted[other]
+    # 3. the rows
+    for i in range(begin, end):
+        if clip_goes_on and not halted[i]:
+            goes_on[place + before] = i
+            tokens_next[place + before] = tokens[i]
+            if count > 0:
+                entering[row + before] = i
+                if cls_only == 0:
+                    asks[asking + before] = row + before
+            before += 1
+
+
+def compact(
+    halted: Array,
+    before: Survivors,
+    layers: Array,
+    layer: int,
+    N: int,
+    ghosts: bool,
+    leave_early: bool,
+    cls_only: bool,
+) -> Survivors:
+    """Who enters the next block: as ``compaction.compact``. Waits for the counts, 2 · B numbers."""
+    n, B = len(halted), before.counts.shape[1]
+    living, tokens = upload(before.living, np.int64), upload(before.tokens, np.int64)
+    after = empty((2, B), np.int64)
+    _count.warps(B, halted, tokens, living, N, int(leave_early), after)
+    most = n + B  # rows that there can be: with a ghost for each clip
+    room = empty(4 * most, np.int64)
+    tokens_next, goes_on, entering, asks = (room[i * most : (i + 1) * most] for i in range(4))
+    switches = layer, N, int(ghosts), int(cls_only)
+    _place.blocks(
+        (B,), (THREADS,), halted, tokens, living, after, *switches, layers, tokens_next, goes_on, entering, asks
+    )
+    counts: Array = after.copy_to_host()  # type: ignore[attr-defined]
+    taking_part, ghost = shares(counts, N, ghosts, cls_only)
+    go_on, rows = int(counts[0].sum()), int(taking_part.sum() + ghost.sum())
+    asking = int((taking_part > 0).sum()) if cls_only else int(taking_part.sum())
+    found = Survivors(counts, after, tokens_next[:go_on], goes_on[:go_on], entering[:rows], asks[:asking])
+    return settled(n, found, ghost)
+
+
+@kernel("b n i i f", "backends.silence")
+def _silence(halted, layer, layers, entering, key_bias):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < halted.shape[0]:
+        if halted[i] and layers[i] == 0:
+            layers[i] = layer
+        entering[i] = -1 if halted[i] else i
+        if key_bias.shape[0] > 0:
+            key_bias[i] = -np.inf if halted[i] else 0
+
+
+def silence(halted: Array, layers: Array, layer: int, dtype: Any, masked: bool) -> tuple[Array, Array | None]:
+    """How all rows enter the next block where halted tokens keep theirs: as ``compaction.silence``."""
+    n = len(halted)
+    entering = empty(n, np.int64)
+    key_bias = empty(n, dtype) if masked else absent(dtype, 1)
+    _silence.each(n, halted, layer, layers, entering, key_bias)
+    return entering, key_bias if masked else None
