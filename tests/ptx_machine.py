@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from refvt.backends.cuda_driver import NoShelf
+
 WARP = 32
 BASE = 0x10000000  # of the device's memory
 CLASSES = {"rd": np.uint64, "r": np.uint32, "rs": np.uint16, "f": np.float32, "fd": np.float64, "p": np.bool_}
@@ -46,8 +48,12 @@ class Machine:
 
     # ---- what the column asks of a driver
 
-    def allocate(self, size):
+    def shelf(self, size):
+        return NoShelf(size, self.free)
+
+    def allocate(self, shelf):
         """Each piece has a gap behind it that belongs to nobody."""
+        size = shelf.size
         length = -(-size // 256) * 256 + 256
         pieces = self.free_at.get(length)
         start = pieces.pop() if pieces else self.top

@@ -14,14 +14,16 @@ import numpy as np
 
 from refvt.ops import Array
 
-__all__ = ["Survivors", "compact", "everyone", "frozen", "offsets_of", "settled", "shares", "silence"]
+__all__ = ["Survivors", "compact", "everyone", "frozen", "offsets_of", "shares", "silence"]
 
 
 class Survivors(NamedTuple):
     """Who enters a joint block. Index arrays lie where the column computes."""
 
     counts: Array  # [2, B] on the host: living tokens of each clip, and 1 where CLS is one of them
-    living: Array  # the same where the column computes
+    rows: Array  # [B] on the host: how many of them are rows of the block
+    ghosts: Array  # [B] bool on the host: whether a ghost stands behind them
+    living: Array  # counts where the column computes
     tokens: Array  # [n] which tokens they are, clip · N' + index, in this order
     goes_on: Array | None  # [n] the row each had among those who entered the block before; None: all of them, in order
     entering: Array | None  # [rows] the row before of every row of the block, −1 for a ghost; None: nothing moves
@@ -47,7 +49,8 @@ def everyone(B: int, N: int, cls_only: bool) -> Survivors:
     """All tokens of all clips: who enters the first joint block."""
     counts = frozen(np.array([[N] * B, [1] * B], dtype=np.int64))
     tokens = frozen(np.arange(B * N))
-    return Survivors(counts, counts, tokens, None, None, frozen(tokens[::N]) if cls_only else tokens)
+    nobody = frozen(np.zeros(B, dtype=bool))
+    return Survivors(counts, counts[0], nobody, counts, tokens, None, None, frozen(tokens[::N]) if cls_only else tokens)
 
 
 def shares(counts: Array, N: int, ghosts: bool, cls_only: bool) -> tuple[Array, Array]:
@@ -96,17 +99,10 @@ def compact(
     entering = np.full(starts[-1], -1)
     entering[rows[here]] = goes_on[here]
     asks = starts[:-1][taking_part > 0] if cls_only else rows
-    return settled(len(halted), Survivors(counts, counts, tokens, goes_on, entering, asks), ghost)
-
-
-def settled(n: int, found: Survivors, ghost: Array) -> Survivors:
-    """The survivors of n rows, with no index at all where it would only say that nothing moves."""
-    assert found.entering is not None
-    all_go_on = len(found.tokens) == n
-    return found._replace(
-        goes_on=None if all_go_on else found.goes_on,
-        entering=None if len(found.entering) == n and not ghost.any() else found.entering,
-    )
+    # no index at all where it would only say that nothing moves
+    stays = len(entering) == len(halted) and not ghost.any()
+    moves = None if len(tokens) == len(halted) else goes_on, None if stays else entering
+    return Survivors(counts, taking_part, ghost, counts, tokens, *moves, asks)
 
 
 def silence(halted: Array, layers: Array, layer: int, dtype: Any, masked: bool) -> tuple[Array, Array | None]:

@@ -73,8 +73,7 @@ class Kernel:
     name: str
     threads: int = THREADS  # of a block, at most: so many must find registers
     # the loaded kernel and where its words lie: by its dtype, and by the kinds of arguments it was called with
-    _of: dict[Any, tuple[Any, struct.Struct]] = field(default_factory=dict)
-    _loaded: dict[tuple[str | None, ...], tuple[Any, struct.Struct]] = field(default_factory=dict)
+    _loaded: dict[Any, tuple[Any, struct.Struct]] = field(default_factory=dict)
 
     def ptx(self, dtype: Any, capability: tuple[int, int]) -> str:
         """The kernel in PTX, for floats of a dtype and GPUs of a compute capability; needs no GPU."""
@@ -144,9 +143,9 @@ class Kernel:
             expected.append((None,) if letter in "xn" else (kind % "c", kind % "s") if strided else (kind % "c",))
         if len(kinds) != len(expected) or any(kind not in those for kind, those in zip(kinds, expected, strict=True)):
             raise TypeError(f"kernel {self.name} takes {[those[0] for those in expected]}, got {list(kinds)}")
-        if dtype not in self._of:
-            self._of[dtype] = driver().load(self, dtype), self.layout(dtype)
-        found = self._loaded[kinds] = self._of[dtype]
+        if dtype not in self._loaded:
+            self._loaded[dtype] = driver().load(self, dtype), self.layout(dtype)
+        found = self._loaded[kinds] = self._loaded[dtype]
         return found
 
     def each(self, count: int, *arguments: Any) -> None:
@@ -259,7 +258,9 @@ else:
         return value
 
 
-_COPIES: dict[int, Array] = {}  # of arrays that never change, by their id
+_COPIES: dict[Any, Array] = {}  # of arrays that never change, by their id; of short lists of indices, by their bytes
+SHORT = 64  # so many indices at most: offsets of clips, rows of CLS
+MOST_COPIES = 1 << 14
 
 
 @cache
@@ -271,22 +272,34 @@ def absent(dtype: Any, ndim: int) -> Array:
 def upload(array: Any, dtype: Any = None) -> Array:
     """A host array on the device, contiguous and of the given dtype; a device array as it is.
 
-    Arrays that nobody may write to are copied once, and their copies kept for as long as they live.
-    TypeError if a device array would have to change its dtype.
+    Arrays that nobody may write to are copied once, and their copies kept for as long as they live; so are those of
+    short lists of indices, which come again and again. TypeError if a device array would have to change its dtype.
     """
     if isinstance(array, DeviceArray):
-        if dtype is not None and array.dtype != np.dtype(dtype):
+        if dtype is not None and array.dtype != dtype:
             raise TypeError(f"expected a device array of {np.dtype(dtype)}, got {array.dtype}")
         return cast(Array, array)
     copy = _COPIES.get(id(array))
     if copy is not None and dtype == copy.dtype:
         return copy
     host = np.ascontiguousarray(array, dtype=dtype)
-    device = empty(np.shape(array), host.dtype)
-    device.write(host)  # type: ignore[attr-defined]
+    if host.dtype == np.int64 and host.ndim == 1 and len(host) <= SHORT:
+        key = host.tobytes()
+        if key not in _COPIES:
+            if len(_COPIES) >= MOST_COPIES:
+                _COPIES.clear()
+            _COPIES[key] = _copy_of(host)
+        return _COPIES[key]
+    device = _copy_of(host)
     if host is array and host.base is None and not host.flags.writeable:
         _COPIES[id(array)] = device
         weakref.finalize(array, _COPIES.pop, id(array), None).atexit = False
+    return device
+
+
+def _copy_of(host: Array) -> Array:
+    device = empty(host.shape, host.dtype)
+    device.write(host)  # type: ignore[attr-defined]
     return device
 
 

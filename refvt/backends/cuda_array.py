@@ -16,38 +16,44 @@ import numpy as np
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.ops import Array
 
-__all__ = ["DeviceArray", "empty"]
+__all__ = ["DeviceArray", "empty", "layout_of"]
 
 
 class _Memory:
-    """A piece of the device's memory, given back when nothing refers to it any more."""
+    """A piece of the device's memory, put back on its shelf when nothing refers to it any more."""
 
-    __slots__ = ("address", "free")
+    __slots__ = ("address", "shelf")
 
     def __init__(self, size: int) -> None:
-        found = driver()
-        self.address: int = found.allocate(size)
-        self.free = found.free
+        shelf = driver().shelf(size)
+        try:
+            self.address: int = shelf.pop()
+        except IndexError:
+            self.address = driver().allocate(shelf)
+        self.shelf = shelf
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - a process that ends may have lost contextlib by now
-            self.free(self.address)
+            self.shelf.append(self.address)
         except Exception:  # there was no memory to be had, or the driver went first
             pass
 
 
-@lru_cache(maxsize=4096)  # the same few shapes come again in every layer and every pass
-def _geometry(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None) -> tuple[Any, ...]:
-    """What an array's shape says: strides, size, is it contiguous, its kind, and its words around the address."""
-    size, packed, apart = math.prod(shape), [], dtype.itemsize
-    for length in reversed(shape):
+@lru_cache(maxsize=1 << 14)  # the same few shapes come again in every layer and every pass
+def layout_of(shape: Any, dtype: Any, strides: tuple[int, ...] | None = None) -> tuple[Any, ...]:
+    """What an array's shape says: all that ``DeviceArray`` keeps but the address, its words around that, its bytes."""
+    lengths = tuple(map(int, shape)) if isinstance(shape, tuple) else (int(shape),)
+    dtype = np.dtype(dtype)
+    size, packed, apart = math.prod(lengths), [], dtype.itemsize
+    for length in reversed(lengths):
         packed.append(apart)
         apart *= length
     rows = tuple(reversed(packed))
     strides = rows if strides is None else strides
-    gapless = size == 0 or all(n == 1 or a == b for n, a, b in zip(shape, strides, rows, strict=True))
-    kind = f"{len(shape)}{'c' if gapless else 's'}{dtype.char}"
-    return strides, size, gapless, kind, (0, 0, size, dtype.itemsize), (*shape, *strides)
+    gapless = size == 0 or all(n == 1 or a == b for n, a, b in zip(lengths, strides, rows, strict=True))
+    kind = f"{len(lengths)}{'c' if gapless else 's'}{dtype.char}"
+    around = (0, 0, size, dtype.itemsize), (*lengths, *strides)
+    return lengths, dtype, strides, size, gapless, kind, around, size * dtype.itemsize
 
 
 class DeviceArray:
@@ -57,14 +63,15 @@ class DeviceArray:
     kind: axes, ``c`` if it is contiguous (``s`` if not), the dtype's letter; what a kernel is compiled for.
     """
 
-    __slots__ = ("__weakref__", "address", "contiguous", "dtype", "kind", "owner", "shape", "size", "strides", "words")
+    __slots__ = (
+        *("__weakref__", "address", "contiguous", "dtype", "kind", "nbytes", "owner"),
+        *("shape", "size", "strides", "words"),
+    )
 
-    def __init__(
-        self, address: int, shape: tuple[int, ...], dtype: Any, owner: Any, strides: tuple[int, ...] | None = None
-    ) -> None:
-        self.address, self.shape, self.dtype, self.owner = address, shape, dtype, owner
-        self.strides, self.size, self.contiguous, self.kind, before, behind = _geometry(shape, dtype, strides)
-        self.words = (*before, address, *behind)
+    def __init__(self, address: int, layout: tuple[Any, ...], owner: Any) -> None:
+        self.address, self.owner = address, owner
+        self.shape, self.dtype, self.strides, self.size, self.contiguous, self.kind, around, self.nbytes = layout
+        self.words = (*around[0], address, *around[1])
 
     @property
     def ndim(self) -> int:
@@ -73,10 +80,6 @@ class DeviceArray:
     @property
     def itemsize(self) -> int:
         return int(self.dtype.itemsize)
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.size) * self.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -90,18 +93,20 @@ class DeviceArray:
             raise TypeError(f"a device array can be cut along its first axis, as x[2:5], got {rows!r}")
         start, stop, _ = rows.indices(self.shape[0])
         shape = (max(0, stop - start), *self.shape[1:])
-        return DeviceArray(self.address + start * self.strides[0], shape, self.dtype, self.owner, self.strides)
+        return DeviceArray(
+            self.address + start * self.strides[0], layout_of(shape, self.dtype, self.strides), self.owner
+        )
 
     def columns(self, start: int, stop: int) -> DeviceArray:
         """x[:, start:stop] of a matrix: a view."""
         across = self.strides[1]
         shape = (self.shape[0], stop - start)
-        return DeviceArray(self.address + start * across, shape, self.dtype, self.owner, self.strides)
+        return DeviceArray(self.address + start * across, layout_of(shape, self.dtype, self.strides), self.owner)
 
     def column(self, i: int) -> DeviceArray:
         """x[:, i] of a matrix: a view."""
         place = self.address + i * self.strides[1]
-        return DeviceArray(place, self.shape[:1], self.dtype, self.owner, self.strides[:1])
+        return DeviceArray(place, layout_of(self.shape[:1], self.dtype, self.strides[:1]), self.owner)
 
     def reshape(self, *shape: Any) -> DeviceArray:
         """The same numbers in another shape, of which one length may be −1; ValueError unless they are contiguous."""
@@ -111,7 +116,7 @@ class DeviceArray:
             lengths = tuple(self.size // max(rest, 1) if n == -1 else n for n in lengths)
         if not self.contiguous or math.prod(lengths) != self.size:
             raise ValueError(f"a device array of shape {self.shape}, strides {self.strides} cannot become {lengths}")
-        return DeviceArray(self.address, tuple(map(int, lengths)), self.dtype, self.owner)
+        return DeviceArray(self.address, layout_of(lengths, self.dtype), self.owner)
 
     def copy_to_host(self) -> Array:
         """A copy in main memory; waits for the kernels that write it."""
@@ -156,9 +161,8 @@ class DeviceArray:
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> Array:
     """A fresh device array, its contents whatever lay there. (To a type checker it is an array like any other.)"""
-    lengths = tuple(map(int, shape)) if isinstance(shape, tuple) else (int(shape),)
-    dtype = np.dtype(dtype)
-    size = math.prod(lengths) * dtype.itemsize
+    layout = layout_of(shape, dtype)
+    size = layout[-1]
     memory = _Memory(size) if size else None
-    array: Any = DeviceArray(memory.address if memory else 0, lengths, dtype, memory)
+    array: Any = DeviceArray(memory.address if memory else 0, layout, memory)
     return cast(Array, array)

@@ -15,16 +15,18 @@ import os
 import struct
 import threading
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numba.cuda.core import config
 
-__all__ = ["SIMULATED", "DriverError", "driver"]
+__all__ = ["SIMULATED", "DriverError", "NoShelf", "Shelf", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 MOST_WORDS = 256  # of a kernel's arguments
+MOST_SIZES = 1 << 16  # of arrays, in bytes, of which it is remembered where they get their memory
 STAGE = 1 << 22  # bytes of main memory that the GPU reads by itself
 LEGACY_STREAM = 1  # the driver's number for the default stream that waits for all others of its kind
 
@@ -44,6 +46,23 @@ class _Seat(threading.local):
         self.settled = False  # does this thread work in the GPU's context?
 
 
+class Shelf(list[int]):
+    """Pieces of memory of one size that nobody needs at present, by their addresses."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class NoShelf:
+    """In the place of a ``Shelf`` where nothing is kept: it is always empty, and what is put there is freed."""
+
+    def __init__(self, size: int, free: Callable[[int], Any]) -> None:
+        self.size, self.append = size, free
+
+    def pop(self) -> int:
+        raise IndexError("nothing is kept")
+
+
 class Driver:
     """The first GPU this process sees, through NVIDIA's own bindings of the driver (package cuda-bindings)."""
 
@@ -56,9 +75,9 @@ class Driver:
         self.context = self._call("cuDevicePrimaryCtxRetain", self.device)  # PyTorch's and CuPy's too
         self.capability = self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
         self.stream = api.CUstream(LEGACY_STREAM)
-        self.lock = threading.RLock()  # an array may be given back by any thread, and while another is handed out
-        self.sizes: dict[int, int] = {}  # of all pieces of memory, by their address
-        self.spare: dict[int, list[int]] = {}  # pieces that nobody needs at present, by their size
+        self.lock = threading.RLock()
+        self.shelves: dict[int, Shelf] = {}  # by the size of their pieces
+        self.shelf_for: dict[int, Shelf | NoShelf] = {}  # by what was asked for
         # a tool that watches memory must see every array by itself
         self.keeps = os.environ.get("REFVT_CUDA_KEEP_MEMORY") != "0"
         self.stage = self._call("cuMemAllocHost", STAGE)  # memory that the GPU can copy from while the host goes on
@@ -94,45 +113,40 @@ class Driver:
             "driver": f"{version // 1000}.{version % 1000 // 10}",
         }
 
-    def allocate(self, size: int) -> int:
-        """The address of so many bytes, whatever lay there: a piece that was given back, if there is one of the size.
+    def shelf(self, size: int) -> Shelf | NoShelf:
+        """Where memory for so many bytes is taken from (``pop``, or ``allocate`` if there is none) and put back.
 
-        The kernels that used it last are done when those to come begin, for all run on one stream.
+        The kernels that used a piece last are done when those to come begin, for all run on one stream. Any thread may
+        take and put back: a list does either in one step.
         """
-        if not self.keeps:
-            return int(self._call("cuMemAlloc", size))
-        step = 1 << max(9, size.bit_length() - 4)  # sizes are few, so that pieces fit again: at most an eighth too long
-        size = -(-size // step) * step
+        found = self.shelf_for.get(size)
+        if found is None:
+            # sizes are few, so that pieces fit again: at most an eighth too long
+            step = 1 << max(9, size.bit_length() - 4)
+            whole = -(-size // step) * step
+            free = partial(self._call, "cuMemFree")
+            found = self.shelves.setdefault(whole, Shelf(whole)) if self.keeps else NoShelf(size, free)
+            if len(self.shelf_for) >= MOST_SIZES:
+                self.shelf_for.clear()
+            self.shelf_for[size] = found
+        return found
+
+    def allocate(self, shelf: Shelf | NoShelf) -> int:
+        """The address of a new piece of memory for a shelf, whatever lies there."""
         with self.lock:
-            spare = self.spare.get(size)
-            if spare:
-                return spare.pop()
             try:
-                address = int(self._call("cuMemAlloc", size))
+                return int(self._call("cuMemAlloc", shelf.size))
             except DriverError:
-                if not any(self.spare.values()):
+                if not any(self.shelves.values()):
                     raise
                 self.release()
-                address = int(self._call("cuMemAlloc", size))
-            self.sizes[address] = size
-            return address
-
-    def free(self, address: int) -> None:
-        """Keep memory for the next who asks for as much."""
-        if not self.keeps:
-            self._call("cuMemFree", address)
-            return
-        with self.lock:
-            self.spare.setdefault(self.sizes[address], []).append(address)
+                return int(self._call("cuMemAlloc", shelf.size))
 
     def release(self) -> None:
         """Give the driver back what nobody needs at present; waits for all kernels."""
-        with self.lock:
-            for pieces in list(self.spare.values()):
-                while pieces:
-                    address = pieces.pop()
-                    del self.sizes[address]
-                    self._call("cuMemFree", address)
+        for shelf in list(self.shelves.values()):
+            while shelf:
+                self._call("cuMemFree", shelf.pop())
 
     def upload(self, address: int, host: Any) -> None:
         """A contiguous host array to the device; the array may be written again when this returns.
@@ -150,7 +164,7 @@ class Driver:
                 self.staged = 0
             place = int(self.stage) + self.staged
             self.staged += -(-size // 64) * 64
-            ctypes.memmove(place, host.ctypes.data, size)
+            ctypes.memmove(place, host.tobytes(), size)  # a copy more, but asking for the address takes longer
             self._call("cuMemcpyHtoDAsync", address, place, size, self.stream)
 
     def download(self, host: Any, address: int) -> None:
@@ -167,8 +181,7 @@ class Driver:
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, those that are kept for later among them, and all."""
         free, total = self._call("cuMemGetInfo")
-        with self.lock:
-            return int(free) + sum(size * len(pieces) for size, pieces in self.spare.items()), int(total)
+        return int(free) + sum(shelf.size * len(shelf) for shelf in list(self.shelves.values())), int(total)
 
     def stamp(self) -> Any:
         """A mark on the stream, which is given the time at which the GPU comes to it."""
@@ -216,8 +229,11 @@ class Simulator:
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
 
-    def allocate(self, size: int) -> int:
-        block = np.full(size, 0xA5, np.uint8)  # nobody should take what lay there for a zero
+    def shelf(self, size: int) -> NoShelf:
+        return NoShelf(size, self.free)
+
+    def allocate(self, shelf: NoShelf) -> int:
+        block = np.full(shelf.size, 0xA5, np.uint8)  # nobody should take what lay there for a zero
         self.blocks[block.ctypes.data] = block
         return int(block.ctypes.data)
 

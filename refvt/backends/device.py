@@ -12,7 +12,7 @@ from numba import cuda
 
 from refvt.backends import DeviceError
 from refvt.backends.cuda import cell, copied, empty, fill, kernel, upload
-from refvt.backends.cuda_array import DeviceArray
+from refvt.backends.cuda_array import DeviceArray, layout_of
 from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
@@ -243,10 +243,8 @@ def on_device(array: Any) -> DeviceArray | None:
     if found.get("stream"):
         driver().wait(found["stream"])
     strides = found.get("strides")
-    dtype = np.dtype(found["typestr"])
-    return DeviceArray(
-        int(found["data"][0]), tuple(found["shape"]), dtype, array, None if strides is None else tuple(strides)
-    )
+    layout = layout_of(tuple(found["shape"]), np.dtype(found["typestr"]), None if strides is None else tuple(strides))
+    return DeviceArray(int(found["data"][0]), layout, array)
 
 
 def _by_dlpack(array: Any) -> DeviceArray:
@@ -255,7 +253,7 @@ def _by_dlpack(array: Any) -> DeviceArray:
     exported = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)  # keeps the memory alive
     dtype, strides = np.dtype(exported.dtype), exported.strides
     in_bytes = None if strides is None else tuple(dtype.itemsize * stride for stride in strides)
-    return DeviceArray(int(exported.ptr), tuple(exported.shape), dtype, exported, in_bytes)
+    return DeviceArray(int(exported.ptr), layout_of(tuple(exported.shape), dtype, in_bytes), exported)
 
 
 @contextmanager

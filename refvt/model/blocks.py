@@ -44,6 +44,13 @@ class Scope:
     def tracing(self) -> bool:
         return self.see is not _nobody
 
+    def rows(self, x: Array, index: Array | slice) -> tuple[Array, Any]:
+        """Rows of x, and the cache of their gather; a slice of them is a view, and has none."""
+        if isinstance(index, slice):
+            return x[index], None
+        rows, cache = self.ops.gather.forward(x, index, keep=self.keep)
+        return rows, cache
+
     def pair(self, name: str) -> tuple[Array, Array]:
         """The weight and bias of a layer."""
         return self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
@@ -71,7 +78,7 @@ def attention_half_forward(
     num_heads: int,
     key_offsets: Array,
     query_offsets: Array | None = None,
-    queries: Array | Callable[[Array, Array], tuple[Array, Array]] | None = None,
+    queries: Array | slice | Callable[[Array, Array], tuple[Array, Array]] | None = None,
     key_bias: Array | None = None,
     gain: Array | None = None,
     project: bool = True,
@@ -80,8 +87,8 @@ def attention_half_forward(
 
     Without ``project`` (and without a cache) the attention comes out as it is, for a layer that projects it.
 
-    x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None); query_offsets cuts
-    *them* into segments. residual and gain belong to the m rows that come out. Who asks may depend on the keys: then
+    x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None; a slice where nobody
+    keeps a cache); query_offsets cuts *them* into segments. residual and gain belong to the m rows that come out. Who asks may depend on the keys: then
     ``queries`` is a function of norm(x) and k that returns the rows and the residual.
     """
     ops, D = scope.ops, x.shape[1]
@@ -101,7 +108,7 @@ def attention_half_forward(
         k, v = columns(kv, 0, D), columns(kv, D, 2 * D)
         if callable(queries):
             queries, residual = queries(normed, k)
-        asking, gather_cache = ops.gather.forward(normed, queries, keep=scope.keep)  # [m, D]
+        asking, gather_cache = scope.rows(normed, queries)  # [m, D]
         q, q_cache = ops.linear.forward(asking, weight[:D], bias[:D], keep=scope.keep)  # [m, D]
         qkv_cache = (q_cache, kv_cache)
     for name, tensor in zip("qkv", (q, k, v), strict=True):

@@ -101,7 +101,7 @@ def joint_forward(
             break  # dense execution goes on, as the released model does
         block, last = f"blocks.{G + layer - 1}", layer == L
         # 1. bring together who takes part
-        step = compact_plan(survivors, N, halted_keys, cls_only(layer)) if compact else plan
+        step = compact_plan(survivors, N, cls_only(layer), not keep) if compact else plan
         entering_cache = asked_cache = attention_cache = mlp_cache = None
         if step is not None:
             if step.entering is not None:
@@ -110,7 +110,7 @@ def joint_forward(
             # 2. attention and MLP; only the rows that ask come out
             asked = x
             if step.queries is not None:
-                asked, asked_cache = ops.gather.forward(x, step.queries, keep=keep)
+                asked, asked_cache = scope.rows(x, step.queries)
             gain = None if gains is None else np.repeat(gains[layer - 1], step.leaving, axis=1).astype(dtype)
             key_bias = step.key_bias.astype(dtype) if isinstance(step.key_bias, np.ndarray) else step.key_bias
             x, _, attention_cache = attention_half_forward(
@@ -145,10 +145,11 @@ def joint_forward(
         if step is not None:
             term, share = x, weight
             if compact or not every_output:
-                rows = (cls_rows(counts, counts[0]), cls_rows(counts, step.leaving))
-                nth, state_row = rows if not every_output else (_inverse(tokens, size),) * 2
-                term, term_cache = ops.gather.forward(x, state_row, keep=keep)
-                share, share_cache = ops.gather.forward(weight, nth, keep=keep)
+                nth, state_row = (cls_rows(counts, of_each, not keep) for of_each in (counts[0], step.leaving))
+                if every_output:
+                    nth = state_row = _inverse(tokens, size)
+                term, term_cache = scope.rows(x, state_row)
+                share, share_cache = scope.rows(weight, nth)
             y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
             output = term_cache, share_cache, sum_cache
         if keep:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refvt.backends.compaction import Survivors, frozen, offsets_of, shares
+from refvt.backends.compaction import Survivors, frozen, offsets_of
 from refvt.ops import Array
 
 __all__ = ["LayerPlan", "cls_rows", "compact_plan", "dense_plan"]
@@ -30,14 +30,14 @@ class LayerPlan(NamedTuple):
     """One joint block on the packed states left by the layer before it.
 
     entering [rows]: for each row of the block its row in the state before, −1 for a zero row; None if nothing moves.
-    key_offsets [B+1]: its segments. key_bias [rows] or None. queries: the rows that ask (None: all), cut by
-    query_offsets. leaving [B]: how many rows of each clip come out.
+    key_offsets [B+1]: its segments. key_bias [rows] or None. queries: the rows that ask (None: all; a slice: the first
+    ones), cut by query_offsets. leaving [B]: how many rows of each clip come out.
     """
 
     entering: Array | None
     key_offsets: Array
     key_bias: Array | None
-    queries: Array | None
+    queries: Array | slice | None
     query_offsets: Array | None
     leaving: Array
 
@@ -52,12 +52,13 @@ def dense_plan(B: int, N: int, entering: Array | None, key_bias: Array | None) -
     return LayerPlan(entering, _all_rows(B, N), key_bias, None, None, np.full(B, N))
 
 
-def compact_plan(survivors: Survivors, N: int, halted_keys: str, cls_only: bool) -> LayerPlan | None:
+def compact_plan(survivors: Survivors, N: int, cls_only: bool, views: bool) -> LayerPlan | None:
     """Only living tokens have rows, one ghost per clip stands for its halted ones; None if nothing is to be computed.
 
-    cls_only: the last block, where CLS alone asks and clips without a living CLS stay out.
+    cls_only: the last block, where CLS alone asks and clips without a living CLS stay out. views: rows that ask may be
+    a slice, as those of a clip by itself always are.
     """
-    counts, ghosts = shares(survivors.counts, N, halted_keys == "zero", cls_only)
+    counts, ghosts = survivors.rows, survivors.ghosts
     rows = counts + ghosts  # of each clip
     if not rows.any():
         return None
@@ -68,10 +69,16 @@ def compact_plan(survivors: Survivors, N: int, halted_keys: str, cls_only: bool)
         key_bias[key_offsets[1:][ghosts] - 1] = np.log(N - counts[ghosts])
     asking = np.minimum(counts, 1) if cls_only else counts
     if not np.array_equal(asking, rows):
-        queries, query_offsets = survivors.asks, offsets_of(asking)
+        alone = views and len(rows) == 1
+        queries, query_offsets = slice(int(asking[0])) if alone else survivors.asks, offsets_of(asking)
     return LayerPlan(survivors.entering, key_offsets, key_bias, queries, query_offsets, asking)
 
 
-def cls_rows(counts: Array, of_each: Array) -> Array:
-    """[B] where each clip's CLS stands among rows of which clip b has of_each[b]; −1 where it has halted before."""
+def cls_rows(counts: Array, of_each: Array, views: bool) -> Array | slice:
+    """[B] where each clip's CLS stands among rows of which clip b has of_each[b]; −1 where it has halted before.
+
+    views: a slice, if there is but one clip.
+    """
+    if views and len(of_each) == 1 and counts[1, 0]:
+        return slice(1)
     return np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1)

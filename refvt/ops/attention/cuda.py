@@ -132,6 +132,14 @@ else:
 
 
 @device_function
+def rows_of_block(offsets, others, tiles, height):  # type: ignore[no-untyped-def]
+    """The rows of its segment that this block owns, from and to (none, if to ≤ from), and those of the other side."""
+    segment, tile = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles
+    top = offsets[segment] + tile * height
+    return top, min(top + height, offsets[segment + 1]), others[segment], others[segment + 1]
+
+
+@device_function
 def clear(sums):  # type: ignore[no-untyped-def]
     for r in range(sums.shape[0]):
         for c in range(sums.shape[1]):
@@ -252,12 +260,14 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if e < d:
                     y[i, left + e] = sums[r, g * 4 + c] * factor
 
-    @kernel("F F F I x f F F", f"{name}forward_{d}", threads)
-    def forward(q, k, v, parts, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
-        """A block holds some queries and walks their keys. parts [parts, 4]: query rows from, to, key rows from, to."""
+    @kernel("F F F i i n x f F F", f"{name}forward_{d}", threads)
+    def forward(q, k, v, query_offsets, key_offsets, tiles, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
+        """A block holds some queries and walks their keys. A segment has ``tiles`` blocks, a short one too many."""
+        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, tiles, queries)
+        if top >= bottom:
+            return
         row, x = place()
-        part, head = cuda.blockIdx.x, cuda.blockIdx.y
-        top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
+        head = cuda.blockIdx.y
         column = head * d
         number = q.dtype.type
         zero, lowest, log2_e = number(0), number(-math.inf), number(LOG2_E)
@@ -315,12 +325,14 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if x == 0:
                     log_total[i, head] = highest[r] + math.log2(total) if total > zero else zero
 
-    @kernel("F F F F F F I x f F", f"{name}backward_queries_{d}", back_threads)
-    def backward_queries(dy, q, k, v, log_total, mean, parts, scale, key_bias, dq):  # type: ignore[no-untyped-def]
+    @kernel("F F F F F F i i n x f F", f"{name}backward_queries_{d}", back_threads)
+    def backward_queries(dy, q, k, v, log_total, mean, query_offsets, key_offsets, tiles, scale, key_bias, dq):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys: dq."""
+        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, tiles, rows)
+        if top >= bottom:
+            return
         row, x = place()
-        part, head = cuda.blockIdx.x, cuda.blockIdx.y
-        top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
+        head = cuda.blockIdx.y
         column = head * d
         number = q.dtype.type
         zero, lowest, log2_e = number(0), number(-math.inf), number(LOG2_E)
@@ -366,12 +378,14 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
             if i < bottom:
                 write(sums, scale, r, x, i, column, dq)
 
-    @kernel("F F F F F F I x f F F", f"{name}backward_keys_{d}", back_threads)
-    def backward_keys(dy, q, k, v, log_total, mean, parts, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
-        """A block holds some keys and walks the queries that ask them: dk and dv. parts: key rows, query rows."""
+    @kernel("F F F F F F i i n x f F F", f"{name}backward_keys_{d}", back_threads)
+    def backward_keys(dy, q, k, v, log_total, mean, query_offsets, key_offsets, tiles, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
+        """A block holds some keys and walks the queries that ask them: dk and dv."""
+        top, bottom, first, last = rows_of_block(key_offsets, query_offsets, tiles, rows)
+        if top >= bottom:
+            return
         row, x = place()
-        part, head = cuda.blockIdx.x, cuda.blockIdx.y
-        top, bottom, first, last = parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3]
+        head = cuda.blockIdx.y
         column = head * d
         number = q.dtype.type
         zero, one, log2_e = number(0), number(1), number(LOG2_E)
@@ -424,26 +438,16 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
     return _Kernels(queries, rows, forward, backward_queries, backward_keys)
 
 
-def _parts(offsets: Array, others: Array, rows: int) -> Array:
-    """Each segment's rows in tiles of at most ``rows``: [parts, 4] rows from, to, and the other side's from, to."""
-    lengths = np.diff(offsets)
-    pieces = -(-lengths // rows)
-    segment = np.repeat(np.arange(len(lengths)), pieces)
-    nth = np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    top = offsets[:-1][segment] + nth * rows
-    bottom = np.minimum(top + rows, offsets[1:][segment])
-    parts: Array = np.stack([top, bottom, others[:-1][segment], others[1:][segment]], axis=1)
-    return parts
+def _longest(offsets: Array) -> int:
+    """Of the segments."""
+    if len(offsets) == 2:
+        return int(offsets[1] - offsets[0])
+    return int((offsets[1:] - offsets[:-1]).max(initial=0))
 
 
 def _pairs(query_offsets: Array, key_offsets: Array) -> int:
     """Of a query and a key that meet."""
     return int(np.dot(np.diff(query_offsets), np.diff(key_offsets)))
-
-
-def _short(*offsets: Array) -> bool:
-    """Whether all segments fit in the SHORT tiles' own rows."""
-    return all(np.diff(rows).max(initial=0) <= SHORT[0] for rows in offsets)
 
 
 def attention_forward(
@@ -463,16 +467,17 @@ def attention_forward(
     """
     n, D = q.shape
     d = D // num_heads
-    run = kernels(d, q.dtype.itemsize, _short(query_offsets, key_offsets))
+    longest = _longest(query_offsets)
+    run = kernels(d, q.dtype.itemsize, max(longest, _longest(key_offsets)) <= SHORT[0])
     bias = absent(q.dtype, 1) if key_bias is None else upload(key_bias, q.dtype)
-    parts = _parts(query_offsets, key_offsets, run.queries)
+    segments, tiles = len(query_offsets) - 1, -(-longest // run.queries)
     y, log_total = empty((n, D), q.dtype), empty((n, num_heads), q.dtype)
-    work = (upload(parts, np.int64), q.dtype.type(1 / math.sqrt(d)), bias)
+    cuts = upload(query_offsets, np.int64), upload(key_offsets, np.int64)
     # passes 1–3
     run.forward.blocks(
-        (len(parts), num_heads),
+        (segments * tiles, num_heads),
         (run.forward.threads,),
-        *(q, k, v, *work, y, log_total),
+        *(q, k, v, *cuts, tiles, q.dtype.type(1 / math.sqrt(d)), bias, y, log_total),
         multiply_adds=lambda: 2 * D * _pairs(query_offsets, key_offsets),
     )
     if not keep:
@@ -499,27 +504,26 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, bias, y, log_total = cache
     D, dtype = q.shape[1], q.dtype
-    run = kernels(D // num_heads, dtype.itemsize, _short(query_offsets, key_offsets))
+    segments, longest = len(query_offsets) - 1, (_longest(query_offsets), _longest(key_offsets))
+    run = kernels(D // num_heads, dtype.itemsize, max(longest) <= SHORT[0])
     scale = dtype.type(1 / math.sqrt(D // num_heads))
     mean = empty(log_total.shape, dtype)  # [n, A]
     _means.warps(dy.shape[0] * num_heads, dy, y, num_heads, mean)
     dq, dk, dv = empty(q.shape, dtype), empty(k.shape, dtype), empty(v.shape, dtype)
-    given = (dy, q, k, v, log_total, mean)
+    given = (dy, q, k, v, log_total, mean, upload(query_offsets, np.int64), upload(key_offsets, np.int64))
     # passes 3–1
-    parts = _parts(query_offsets, key_offsets, run.rows)
-    work = (upload(parts, np.int64), scale, bias)
+    tiles = -(-longest[0] // run.rows)
     run.backward_queries.blocks(
-        (len(parts), num_heads),
+        (segments * tiles, num_heads),
         (run.backward_queries.threads,),
-        *(*given, *work, dq),
+        *(*given, tiles, scale, bias, dq),
         multiply_adds=lambda: 3 * D * _pairs(query_offsets, key_offsets),
     )
-    parts = _parts(key_offsets, query_offsets, run.rows)
-    work = (upload(parts, np.int64), scale, bias)
+    tiles = -(-longest[1] // run.rows)
     run.backward_keys.blocks(
-        (len(parts), num_heads),
+        (segments * tiles, num_heads),
         (run.backward_keys.threads,),
-        *(*given, *work, dk, dv),
+        *(*given, tiles, scale, bias, dk, dv),
         multiply_adds=lambda: 4 * D * _pairs(query_offsets, key_offsets),
     )
     return dq, dk, dv
