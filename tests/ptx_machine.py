@@ -347,6 +347,18 @@ class Run:
         raw = np.ascontiguousarray(np.stack(numbers, axis=1)).view(np.uint8)
         memory[address[:, None] + np.arange(kind.itemsize * len(sources))] = raw
 
+    def _exchange(self, operation, operands):
+        """atom.exch: one thread after another writes and gets what was there before; in an order that nobody expects."""
+        if operation[1:3] != ["global", "exch"]:
+            raise Fault(f"{operation}: not expected")
+        address, kind, memory = self._words(operation, operands[1], 1, False)
+        given = np.broadcast_to(self._read(operands[2], kind), self._many())
+        found = np.zeros(self._many(), kind)
+        for i in np.random.default_rng(0).permutation(self._many()):
+            place = memory[address[i] : address[i] + kind.itemsize].view(kind)
+            found[i], place[0] = place[0], given[i]
+        self._write(operands[0], found)
+
     def _shuffle(self, ready, operation, operands):
         """shfl.sync.bfly: every thread gets the number of the one whose lane differs from its own by a bit mask."""
         if operation[2] != "bfly":
@@ -368,6 +380,8 @@ class Run:
             return self._load(operation, operands)
         if name == "st":
             return self._store(operation, operands)
+        if name == "atom":
+            return self._exchange(operation, operands)
         if name == "mov" and last in ("b32", "b64") and "{" in "".join(operands):
             return self._pack(operands)
         kind = TYPES[last]

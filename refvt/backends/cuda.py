@@ -47,6 +47,7 @@ __all__ = [
     "fill",
     "kernel",
     "lane_and_row",
+    "read_only",
     "scaled",
     "upload",
     "warp_max",
@@ -272,13 +273,22 @@ def absent(dtype: Any, ndim: int) -> Array:
 def upload(array: Any, dtype: Any = None) -> Array:
     """A host array on the device, contiguous and of the given dtype; a device array as it is.
 
-    Arrays that nobody may write to are copied once, and their copies kept for as long as they live; so are those of
-    short lists of indices, which come again and again. TypeError if a device array would have to change its dtype.
+    TypeError if a device array would have to change its dtype.
     """
     if isinstance(array, DeviceArray):
         if dtype is not None and array.dtype != dtype:
             raise TypeError(f"expected a device array of {np.dtype(dtype)}, got {array.dtype}")
         return cast(Array, array)
+    return _copy_of(np.ascontiguousarray(array, dtype=dtype))
+
+
+def read_only(array: Any, dtype: Any = np.int64) -> Array:
+    """``upload`` for arrays that kernels only read, indices mostly: what is the same as before is not copied again.
+
+    Copies are kept of arrays that nobody may write to, for as long as these live, and of short lists of indices.
+    """
+    if isinstance(array, DeviceArray):
+        return upload(array, dtype)
     copy = _COPIES.get(id(array))
     if copy is not None and dtype == copy.dtype:
         return copy

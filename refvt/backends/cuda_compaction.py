@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends.compaction import Survivors, shares
-from refvt.backends.cuda import THREADS, WARP, absent, device_function, empty, kernel, lane_and_row, upload, warp_sum
+from refvt.backends.cuda import THREADS, WARP, absent, device_function, empty, kernel, lane_and_row, read_only, warp_sum
 from refvt.ops import Array
 
 __all__ = ["compact", "silence"]
@@ -112,7 +112,7 @@ def compact(
 ) -> Survivors:
     """Who enters the next block: as ``compaction.compact``. Waits for the counts, 2 · B numbers."""
     n, B = len(halted), before.counts.shape[1]
-    living, tokens = upload(before.living, np.int64), upload(before.tokens, np.int64)
+    living, tokens = read_only(before.living), read_only(before.tokens)
     after = empty((2, B), np.int64)
     _count.warps(B, halted, tokens, living, N, int(leave_early), after)
     most = n + B  # rows that there can be: with a ghost for each clip

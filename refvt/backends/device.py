@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends import DeviceError
-from refvt.backends.cuda import cell, copied, empty, fill, kernel, upload
+from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, upload
 from refvt.backends.cuda_array import DeviceArray, layout_of
 from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
@@ -97,7 +97,7 @@ def _take(x, index, y):  # type: ignore[no-untyped-def]
 def taken(x: Array, index: Array) -> Array:
     """x[index], of integers."""
     y = empty(index.shape[0], np.int64)
-    _take.each(index.shape[0], upload(x, np.int64), index, y)
+    _take.each(index.shape[0], read_only(x), index, y)
     return y
 
 
@@ -120,7 +120,7 @@ def picked(table: Array, places: Array, tail: int = 0) -> Array:
     """
     n, k = places.shape
     rows = empty((n, 1 + k + tail), np.int64)
-    _pick.cells(n, 1 + k + tail, upload(table, np.int64), places, rows)
+    _pick.cells(n, 1 + k + tail, read_only(table), places, rows)
     return rows
 
 

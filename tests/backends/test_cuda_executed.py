@@ -13,6 +13,7 @@ import pytest
 from refvt import backends
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
+from tests.backends.compaction_checks import check_compaction, check_index_moves, check_silence
 from tests.ptx_machine import Fault, Machine
 
 INSTALLED = find_spec("numba_cuda") is not None and find_spec("cuda") is not None
@@ -51,6 +52,32 @@ def test_tiny_operation(name, machine):
     result = verify_case(CASES[name], "cuda", "float32")
     assert result.comparisons
     assert not [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+
+
+@pytest.mark.parametrize(("B", "N"), [(1, 300), (5, 40), (33, 3)])
+@pytest.mark.parametrize("early", [False, True])
+def test_compaction(B, N, early, machine):
+    moves, rng = backends.get("cuda").arrays, np.random.default_rng(B + early)
+    assert check_compaction(moves, rng, B, N, True, early)
+    check_silence(moves, rng, N, early)
+
+
+def test_index_moves(machine):
+    check_index_moves(backends.get("cuda").arrays, np.random.default_rng(0))
+
+
+def test_copies_of_a_row_are_added_in_order(machine):
+    """Whatever order the lists of copies come to have."""
+    gather, rng = backends.get("cuda").gather, np.random.default_rng(0)
+    index = rng.integers(-1, 6, 200)
+    dy = (rng.standard_normal((200, 3)) * 10.0 ** rng.integers(-6, 6, (200, 1))).astype(np.float32)
+    there = backends.get("cuda").arrays.from_numpy
+    _, cache = gather.forward(there(np.zeros((6, 3), np.float32)), index)
+    expected = np.zeros((6, 3), np.float32)
+    for i, j in enumerate(index):
+        if j >= 0:
+            expected[j] += dy[i]
+    assert np.array_equal(gather.backward(there(dy), cache).copy_to_host(), expected)
 
 
 def test_tiny_model_forward_and_backward(machine):

@@ -29,6 +29,7 @@ from refvt.ops import operations
 from refvt.training import Recipe, TrainingError, train
 from refvt.training.optimisers import Adam, global_norm
 from refvt.training.vectors import Vector
+from tests.backends.compaction_checks import check_compaction, check_index_moves, check_silence
 from tests.cudasim import prepare
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -111,22 +112,42 @@ def test_what_is_on_the_device_stays_there(small):
     assert all(isinstance(value, np.ndarray) for value in (plain.logits, plain.alive, plain.ponder))
 
 
-def test_no_state_is_copied_to_main_memory(small, monkeypatch):
-    """Between clip and logits only decisions come back: kept patches and who has halted, integers and booleans."""
+@pytest.mark.parametrize("execution", ["compact", "dense"])
+def test_counts_alone_are_copied_to_main_memory(execution, small, monkeypatch):
+    """Between clip and logits: of each joint block but the last how many tokens of each clip go on, and does CLS."""
+    from refvt.backends.cuda_driver import driver
+
     model, clips = small
-    moves = backends.get("cuda").arrays
-    there, copied = moves.from_numpy(clips), []
-    right = moves.to_numpy
+    there, copied = backends.get("cuda").arrays.from_numpy(clips), []
+    download, heads = driver().download, []
+    monkeypatch.setattr(driver(), "download", lambda host, address: copied.append(host) or download(host, address))
+    motion_head, right = model.parameters["motion_head.weight"], model._ops.operations["linear"]
 
-    def watched(array):
-        result = right(array)
-        copied.append(result.dtype.kind)
-        return result
+    def linear(x, weight, *arguments, **settings):
+        if weight is motion_head:
+            heads.append(len(copied))
+        return right.forward(x, weight, *arguments, **settings)
 
-    monkeypatch.setattr(moves, "to_numpy", watched)
-    model(there, arrays="device")
-    assert set(copied) <= {"i", "b"}
-    assert copied
+    monkeypatch.setitem(model._ops.operations, "linear", type(right)(right.operation, linear, right.backward))
+    model(there, execution=execution, arrays="device")
+    (before_the_last_head,) = heads
+    finite, *counts = copied[:before_the_last_head]
+    assert finite.shape == (1,)  # are the clips finite
+    assert [c.shape for c in counts] == ([(2, 1)] * (model.config.joint_depth - 1) if execution == "compact" else [])
+    assert all(array.dtype.kind == "i" for array in copied)
+
+
+@pytest.mark.parametrize(("B", "N"), [(1, 1), (1, 30), (3, 9), (6, 4)])
+@pytest.mark.parametrize(("ghosts", "early"), [(True, False), (True, True), (False, False)])
+def test_compaction(B, N, ghosts, early, cuda):
+    rng = np.random.default_rng(B + N)
+    moved = sum(check_compaction(cuda.arrays, rng, B, N, ghosts, early) for _ in range(3))
+    assert moved or N == 1
+    check_silence(cuda.arrays, rng, N, ghosts)
+
+
+def test_index_moves(cuda):
+    check_index_moves(cuda.arrays, np.random.default_rng(0))
 
 
 def test_clips_on_the_device_are_checked(small):
@@ -270,18 +291,32 @@ def test_a_kernel_refuses_what_it_was_not_declared_for(cuda):
 
 
 def test_index_arrays_that_never_change_are_uploaded_once(cuda, monkeypatch):
-    from refvt.backends.cuda import _COPIES, upload
+    from refvt.backends.cuda import _COPIES, SHORT, read_only
 
-    frozen = np.arange(5)
+    frozen = np.arange(SHORT + 1)
     before = len(_COPIES)
-    assert upload(frozen, np.int64) is not upload(frozen, np.int64)  # it may still change
+    assert read_only(frozen, np.int64) is not read_only(frozen, np.int64)  # it may still change
     frozen.setflags(write=False)
-    first = upload(frozen, np.int64)
-    assert upload(frozen, np.int64) is first
-    assert upload(frozen[1:], np.int64) is not upload(frozen[1:], np.int64)  # what it is part of may change
+    first = read_only(frozen, np.int64)
+    assert read_only(frozen, np.int64) is first
+    part = frozen.reshape(1, -1)
+    assert read_only(part, np.int64) is not read_only(part, np.int64)  # what it is part of may change
     assert len(_COPIES) == before + 1
-    del frozen
+    del frozen, part
     assert len(_COPIES) == before
+
+
+def test_short_lists_of_indices_are_uploaded_once(cuda, monkeypatch):
+    from refvt.backends import cuda as column
+
+    monkeypatch.setattr(column, "_COPIES", {})
+    monkeypatch.setattr(column, "MOST_COPIES", 2)
+    first = column.read_only(np.array([0, 7]))
+    assert column.read_only(np.array([0, 7])) is first
+    assert column.upload(np.array([0, 7])) is not column.upload(np.array([0, 7]))  # may be written to
+    others = [column.read_only(np.array([0, n])) for n in (8, 9)]
+    assert [cuda.arrays.to_numpy(x).tolist() for x in (first, *others)] == [[0, 7], [0, 8], [0, 9]]
+    assert len(column._COPIES) <= 2
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from refvt.backends.cuda import (
     empty,
     kernel,
     lane_and_row,
+    read_only,
     upload,
     warp_sum,
 )
@@ -472,7 +473,7 @@ def attention_forward(
     bias = absent(q.dtype, 1) if key_bias is None else upload(key_bias, q.dtype)
     segments, tiles = len(query_offsets) - 1, -(-longest // run.queries)
     y, log_total = empty((n, D), q.dtype), empty((n, num_heads), q.dtype)
-    cuts = upload(query_offsets, np.int64), upload(key_offsets, np.int64)
+    cuts = read_only(query_offsets), read_only(key_offsets)
     # passes 1–3
     run.forward.blocks(
         (segments * tiles, num_heads),
@@ -510,7 +511,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     mean = empty(log_total.shape, dtype)  # [n, A]
     _means.warps(dy.shape[0] * num_heads, dy, y, num_heads, mean)
     dq, dk, dv = empty(q.shape, dtype), empty(k.shape, dtype), empty(v.shape, dtype)
-    given = (dy, q, k, v, log_total, mean, upload(query_offsets, np.int64), upload(key_offsets, np.int64))
+    given = (dy, q, k, v, log_total, mean, read_only(query_offsets), read_only(key_offsets))
     # passes 3–1
     tiles = -(-longest[0] // run.rows)
     run.backward_queries.blocks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from refvt.backends.cuda import absent, cell, column_sums, copied, empty, kernel, scaled, upload
+from refvt.backends.cuda import absent, cell, column_sums, copied, empty, kernel, read_only, scaled, upload
 from refvt.backends.cuda_matmul import Matmul, plain, products
 from refvt.ops import Array
 
@@ -28,7 +28,7 @@ def linear_forward(
     keep: bool = True,
 ) -> tuple[Array, LinearCache | None]:
     """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
-    gain = None if gain is None else upload(gain, x.dtype)
+    gain = None if gain is None else read_only(gain, x.dtype)
     # passes 1–3
     y = _forward(x, weight, bias, gain, residual)  # [tokens, D]
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import cell, empty, fill, kernel, upload
+from refvt.backends.cuda import cell, empty, fill, kernel, read_only, upload
 from refvt.ops import Array
 from refvt.ops.tokens import segment_lengths
 
@@ -34,7 +34,7 @@ def _flat(x: Array) -> Array:
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
     """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
-    index = upload(index, np.int64)
+    index = read_only(index)
     y = empty((index.shape[0], *x.shape[1:]), x.dtype)
     target = _flat(y)
     # pass 1
@@ -107,7 +107,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
     lengths = segment_lengths(offsets)
-    cuts = upload(offsets, np.int64)
+    cuts = read_only(offsets)
     y = empty((len(lengths), x.shape[1]), x.dtype)
     # passes 1–2
     _means.cells(y.shape[0], y.shape[1], x, cuts, y)
