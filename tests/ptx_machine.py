@@ -348,7 +348,7 @@ class Run:
         memory[address[:, None] + np.arange(kind.itemsize * len(sources))] = raw
 
     def _exchange(self, operation, operands):
-        """atom.exch: one thread after another writes and gets what was there before; in an order that nobody expects."""
+        """atom.exch: each thread writes and gets what was there before, in an order that nobody expects."""
         if operation[1:3] != ["global", "exch"]:
             raise Fault(f"{operation}: not expected")
         address, kind, memory = self._words(operation, operands[1], 1, False)

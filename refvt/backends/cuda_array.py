@@ -82,7 +82,7 @@ class DeviceArray:
         return int(self.dtype.itemsize)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __repr__(self) -> str:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"

@@ -13,7 +13,6 @@ from numba import cuda
 from refvt.backends import DeviceError
 from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, upload
 from refvt.backends.cuda_array import DeviceArray, layout_of
-from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
 from refvt.ops import Array

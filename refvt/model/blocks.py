@@ -88,8 +88,8 @@ def attention_half_forward(
     Without ``project`` (and without a cache) the attention comes out as it is, for a layer that projects it.
 
     x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None; a slice where nobody
-    keeps a cache); query_offsets cuts *them* into segments. residual and gain belong to the m rows that come out. Who asks may depend on the keys: then
-    ``queries`` is a function of norm(x) and k that returns the rows and the residual.
+    keeps a cache); query_offsets cuts *them* into segments. residual and gain belong to the m rows that come out. Who
+    asks may depend on the keys: then ``queries`` is a function of norm(x) and k that returns the rows and the residual.
     """
     ops, D = scope.ops, x.shape[1]
     columns = ops.arrays.columns

@@ -88,7 +88,7 @@ class _Leaving(NamedTuple):
     """The state after a block that lets k patches of each frame go on, from rows in frame order that are all theirs."""
 
     rows: Array  # [B·T, 1+k] those rows, CLS's first
-    index: Array  # [B·(1+k)·T] the same in the order of the state: CLS's T copies, then patch after patch
+    by_place: Array  # [B·(1+k)·T] the same in the order of the state: CLS's T copies, then patch after patch
     asking: Array  # [B·T+1] where each frame's begin
     means: Array  # [B·(1+k·T)+1] segments of the state: CLS is the mean of its T copies, every other one row
 
@@ -98,9 +98,9 @@ def _leaving(B: int, T: int, k: int) -> _Leaving:
     lengths = np.ones((B, 1 + k * T), dtype=np.int64)
     lengths[:, 0] = T
     rows = np.arange(B * T * (1 + k)).reshape(B * T, 1 + k)
-    index = rows.reshape(B, T, 1 + k).transpose(0, 2, 1).ravel()
+    by_place = rows.reshape(B, T, 1 + k).transpose(0, 2, 1).ravel()
     asking, means = np.arange(B * T + 1) * (1 + k), offsets_of(lengths.ravel())
-    return _Leaving(frozen(rows), frozen(index), frozen(asking), frozen(means))
+    return _Leaving(frozen(rows), frozen(by_place), frozen(asking), frozen(means))
 
 
 @lru_cache(maxsize=64)
@@ -279,7 +279,7 @@ def glimpser_forward(
         select(q, k)
     elif not selects and forced is not None and (forced[i] != _candidates(forced, i, (B, T, S))).any():
         raise ValueError(f"decisions.kept[{i}]: this block keeps every patch in its place (its keep rate is 1)")
-    index = _leaving(B, T, standing).index
+    index = _leaving(B, T, standing).by_place
     if fuses:
         patches, patches_cache = ops.gather.forward(frames, order.patches, keep=keep)  # [B·T·S, D]
         fused, fused_cache = ops.fuse_dropped.forward(patches, scores, places, keep=keep)  # [B·T, D]

@@ -71,7 +71,7 @@ def network_forward(
 ) -> tuple[NetworkResult, NetworkCache | None]:
     """clips [B, C, T, H, W] in the model's dtype; see ``joint_forward`` for the switches."""
     ops, keep, see = scope.ops, scope.keep, scope.see
-    B, T = clips.shape[0], config.num_frames
+    B = clips.shape[0]
     # 1. tokens
     x, embed_cache = ops.embed.forward(
         clips,
@@ -81,7 +81,7 @@ def network_forward(
     )
     see("embed", x)
     # 2. Glimpser blocks
-    chosen: list[Array] = []  # where the patches that go on stood in each block
+    chosen: list[Array | None] = []  # where the patches that go on stood in each block
     glimpser_caches: list[GlimpserCache] = []
     for g in range(config.glimpser_depth):
         x, places, cache = glimpser_forward(

@@ -133,10 +133,13 @@ else:
 
 
 @device_function
-def rows_of_block(offsets, others, tiles, height):  # type: ignore[no-untyped-def]
-    """The rows of its segment that this block owns, from and to (none, if to ≤ from), and those of the other side."""
-    segment, tile = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles
-    top = offsets[segment] + tile * height
+def rows_of_block(offsets, others, height):  # type: ignore[no-untyped-def]
+    """The rows of its segment that this block owns, from and to (none, if to ≤ from), and those of the other side.
+
+    The grid: segments, heads, tiles of the longest segment. One with fewer has blocks without rows, which leave.
+    """
+    segment = cuda.blockIdx.x
+    top = offsets[segment] + cuda.blockIdx.z * height
     return top, min(top + height, offsets[segment + 1]), others[segment], others[segment + 1]
 
 
@@ -261,10 +264,10 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if e < d:
                     y[i, left + e] = sums[r, g * 4 + c] * factor
 
-    @kernel("F F F i i n x f F F", f"{name}forward_{d}", threads)
-    def forward(q, k, v, query_offsets, key_offsets, tiles, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
-        """A block holds some queries and walks their keys. A segment has ``tiles`` blocks, a short one too many."""
-        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, tiles, queries)
+    @kernel("F F F i i x f F F", f"{name}forward_{d}", threads)
+    def forward(q, k, v, query_offsets, key_offsets, scale, key_bias, y, log_total):  # type: ignore[no-untyped-def]
+        """A block holds some queries and walks their keys."""
+        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, queries)
         if top >= bottom:
             return
         row, x = place()
@@ -326,10 +329,10 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
                 if x == 0:
                     log_total[i, head] = highest[r] + math.log2(total) if total > zero else zero
 
-    @kernel("F F F F F F i i n x f F", f"{name}backward_queries_{d}", back_threads)
-    def backward_queries(dy, q, k, v, log_total, mean, query_offsets, key_offsets, tiles, scale, key_bias, dq):  # type: ignore[no-untyped-def]
+    @kernel("F F F F F F i i x f F", f"{name}backward_queries_{d}", back_threads)
+    def backward_queries(dy, q, k, v, log_total, mean, query_offsets, key_offsets, scale, key_bias, dq):  # type: ignore[no-untyped-def]
         """A block holds some queries and walks their keys: dq."""
-        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, tiles, rows)
+        top, bottom, first, last = rows_of_block(query_offsets, key_offsets, rows)
         if top >= bottom:
             return
         row, x = place()
@@ -379,10 +382,10 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
             if i < bottom:
                 write(sums, scale, r, x, i, column, dq)
 
-    @kernel("F F F F F F i i n x f F F", f"{name}backward_keys_{d}", back_threads)
-    def backward_keys(dy, q, k, v, log_total, mean, query_offsets, key_offsets, tiles, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
+    @kernel("F F F F F F i i x f F F", f"{name}backward_keys_{d}", back_threads)
+    def backward_keys(dy, q, k, v, log_total, mean, query_offsets, key_offsets, scale, key_bias, dk, dv):  # type: ignore[no-untyped-def]
         """A block holds some keys and walks the queries that ask them: dk and dv."""
-        top, bottom, first, last = rows_of_block(key_offsets, query_offsets, tiles, rows)
+        top, bottom, first, last = rows_of_block(key_offsets, query_offsets, rows)
         if top >= bottom:
             return
         row, x = place()
@@ -476,9 +479,9 @@ def attention_forward(
     cuts = read_only(query_offsets), read_only(key_offsets)
     # passes 1–3
     run.forward.blocks(
-        (segments * tiles, num_heads),
+        (segments, num_heads, tiles),
         (run.forward.threads,),
-        *(q, k, v, *cuts, tiles, q.dtype.type(1 / math.sqrt(d)), bias, y, log_total),
+        *(q, k, v, *cuts, q.dtype.type(1 / math.sqrt(d)), bias, y, log_total),
         multiply_adds=lambda: 2 * D * _pairs(query_offsets, key_offsets),
     )
     if not keep:
@@ -515,16 +518,16 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     # passes 3–1
     tiles = -(-longest[0] // run.rows)
     run.backward_queries.blocks(
-        (segments * tiles, num_heads),
+        (segments, num_heads, tiles),
         (run.backward_queries.threads,),
-        *(*given, tiles, scale, bias, dq),
+        *(*given, scale, bias, dq),
         multiply_adds=lambda: 3 * D * _pairs(query_offsets, key_offsets),
     )
     tiles = -(-longest[1] // run.rows)
     run.backward_keys.blocks(
-        (segments * tiles, num_heads),
+        (segments, num_heads, tiles),
         (run.backward_keys.threads,),
-        *(*given, tiles, scale, bias, dk, dv),
+        *(*given, scale, bias, dk, dv),
         multiply_adds=lambda: 4 * D * _pairs(query_offsets, key_offsets),
     )
     return dq, dk, dv

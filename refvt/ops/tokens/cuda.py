@@ -14,7 +14,7 @@ from refvt.ops.tokens import segment_lengths
 
 
 class GatherCache(NamedTuple):
-    index: Array  # on the device
+    source: Array  # the index, on the device
     shape: tuple[int, ...]  # of x
 
 
