@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numba.cuda.core import config
 
+from refvt.backends.cuda_cache import kept_ptx
+
 __all__ = ["SIMULATED", "DriverError", "NoShelf", "Shelf", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -199,7 +201,7 @@ class Driver:
 
     def load(self, kernel: Any, dtype: Any) -> Any:
         """A kernel for numbers of a dtype: compiled for this GPU, and ready to be launched."""
-        ptx = kernel.ptx(dtype, self.capability)
+        ptx = kept_ptx(kernel, dtype, self.capability)
         name = ptx.split(".visible .entry ", 1)[1].split("(", 1)[0].strip()
         try:
             module = self._call("cuModuleLoadData", ptx.encode() + b"\0")

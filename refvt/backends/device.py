@@ -11,6 +11,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends import DeviceError
+from refvt.backends.compiling import compilation_shown
 from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, upload
 from refvt.backends.cuda_array import DeviceArray, layout_of
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
@@ -257,9 +258,13 @@ def _by_dlpack(array: Any) -> DeviceArray:
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Held around work on the GPU: what its driver complains of is said in one sentence, as a DeviceError."""
+    """Held around work on the GPU: what its driver complains of is said in one sentence, as a DeviceError.
+
+    And a line on stderr says so if kernels have to be compiled first.
+    """
     try:
-        yield
+        with compilation_shown():
+            yield
     except DeviceError:
         raise
     except Exception as error:
