@@ -14,15 +14,26 @@ import numpy as np
 
 from refvt.ops import Array
 
-__all__ = ["Survivors", "compact", "everyone", "frozen", "offsets_of", "shares", "silence"]
+__all__ = ["Cuts", "Survivors", "compact", "everyone", "frozen", "offsets_of", "shares", "silence"]
+
+
+class Cuts(NamedTuple):
+    """Where the rows of each clip stand in a joint block, all of it where the column computes."""
+
+    key_offsets: Array  # [B+1]
+    key_bias: Array | None  # [rows] log m at a ghost, else 0
+    query_offsets: Array | None  # [B+1], None if all rows ask
+    nth: Array  # [B] where CLS stands among those who entered, −1 where it has halted before
+    cls: Array  # [B] its row among those that ask, −1 likewise
 
 
 class Survivors(NamedTuple):
     """Who enters a joint block. Index arrays lie where the column computes."""
 
-    counts: Array  # [2, B] on the host: living tokens of each clip, and 1 where CLS is one of them
+    counts: Array | None  # [2, B] on the host: living tokens of each clip, 1 where CLS is one; None: it is not told
     rows: Array  # [B] on the host: how many of them are rows of the block
     ghosts: Array  # [B] bool on the host: whether a ghost stands behind them
+    cuts: Cuts | None  # in the place of these three, where the host is not told
     living: Array  # counts where the column computes
     tokens: Array  # [n] which tokens they are, clip · N' + index, in this order
     goes_on: Array | None  # [n] the row each had among those who entered the block before; None: all of them, in order
@@ -50,7 +61,9 @@ def everyone(B: int, N: int, cls_only: bool) -> Survivors:
     counts = frozen(np.array([[N] * B, [1] * B], dtype=np.int64))
     tokens = frozen(np.arange(B * N))
     nobody = frozen(np.zeros(B, dtype=bool))
-    return Survivors(counts, counts[0], nobody, counts, tokens, None, None, frozen(tokens[::N]) if cls_only else tokens)
+    return Survivors(
+        counts, counts[0], nobody, None, counts, tokens, None, None, frozen(tokens[::N]) if cls_only else tokens
+    )
 
 
 def shares(counts: Array, N: int, ghosts: bool, cls_only: bool) -> tuple[Array, Array]:
@@ -73,12 +86,15 @@ def compact(
     ghosts: bool,
     leave_early: bool,
     cls_only: bool,
+    dtype: Any = None,
 ) -> Survivors:
     """Who enters the next block, from ``halted`` [n] bool among those who entered this one (``before``).
 
     layers [B·N'] int64 is written to: ``layer`` at every token that halts here. leave_early: a clip goes with its CLS.
-    ghosts, cls_only: how the next block is made up, see ``shares``.
+    ghosts, cls_only: how the next block is made up, see ``shares``. dtype: of key biases where a device keeps the
+    counts to itself, which it may unless this is None.
     """
+    assert before.counts is not None
     B, tokens = before.counts.shape[1], before.tokens
     layers[tokens[halted]] = layer
     # 1. count who goes on in each clip
@@ -102,7 +118,7 @@ def compact(
     # no index at all where it would only say that nothing moves
     stays = len(entering) == len(halted) and not ghost.any()
     moves = None if len(tokens) == len(halted) else goes_on, None if stays else entering
-    return Survivors(counts, taking_part, ghost, counts, tokens, *moves, asks)
+    return Survivors(counts, taking_part, ghost, None, counts, tokens, *moves, asks)
 
 
 def silence(halted: Array, layers: Array, layer: int, dtype: Any, masked: bool) -> tuple[Array, Array | None]:

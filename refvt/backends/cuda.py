@@ -38,6 +38,7 @@ __all__ = [
     "Kernel",
     "Launch",
     "absent",
+    "as_many",
     "cell",
     "column_sums",
     "copied",
@@ -48,7 +49,9 @@ __all__ = [
     "kernel",
     "lane_and_row",
     "read_only",
+    "rows_there",
     "scaled",
+    "there",
     "upload",
     "warp_max",
     "warp_sum",
@@ -209,6 +212,12 @@ def cell() -> tuple[int, int]:
 
 
 @device_function
+def rows_there(there, n):  # type: ignore[no-untyped-def]
+    """How many of n rows there are: ``there`` [1] says so, or nothing does and it is all of them."""
+    return min(there[0], n) if there.shape[0] > 0 else n
+
+
+@device_function
 def lane_and_row() -> tuple[int, int]:
     """The place of this thread in its warp and the row its warp works on, in a kernel launched by ``warps``.
 
@@ -268,6 +277,17 @@ MOST_COPIES = 1 << 14
 def absent(dtype: Any, ndim: int) -> Array:
     """The array of no elements that a kernel is given for an optional array that is not there."""
     return empty((0,) * ndim, dtype)
+
+
+def there(x: Any) -> Array:
+    """For a kernel: how many of the rows of an array there are, where only the device has counted; else nothing."""
+    return absent(np.int64, 1) if x.count is None else x.count
+
+
+def as_many(x: Any, y: Any) -> Array:
+    """y, which has as many rows as x has."""
+    y.count = x.count
+    return cast(Array, y)
 
 
 def upload(array: Any, dtype: Any = None) -> Array:

@@ -61,10 +61,12 @@ class DeviceArray:
 
     words: nobody's memory to numba (twice 0), numbers, bytes of one, address, shape, strides: numba's own order.
     kind: axes, ``c`` if it is contiguous (``s`` if not), the dtype's letter; what a kernel is compiled for.
+    count: an array of one number, how many of the rows there really are, where only the device knows; what lies in the
+    others means nothing.
     """
 
     __slots__ = (
-        *("__weakref__", "address", "contiguous", "dtype", "kind", "nbytes", "owner"),
+        *("__weakref__", "address", "contiguous", "count", "dtype", "kind", "nbytes", "owner"),
         *("shape", "size", "strides", "words"),
     )
 
@@ -72,6 +74,7 @@ class DeviceArray:
         self.address, self.owner = address, owner
         self.shape, self.dtype, self.strides, self.size, self.contiguous, self.kind, around, self.nbytes = layout
         self.words = (*around[0], address, *around[1])
+        self.count: DeviceArray | None = None
 
     @property
     def ndim(self) -> int:
@@ -101,12 +104,16 @@ class DeviceArray:
         """x[:, start:stop] of a matrix: a view."""
         across = self.strides[1]
         shape = (self.shape[0], stop - start)
-        return DeviceArray(self.address + start * across, layout_of(shape, self.dtype, self.strides), self.owner)
+        view = DeviceArray(self.address + start * across, layout_of(shape, self.dtype, self.strides), self.owner)
+        view.count = self.count
+        return view
 
     def column(self, i: int) -> DeviceArray:
         """x[:, i] of a matrix: a view."""
         place = self.address + i * self.strides[1]
-        return DeviceArray(place, layout_of(self.shape[:1], self.dtype, self.strides[:1]), self.owner)
+        view = DeviceArray(place, layout_of(self.shape[:1], self.dtype, self.strides[:1]), self.owner)
+        view.count = self.count
+        return view
 
     def reshape(self, *shape: Any) -> DeviceArray:
         """The same numbers in another shape, of which one length may be −1; ValueError unless they are contiguous."""

@@ -8,12 +8,13 @@ more than one other step.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-from refvt.backends.compaction import Survivors, shares
+from refvt.backends.compaction import Cuts, Survivors, shares
 from refvt.backends.cuda import THREADS, WARP, absent, device_function, empty, kernel, lane_and_row, read_only, warp_sum
 from refvt.ops import Array
 
@@ -51,9 +52,17 @@ def _share(after, clip, N, ghosts, cls_only):  # type: ignore[no-untyped-def]
     return count, 1 if ghosts > 0 and count > 0 and count < N else 0
 
 
-@kernel("b i I I n n n n i i i i i", "backends.place_living")
-def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, tokens_next, goes_on, entering, asks):  # type: ignore[no-untyped-def]
-    """Everything else that ``compaction.compact`` says, from the counts. A block per clip."""
+# rows of ``cuts``, of the clips' numbers that a device may keep to itself
+KEY_OFFSETS, QUERY_OFFSETS, NTH, CLS, TOTALS = range(5)
+
+
+@kernel("b i I I n n n n i I f I", "backends.place_living")
+def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, indices, key_bias, cuts):  # type: ignore[no-untyped-def]
+    """Everything else that ``compaction.compact`` says, from the counts. A block per clip.
+
+    indices [4, …]: who goes on, which tokens they are, entering, asks. cuts [5, …]: what ``Cuts`` says; TOTALS are of
+    who goes on, of the block's rows, and of those that ask.
+    """
     clip, thread = cuda.blockIdx.x, cuda.threadIdx.x
     counted = cuda.shared.array(THREADS, np.int64)
     # 2. where the clip's rows begin: among those before, those who go on, the block's rows, those of them that ask
@@ -65,11 +74,24 @@ def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, to
         row += count + ghost
         asking += min(count, 1) if cls_only > 0 else count
     count, ghost = _share(after, clip, N, ghosts, cls_only)
+    ask = min(count, 1) if cls_only > 0 else count
     if thread == 0:
         if ghost > 0:
-            entering[row + count] = -1
+            indices[2, row + count] = -1
+            if key_bias.shape[0] > 0:
+                key_bias[row + count] = math.log(key_bias.dtype.type(N - count))
         if cls_only > 0 and count > 0:
-            asks[asking] = row
+            indices[3, asking] = row
+        cuts[KEY_OFFSETS, clip] = row
+        cuts[QUERY_OFFSETS, clip] = asking
+        cuts[NTH, clip] = place if after[1, clip] > 0 else -1
+        cuts[CLS, clip] = asking if after[1, clip] > 0 else -1
+        if clip == cuda.gridDim.x - 1:
+            cuts[KEY_OFFSETS, clip + 1] = row + count + ghost
+            cuts[QUERY_OFFSETS, clip + 1] = asking + ask
+            cuts[TOTALS, 0] = place + after[0, clip]
+            cuts[TOTALS, 1] = row + count + ghost
+            cuts[TOTALS, 2] = asking + ask
     # 1. each thread counts a few neighbours …
     clip_goes_on = after[0, clip] > 0
     length = living[0, clip]
@@ -91,12 +113,14 @@ def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, to
     # 3. the rows
     for i in range(begin, end):
         if clip_goes_on and not halted[i]:
-            goes_on[place + before] = i
-            tokens_next[place + before] = tokens[i]
+            indices[0, place + before] = i
+            indices[1, place + before] = tokens[i]
             if count > 0:
-                entering[row + before] = i
+                indices[2, row + before] = i
+                if key_bias.shape[0] > 0:
+                    key_bias[row + before] = 0
                 if cls_only == 0:
-                    asks[asking + before] = row + before
+                    indices[3, asking + before] = row + before
             before += 1
 
 
@@ -109,19 +133,24 @@ def compact(
     ghosts: bool,
     leave_early: bool,
     cls_only: bool,
+    dtype: Any = None,
 ) -> Survivors:
-    """Who enters the next block: as ``compaction.compact``. Waits for the counts, 2 · B numbers."""
-    n, B = len(halted), before.counts.shape[1]
+    """Who enters the next block: as ``compaction.compact``.
+
+    Waits for the counts, 2 · B numbers, unless ``dtype`` says that the host need not know them.
+    """
+    n, B = len(halted), before.living.shape[1]
     living, tokens = read_only(before.living), read_only(before.tokens)
     after = empty((2, B), np.int64)
     _count.warps(B, halted, tokens, living, N, int(leave_early), after)
     most = n + B  # rows that there can be: with a ghost for each clip
-    room = empty(4 * most, np.int64)
-    tokens_next, goes_on, entering, asks = (room[i * most : (i + 1) * most] for i in range(4))
+    indices, cuts = empty((4, most), np.int64), empty((5, max(B + 1, 3)), np.int64)
+    key_bias = absent(np.float32, 1) if dtype is None or not ghosts else empty(most, dtype)
     switches = layer, N, int(ghosts), int(cls_only)
-    _place.blocks(
-        (B,), (THREADS,), halted, tokens, living, after, *switches, layers, tokens_next, goes_on, entering, asks
-    )
+    _place.blocks((B,), (THREADS,), halted, tokens, living, after, *switches, layers, indices, key_bias, cuts)
+    goes_on, tokens_next, entering, asks = (indices.reshape(-1)[i * most : (i + 1) * most] for i in range(4))
+    if dtype is not None:
+        return _untold(after, goes_on, tokens_next, entering, asks, key_bias if ghosts else None, cuts, N, cls_only)
     counts: Array = after.copy_to_host()  # type: ignore[attr-defined]
     taking_part, ghost = shares(counts, N, ghosts, cls_only)
     # in Python's numbers: NumPy takes longer for so few
@@ -129,7 +158,47 @@ def compact(
     rows = m + sum(of_clips)
     asking = B - of_clips.count(0) if cls_only else rows - m
     moves = None if alive == n else goes_on[:alive], None if m == 0 and rows == n else entering[:rows]
-    return Survivors(counts, taking_part, ghost, after, tokens_next[:alive], *moves, asks[:asking])
+    return Survivors(counts, taking_part, ghost, None, after, tokens_next[:alive], *moves, asks[:asking])
+
+
+def _untold(
+    after: Array,
+    goes_on: Array,
+    tokens: Array,
+    entering: Array,
+    asks: Array,
+    key_bias: Array | None,
+    cuts: Array,
+    N: int,
+    cls_only: bool,
+) -> Survivors:
+    """Survivors of whom the host knows how many there can be at most: arrays have so many rows, and a count."""
+    B = after.shape[1]
+    flat, width = cuts.reshape(-1), cuts.shape[1]
+
+    def row(which: int, length: int) -> Array:
+        return flat[which * width : which * width + length]
+
+    def counted(index: Array, most: int, which: int) -> Array:
+        index = index[:most]
+        start = TOTALS * width + which
+        index.count = flat[start : start + 1]  # type: ignore[attr-defined]
+        return index
+
+    most = B * N
+    entering = counted(entering, most if key_bias is None else most + B, 1)
+    everybody_asks = key_bias is None and not cls_only
+    found = Cuts(
+        row(KEY_OFFSETS, B + 1),
+        None if key_bias is None else key_bias[: most + B],
+        None if everybody_asks else row(QUERY_OFFSETS, B + 1),
+        row(NTH, B),
+        row(CLS, B),
+    )
+    nobody = np.zeros(0, np.int64)
+    asks = counted(asks, B if cls_only else most, 2)
+    goes_on, tokens = counted(goes_on, most, 0), counted(tokens, most, 0)
+    return Survivors(None, nobody, nobody, found, after, tokens, goes_on, entering, asks)
 
 
 @kernel("b n i i f", "backends.silence")

@@ -28,7 +28,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import SIMULATED, Kernel, absent, column_sums, device_function, empty, kernel
+from refvt.backends.cuda import (
+    SIMULATED,
+    Kernel,
+    absent,
+    as_many,
+    column_sums,
+    device_function,
+    empty,
+    kernel,
+    rows_there,
+    there,
+)
 from refvt.backends.cuda_vectors import ALIGNMENT, address, distance, load4, number_at, put, store4
 from refvt.ops import Array
 
@@ -121,10 +132,12 @@ class Matmul:
         self.kernels[tile].blocks(
             (*tile.grid(M, N), parts),
             (tile.threads,),
-            *(a, b, K, part, *optional, y),
+            *(a, b, K, part, there(a), *optional, y),
             multiply_adds=lambda: M * N * K,
         )
-        return y if parts == 1 else column_sums(y.reshape(parts, M * N)).reshape(M, N)
+        if parts > 1:
+            return column_sums(y.reshape(parts, M * N)).reshape(M, N)
+        return y if self.turned_a else as_many(a, y)
 
 
 @lru_cache(maxsize=1024)
@@ -235,10 +248,12 @@ def _matmul_kernel(name: str, tile: Tile, turned_a: bool, turned_b: bool, finish
     b_each, locate_b, fetch_b, put_b = of_b
     multiply = _multiply(tile, depth - 1)
 
-    @kernel("F F n n f f F F F", name, threads)
-    def matmul(a, b, K, part, bias, gain, residual, extra, y):  # type: ignore[no-untyped-def]
-        M, N = a.shape[1] if turned_a else a.shape[0], y.shape[1]
+    @kernel("F F n n i f f F F F", name, threads)
+    def matmul(a, b, K, part, there, bias, gain, residual, extra, y):  # type: ignore[no-untyped-def]
+        M, N = a.shape[1] if turned_a else rows_there(there, a.shape[0]), y.shape[1]
         top, left = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
+        if top >= M:
+            return
         thread = cuda.threadIdx.x & (threads - 1)  # itself, but now the compiler knows that it is not negative
         # the 32 threads of a warp are a rectangle, 4 down and 8 across: they read 4 + 8 vectors for each 4 rows and
         # columns. Which thread sits where follows what shared memory can do at once: of lanes 0 to 3, pairs read alike

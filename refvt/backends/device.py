@@ -12,7 +12,7 @@ from numba import cuda
 
 from refvt.backends import DeviceError
 from refvt.backends.compiling import compilation_shown
-from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, upload
+from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.backends.cuda_array import DeviceArray, layout_of
 from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
@@ -166,10 +166,10 @@ def turned(rows: Array, T: int) -> Array:
     return y
 
 
-@kernel("F F n n")
-def _place(part, whole, top, left):  # type: ignore[no-untyped-def]
+@kernel("F i F n n")
+def _place(part, there, whole, top, left):  # type: ignore[no-untyped-def]
     r, c = cell()
-    if r < part.shape[0] and c < part.shape[1]:
+    if r < rows_there(there, part.shape[0]) and c < part.shape[1]:
         whole[top + r, left + c] = part[r, c]
 
 
@@ -182,7 +182,7 @@ def join_columns(parts: Sequence[Array]) -> Array:
     whole = empty((parts[0].shape[0], sum(part.shape[1] for part in parts)), parts[0].dtype)
     left = 0
     for part in parts:
-        _place.cells(part.shape[0], part.shape[1], part, whole, 0, left)
+        _place.cells(part.shape[0], part.shape[1], part, there(part), whole, 0, left)
         left += part.shape[1]
     return whole
 
@@ -193,7 +193,7 @@ def join_rows(parts: Sequence[Array]) -> Array:
     target, top = _matrix(whole), 0
     for part in parts:
         matrix = _matrix(part)
-        _place.cells(matrix.shape[0], matrix.shape[1], matrix, target, top, 0)
+        _place.cells(matrix.shape[0], matrix.shape[1], matrix, there(part), target, top, 0)
         top += part.shape[0]
     return whole
 

@@ -50,6 +50,7 @@ class JointResult(NamedTuple):
     y: Array  # [B, D] the output of CLS, or [B·N', D] of every token if all were asked for
     weights: list[Array]  # of every layer, what its tokens gave
     layers: Array  # int64 [B·N'] the halting layers, where the column computes; 0: not known, or the last
+    packed: bool  # weights are of those who entered, one behind the other; else each token has its place
 
 
 class Fates(NamedTuple):
@@ -84,6 +85,9 @@ def joint_forward(
     size, halted_keys = B * N, config.halted_keys
     halting = (config.halting_scale, config.halting_center, config.epsilon)
 
+    # a gradient, a trace and imposed decisions need to know on the host how many are left
+    untold = not (keep or scope.tracing or every_output or forced is not None)
+
     def cls_only(layer: int) -> bool:
         return compact and layer == L and not every_output
 
@@ -96,8 +100,7 @@ def joint_forward(
     caches: list[_LayerCache] = []
 
     for layer in range(1, L + 1):
-        counts = survivors.counts
-        if compact and not counts[0].any():
+        if compact and survivors.counts is not None and not survivors.counts[0].any():
             break  # dense execution goes on, as the released model does
         block, last = f"blocks.{G + layer - 1}", layer == L
         # 1. bring together who takes part
@@ -111,7 +114,9 @@ def joint_forward(
             asked = x
             if step.queries is not None:
                 asked, asked_cache = scope.rows(x, step.queries)
-            gain = None if gains is None else np.repeat(gains[layer - 1], step.leaving, axis=1).astype(dtype)
+            gain = None
+            if gains is not None and step.leaving is not None:
+                gain = np.repeat(gains[layer - 1], step.leaving, axis=1).astype(dtype)
             key_bias = step.key_bias.astype(dtype) if isinstance(step.key_bias, np.ndarray) else step.key_bias
             x, _, attention_cache = attention_half_forward(
                 scope,
@@ -145,9 +150,8 @@ def joint_forward(
         if step is not None:
             term, share = x, weight
             if compact or not every_output:
-                nth, state_row = (cls_rows(counts, of_each, not keep) for of_each in (counts[0], step.leaving))
-                if every_output:
-                    nth = state_row = _inverse(tokens, size)
+                # [readers]
+                nth, state_row = (_inverse(tokens, size),) * 2 if every_output else cls_rows(survivors, step, not keep)
                 term, term_cache = scope.rows(x, state_row)
                 share, share_cache = scope.rows(weight, nth)
             y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
@@ -172,12 +176,13 @@ def joint_forward(
             break
         if compact:
             survivors = arrays.compact(
-                halted, survivors, layers, layer, N, halted_keys == "zero", leave_early, cls_only(layer + 1)
+                *(halted, survivors, layers, layer, N, halted_keys == "zero", leave_early, cls_only(layer + 1)),
+                dtype if untold else None,
             )
         else:
             plan = dense_plan(B, N, *arrays.silence(halted, layers, layer, dtype, halted_keys == "masked"))
 
-    return JointResult(y, weights, layers), JointCache(caches, size) if keep else None
+    return JointResult(y, weights, layers, compact), JointCache(caches, size) if keep else None
 
 
 def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool) -> Fates:
@@ -198,8 +203,7 @@ def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: i
     # where each token's remainder stands among the weights of all layers, one behind the other
     final, weighed = np.full(layers.size, -1), 0
     for layer, weight in enumerate(weights, 1):
-        dense = len(weight) == layers.size  # every token has its place
-        tokens = np.arange(layers.size) if dense else np.flatnonzero(alive[:, layer - 1])
+        tokens = np.flatnonzero(alive[:, layer - 1]) if result.packed else np.arange(layers.size)
         halts = layers.ravel()[tokens] == layer
         final[tokens[halts]] = weighed + np.flatnonzero(halts)
         weighed += len(weight)

@@ -31,7 +31,7 @@ class LayerPlan(NamedTuple):
 
     entering [rows]: for each row of the block its row in the state before, −1 for a zero row; None if nothing moves.
     key_offsets [B+1]: its segments. key_bias [rows] or None. queries: the rows that ask (None: all; a slice: the first
-    ones), cut by query_offsets. leaving [B]: how many rows of each clip come out.
+    ones), cut by query_offsets. leaving [B]: how many rows of each clip come out; None if the host is not told.
     """
 
     entering: Array | None
@@ -39,7 +39,7 @@ class LayerPlan(NamedTuple):
     key_bias: Array | None
     queries: Array | slice | None
     query_offsets: Array | None
-    leaving: Array
+    leaving: Array | None
 
 
 @lru_cache(maxsize=64)
@@ -58,6 +58,10 @@ def compact_plan(survivors: Survivors, N: int, cls_only: bool, views: bool) -> L
     cls_only: the last block, where CLS alone asks and clips without a living CLS stay out. views: rows that ask may be
     a slice, as those of a clip by itself always are.
     """
+    if survivors.cuts is not None:
+        cuts = survivors.cuts
+        asks = None if cuts.query_offsets is None else survivors.asks
+        return LayerPlan(survivors.entering, cuts.key_offsets, cuts.key_bias, asks, cuts.query_offsets, None)
     counts, ghosts = survivors.rows, survivors.ghosts
     rows = counts + ghosts  # of each clip
     if not rows.any():
@@ -74,11 +78,17 @@ def compact_plan(survivors: Survivors, N: int, cls_only: bool, views: bool) -> L
     return LayerPlan(survivors.entering, key_offsets, key_bias, queries, query_offsets, asking)
 
 
-def cls_rows(counts: Array, of_each: Array, views: bool) -> Array | slice:
-    """[B] where each clip's CLS stands among rows of which clip b has of_each[b]; −1 where it has halted before.
+def cls_rows(survivors: Survivors, plan: LayerPlan, views: bool) -> tuple[Array | slice, Array | slice]:
+    """[B] twice: where each clip's CLS stands among those who entered, and among the rows that come out.
 
-    views: a slice, if there is but one clip.
+    −1 where it has halted before. views: a slice, if there is but one clip.
     """
-    if views and len(of_each) == 1 and counts[1, 0]:
-        return slice(1)
-    return np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1)
+    if survivors.cuts is not None:
+        return survivors.cuts.nth, survivors.cuts.cls
+    counts, leaving = survivors.counts, plan.leaving
+    assert counts is not None
+    assert leaving is not None
+    if views and len(leaving) == 1 and counts[1, 0]:
+        return slice(1), slice(1)
+    nth, row = (np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1) for of_each in (counts[0], leaving))
+    return nth, row

@@ -14,6 +14,7 @@ from refvt import backends
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
 from tests.backends.compaction_checks import check_compaction, check_index_moves, check_silence
+from tests.backends.inference_checks import LIVES, check_inference
 from tests.ptx_machine import Fault, Machine
 
 INSTALLED = find_spec("numba_cuda") is not None and find_spec("cuda") is not None
@@ -60,6 +61,11 @@ def test_compaction(B, N, early, machine):
     moves, rng = backends.get("cuda").arrays, np.random.default_rng(B + early)
     assert check_compaction(moves, rng, B, N, True, early)
     check_silence(moves, rng, N, early)
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_inference_without_counts(life, machine):
+    check_inference("cuda", life, "float32", 1e-4)
 
 
 def test_index_moves(machine):

@@ -56,7 +56,7 @@ BUGS = [
     ("plan", "key_offsets[1:][ghosts] - 1", "key_offsets[1:][ghosts] - 2", "model-zero"),
     ("joint", 'halted_keys == "zero", leave_early', 'halted_keys == "none", leave_early', "model-zero"),
     ("joint", 'halted_keys == "zero", leave_early', "True, leave_early", "model-masked"),
-    ("plan", "np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1)", "offsets_of(of_each)[:-1]", "model-zero"),
+    ("plan", "np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1) for", "offsets_of(of_each)[:-1] for", "model-zero"),
     ("backends.compaction", "layers[tokens[halted]] = layer", "layers[tokens[halted]] = layer + 1", "tiny-model-zero"),
     ("backends.compaction", "(tokens % N == 0) & ~halted", "(tokens % N == 1) & ~halted", "model-zero"),
     ("backends.compaction", "rows = np.arange(len(tokens)) + shift[clip]", "rows = np.arange(len(tokens))", "model-zero"),

@@ -27,6 +27,7 @@ from refvt.backends.cuda import (
     WARP,
     Kernel,
     absent,
+    as_many,
     device_function,
     empty,
     kernel,
@@ -35,6 +36,7 @@ from refvt.backends.cuda import (
     upload,
     warp_sum,
 )
+from refvt.backends.cuda_array import DeviceArray
 from refvt.backends.cuda_vectors import ALIGNMENT, at, load4
 from refvt.ops import Array
 
@@ -442,8 +444,10 @@ def kernels(d: int, itemsize: int, short: bool = False) -> _Kernels:
     return _Kernels(queries, rows, forward, backward_queries, backward_keys)
 
 
-def _longest(offsets: Array) -> int:
+def _longest(offsets: Array, rows: int) -> int:
     """Of the segments."""
+    if isinstance(offsets, DeviceArray):  # nobody has told the host: no segment has more than its share of the rows
+        return -(-rows // (len(offsets) - 1))
     if len(offsets) == 2:
         return int(offsets[1] - offsets[0])
     return int((offsets[1:] - offsets[:-1]).max(initial=0))
@@ -466,16 +470,16 @@ def attention_forward(
 ) -> tuple[Array, AttentionCache | None]:
     """y = softmax(q kᵀ/√d + key_bias) v inside each segment.
 
-    q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64 (host),
+    q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
     """
     n, D = q.shape
     d = D // num_heads
-    longest = _longest(query_offsets)
-    run = kernels(d, q.dtype.itemsize, max(longest, _longest(key_offsets)) <= SHORT[0])
+    longest = _longest(query_offsets, n)
+    run = kernels(d, q.dtype.itemsize, max(longest, _longest(key_offsets, k.shape[0])) <= SHORT[0])
     bias = absent(q.dtype, 1) if key_bias is None else upload(key_bias, q.dtype)
     segments, tiles = len(query_offsets) - 1, -(-longest // run.queries)
-    y, log_total = empty((n, D), q.dtype), empty((n, num_heads), q.dtype)
+    y, log_total = as_many(q, empty((n, D), q.dtype)), empty((n, num_heads), q.dtype)
     cuts = read_only(query_offsets), read_only(key_offsets)
     # passes 1–3
     run.forward.blocks(
@@ -508,7 +512,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, bias, y, log_total = cache
     D, dtype = q.shape[1], q.dtype
-    segments, longest = len(query_offsets) - 1, (_longest(query_offsets), _longest(key_offsets))
+    segments, longest = len(query_offsets) - 1, (_longest(query_offsets, len(q)), _longest(key_offsets, len(k)))
     run = kernels(D // num_heads, dtype.itemsize, max(longest) <= SHORT[0])
     scale = dtype.type(1 / math.sqrt(D // num_heads))
     mean = empty(log_total.shape, dtype)  # [n, A]

@@ -11,6 +11,7 @@ from numba import cuda
 from refvt.backends.cuda import (
     WARP,
     absent,
+    as_many,
     cell,
     copied,
     device_function,
@@ -18,6 +19,8 @@ from refvt.backends.cuda import (
     fill,
     kernel,
     lane_and_row,
+    rows_there,
+    there,
     upload,
     warp_sum,
 )
@@ -39,10 +42,10 @@ class HaltCache(NamedTuple):
     last: bool
 
 
-@kernel("v f x x x b f f f b")
-def _halt(logit, used, scale, center, limit, forced, score, weight, used_next, halted):  # type: ignore[no-untyped-def]
+@kernel("v f x x x b i f f f b")
+def _halt(logit, used, scale, center, limit, forced, there, score, weight, used_next, halted):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
-    if i < used.shape[0]:
+    if i < rows_there(there, used.shape[0]):
         one = used.dtype.type(1)
         # 1. the score; the last layer reads no logit
         h = one
@@ -82,7 +85,8 @@ def halt_forward(
     forced = absent(np.bool_, 1) if forced is None else upload(forced, np.bool_)
     settings = number(scale), number(center), number(1 - epsilon)
     # passes 1–3
-    _halt.each(n, logit, used, *settings, forced, score, weight, used_next, halted)
+    _halt.each(n, logit, used, *settings, forced, there(used), score, weight, used_next, halted)
+    weight, used_next = as_many(used, weight), as_many(used, used_next)
     return (weight, used_next, halted), HaltCache(score, halted, scale, last) if keep else None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from numba import cuda
 
-from refvt.backends.cuda import WARP, column_sums, empty, kernel, lane_and_row, warp_sum
+from refvt.backends.cuda import WARP, as_many, column_sums, empty, kernel, lane_and_row, rows_there, there, warp_sum
 from refvt.ops import Array
 
 EPS = 1e-6
@@ -19,10 +19,12 @@ class LayerNormCache(NamedTuple):
     weight: Array
 
 
-@kernel("F f f x F f F")
-def _forward(x, weight, bias, eps, normed, inverse_std, y):  # type: ignore[no-untyped-def]
+@kernel("F f f x i F f F")
+def _forward(x, weight, bias, eps, there, normed, inverse_std, y):  # type: ignore[no-untyped-def]
     lane, i = lane_and_row()
-    n, D = x.shape
+    n, D = rows_there(there, x.shape[0]), x.shape[1]
+    if i - cuda.threadIdx.x // WARP >= n:  # so for all warps of the block
+        return
     row = min(i, n - 1)  # a warp beyond the last row repeats it and writes nothing
     number = x.dtype.type
     # 1. centre
@@ -54,8 +56,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -
     kept = n if keep else 0
     normed, inverse_std = empty((kept, D), x.dtype), empty(kept, x.dtype)
     # passes 1–3
-    _forward.warps(n, x, weight, bias, x.dtype.type(EPS), normed, inverse_std, y)
-    return y, LayerNormCache(normed, inverse_std, weight) if keep else None
+    _forward.warps(n, x, weight, bias, x.dtype.type(EPS), there(x), normed, inverse_std, y)
+    return as_many(x, y), LayerNormCache(normed, inverse_std, weight) if keep else None
 
 
 @kernel("F F f f F")

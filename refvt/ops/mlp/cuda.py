@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from numba import cuda
 
-from refvt.backends.cuda import column_sums, copied, device_function, empty, kernel, scaled, upload
+from refvt.backends.cuda import as_many, column_sums, copied, device_function, empty, kernel, scaled, upload
 from refvt.backends.cuda_matmul import Matmul, plain, products
 from refvt.ops import Array
 
@@ -104,7 +104,7 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     gain = None if gain is None else upload(gain, x.dtype)
-    hidden = empty((x.shape[0], fc1_weight.shape[0]), x.dtype)  # [tokens, F]
+    hidden = as_many(x, empty((x.shape[0], fc1_weight.shape[0]), x.dtype))  # [tokens, F]
     # passes 1–2
     before = _widen(x, fc1_weight, fc1_bias, extra=hidden)  # [tokens, F]
     # passes 3–4

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import cell, empty, fill, kernel, read_only, upload
+from refvt.backends.cuda import as_many, cell, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.ops import Array
 from refvt.ops.tokens import segment_lengths
 
@@ -18,10 +18,10 @@ class GatherCache(NamedTuple):
     shape: tuple[int, ...]  # of x
 
 
-@kernel("F i F")
-def _gather(x, index, y):  # type: ignore[no-untyped-def]
+@kernel("F i i F")
+def _gather(x, index, there, y):  # type: ignore[no-untyped-def]
     i, c = cell()
-    if i < y.shape[0] and c < y.shape[1]:
+    if i < rows_there(there, y.shape[0]) and c < y.shape[1]:
         # 1. copy rows
         j = index[i]
         y[i, c] = x[j, c] if j >= 0 else x.dtype.type(0)
@@ -38,8 +38,8 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
     y = empty((index.shape[0], *x.shape[1:]), x.dtype)
     target = _flat(y)
     # pass 1
-    _gather.cells(target.shape[0], target.shape[1], _flat(x), index, target)
-    return y, GatherCache(index, tuple(x.shape)) if keep else None
+    _gather.cells(target.shape[0], target.shape[1], _flat(x), index, there(index), target)
+    return as_many(index, y), GatherCache(index, tuple(x.shape)) if keep else None
 
 
 @kernel("i i i")
