@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from refvt.backends.cuda_driver import NoShelf
+from refvt.backends.cuda_driver import DriverError, NoShelf, Recorder
 
 WARP = 32
 BASE = 0x10000000  # of the device's memory
@@ -32,12 +32,13 @@ class Fault(RuntimeError):  # noqa: N818 - it reads as what happened
     """What a GPU would have done in silence, or died of."""
 
 
-class Machine:
+class Machine(Recorder):
     """In the place of ``refvt.backends.cuda_driver.Driver``."""
 
     capability = (9, 0)
 
     def __init__(self, size=1 << 26):
+        super().__init__()
         self.bytes = np.zeros(size, np.uint8)
         self.owned = np.zeros(size // 4, bool)  # words that belong to somebody
         self.written = np.zeros(size // 4, bool)
@@ -65,12 +66,14 @@ class Machine:
         self.owned[words], self.written[words] = True, False
         return BASE + start
 
-    def free(self, address):
+    def freed(self, address):
         size, length = self.sizes.pop(address - BASE)
         self.owned[(address - BASE) // 4 : -(-(address - BASE + size) // 4)] = False
         self.free_at.setdefault(length, []).append(address - BASE)
 
     def upload(self, address, host):
+        if self._calls is not None:
+            raise DriverError("an upload cannot be part of a recording")
         raw = np.frombuffer(np.ascontiguousarray(host).tobytes(), np.uint8)
         self._bytes(address, len(raw), True)[:] = raw
 
@@ -78,7 +81,10 @@ class Machine:
         host.reshape(-1).view(np.uint8)[:] = self._bytes(address, host.nbytes, False)
 
     def copy(self, target, source, size):
-        self._bytes(target, size, True)[:] = self._bytes(source, size, False)
+        def work():
+            self._bytes(target, size, True)[:] = self._bytes(source, size, False)
+
+        self.now_or_later(work)
 
     def _bytes(self, address, size, write):
         start = address - BASE
@@ -104,7 +110,7 @@ class Machine:
         buffer = bytearray(layout.size)
         layout.pack_into(buffer, 0, *words)
         size = [*grid, *(1,) * (3 - len(grid))], [*block, *(1,) * (3 - len(block))]
-        Run(self, program, *size, bytes(buffer)).go()
+        self.now_or_later(lambda: Run(self, program, *size, bytes(buffer)).go())
 
 
 class Program:

@@ -14,7 +14,7 @@ import numpy as np
 
 from refvt.ops import Array
 
-__all__ = ["Cuts", "Survivors", "compact", "everyone", "frozen", "offsets_of", "shares", "silence"]
+__all__ = ["Cuts", "Survivors", "compact", "everyone", "first_rows", "frozen", "offsets_of", "shares", "silence"]
 
 
 class Cuts(NamedTuple):
@@ -46,6 +46,12 @@ def frozen(array: Array) -> Array:
     copy = array.copy()
     copy.setflags(write=False)
     return copy
+
+
+@lru_cache(maxsize=64)
+def first_rows(B: int, rows: int) -> Array:
+    """[B] where each clip begins if each has so many rows."""
+    return frozen(np.arange(B) * rows)
 
 
 def offsets_of(lengths: Array) -> Array:

@@ -269,7 +269,7 @@ else:
 
 
 _COPIES: dict[Any, Array] = {}  # of arrays that never change, by their id; of short lists of indices, by their bytes
-SHORT = 64  # so many indices at most: offsets of clips, rows of CLS
+SHORT = 1024  # so many indices at most: offsets of clips, rows of CLS
 MOST_COPIES = 1 << 14
 
 

@@ -24,7 +24,7 @@ from numba.cuda.core import config
 
 from refvt.backends.cuda_cache import kept_ptx
 
-__all__ = ["SIMULATED", "DriverError", "NoShelf", "Shelf", "driver"]
+__all__ = ["SIMULATED", "DriverError", "NoShelf", "Recorder", "Recording", "Shelf", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 MOST_WORDS = 256  # of a kernel's arguments
@@ -46,6 +46,8 @@ class _Seat(threading.local):
         self._addresses = (ctypes.c_void_p * MOST_WORDS)(*(first + 8 * i for i in range(MOST_WORDS)))
         self.addresses = ctypes.addressof(self._addresses)
         self.settled = False  # does this thread work in the GPU's context?
+        self.stream: Any = None  # where this thread's launches go, if not to the stream of all
+        self.pool: Pool | None = None  # where it takes memory from, if not from that of all
 
 
 class Shelf(list[int]):
@@ -65,6 +67,50 @@ class NoShelf:
         raise IndexError("nothing is kept")
 
 
+class Pool:
+    """Memory that arrays have left behind, for those to come."""
+
+    def __init__(self, keeps: bool, free: Callable[[int], Any]) -> None:
+        self.keeps, self.free = keeps, free
+        self.shelves: dict[int, Shelf] = {}  # by the size of their pieces
+        self.shelf_for: dict[int, Shelf | NoShelf] = {}  # by what was asked for
+
+    def shelf(self, size: int) -> Shelf | NoShelf:
+        """Where pieces of so many bytes are; of few sizes, so that they fit again: at most an eighth too long."""
+        found = self.shelf_for.get(size)
+        if found is None:
+            step = 1 << max(9, size.bit_length() - 4)
+            whole = -(-size // step) * step
+            found = self.shelves.setdefault(whole, Shelf(whole)) if self.keeps else NoShelf(size, self.free)
+            if len(self.shelf_for) >= MOST_SIZES:
+                self.shelf_for.clear()
+            self.shelf_for[size] = found
+        return found
+
+    def bytes(self) -> int:
+        return sum(shelf.size * len(shelf) for shelf in list(self.shelves.values()))
+
+    def release(self) -> None:
+        """Give the driver back what nobody needs at present; waits for all kernels."""
+        for shelf in list(self.shelves.values()):
+            while shelf:
+                self.free(shelf.pop())
+
+
+class Recording:
+    """Launches that were written down instead of made. ``result`` is what they write, each time ``play`` is called."""
+
+    def __init__(self, result: Any, play: Callable[[], Any], forget: Callable[[], Any]) -> None:
+        self.result, self.play, self._forget = result, play, forget
+
+    def __del__(self) -> None:
+        self.result = None  # its memory goes with the rest
+        try:  # noqa: SIM105 - a process that ends may have lost contextlib by now
+            self._forget()
+        except Exception:  # the driver went first
+            pass
+
+
 class Driver:
     """The first GPU this process sees, through NVIDIA's own bindings of the driver (package cuda-bindings)."""
 
@@ -78,10 +124,9 @@ class Driver:
         self.capability = self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
         self.stream = api.CUstream(LEGACY_STREAM)
         self.lock = threading.RLock()
-        self.shelves: dict[int, Shelf] = {}  # by the size of their pieces
-        self.shelf_for: dict[int, Shelf | NoShelf] = {}  # by what was asked for
         # a tool that watches memory must see every array by itself
-        self.keeps = os.environ.get("REFVT_CUDA_KEEP_MEMORY") != "0"
+        self.records = os.environ.get("REFVT_CUDA_KEEP_MEMORY") != "0"
+        self.pool = Pool(self.records, partial(self._call, "cuMemFree"))
         self.stage = self._call("cuMemAllocHost", STAGE)  # memory that the GPU can copy from while the host goes on
         self.staged = 0
 
@@ -121,17 +166,7 @@ class Driver:
         The kernels that used a piece last are done when those to come begin, for all run on one stream. Any thread may
         take and put back: a list does either in one step.
         """
-        found = self.shelf_for.get(size)
-        if found is None:
-            # sizes are few, so that pieces fit again: at most an eighth too long
-            step = 1 << max(9, size.bit_length() - 4)
-            whole = -(-size // step) * step
-            free = partial(self._call, "cuMemFree")
-            found = self.shelves.setdefault(whole, Shelf(whole)) if self.keeps else NoShelf(size, free)
-            if len(self.shelf_for) >= MOST_SIZES:
-                self.shelf_for.clear()
-            self.shelf_for[size] = found
-        return found
+        return (self.seat.pool or self.pool).shelf(size)
 
     def allocate(self, shelf: Shelf | NoShelf) -> int:
         """The address of a new piece of memory for a shelf, whatever lies there."""
@@ -139,16 +174,43 @@ class Driver:
             try:
                 return int(self._call("cuMemAlloc", shelf.size))
             except DriverError:
-                if not any(self.shelves.values()):
+                if not self.pool.bytes():
                     raise
-                self.release()
+                self.pool.release()
                 return int(self._call("cuMemAlloc", shelf.size))
 
-    def release(self) -> None:
-        """Give the driver back what nobody needs at present; waits for all kernels."""
-        for shelf in list(self.shelves.values()):
-            while shelf:
-                self._call("cuMemFree", shelf.pop())
+    def record(self, work: Callable[[], Any]) -> Recording:
+        """Do ``work`` without doing it: its launches become a graph of the driver's, which one call launches.
+
+        Work must launch the same whatever the numbers are, and ask for none. What it needs must be on the device. Its
+        memory is its own for as long as the recording lives.
+        """
+        seat, pool = self.seat, Pool(True, self.pool.free)
+        # the stream of all cannot be recorded; one that does not wait for it can, while other threads go on
+        stream = self._call("cuStreamCreate", self.api.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        try:
+            self._call("cuStreamBeginCapture", stream, self.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+            seat.stream, seat.pool = stream, pool
+            try:
+                result = work()
+            finally:
+                seat.stream = seat.pool = None
+                graph = self._call("cuStreamEndCapture", stream)
+            launchable = self._call("cuGraphInstantiate", graph, 0)
+            self._call("cuGraphDestroy", graph)
+        finally:
+            self._call("cuStreamDestroy", stream)
+
+        def forget() -> None:
+            self._call("cuGraphExecDestroy", launchable)
+            pool.release()
+
+        return Recording(result, partial(self._call, "cuGraphLaunch", launchable, self.stream), forget)
+
+    def _now(self, what: str) -> None:
+        """DriverError if this thread's launches are being recorded: then nothing can be done at once."""
+        if self.seat.stream is not None:
+            raise DriverError(f"{what} cannot be part of a recording")
 
     def upload(self, address: int, host: Any) -> None:
         """A contiguous host array to the device; the array may be written again when this returns.
@@ -156,6 +218,7 @@ class Driver:
         From ordinary memory the driver copies only when the GPU has done all it was asked, so that the host could never
         go ahead of it. Small arrays, of indices mostly, therefore go by way of memory that the GPU reads itself.
         """
+        self._now("an upload")
         size = host.nbytes
         if size > STAGE // 4:
             self._call("cuMemcpyHtoD", address, host.ctypes.data, size)
@@ -171,10 +234,11 @@ class Driver:
 
     def download(self, host: Any, address: int) -> None:
         """From the device into a contiguous host array, when all kernels launched so far are done."""
+        self._now("a download")
         self._call("cuMemcpyDtoH", host.ctypes.data, address, host.nbytes)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        self._call("cuMemcpyDtoDAsync", target, source, size, self.stream)
+        self._call("cuMemcpyDtoDAsync", target, source, size, self.seat.stream or self.stream)
 
     def wait(self, stream: int = LEGACY_STREAM) -> None:
         """Until everything on a stream is done."""
@@ -183,7 +247,7 @@ class Driver:
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, those that are kept for later among them, and all."""
         free, total = self._call("cuMemGetInfo")
-        return int(free) + sum(shelf.size * len(shelf) for shelf in list(self.shelves.values())), int(total)
+        return int(free) + self.pool.bytes(), int(total)
 
     def stamp(self) -> Any:
         """A mark on the stream, which is given the time at which the GPU comes to it."""
@@ -218,17 +282,61 @@ class Driver:
             self._settle()
         layout.pack_into(seat.words, 0, *words)
         shape = *grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block))
-        complaint = self.api.cuLaunchKernel(function, *shape, 0, self.stream, seat.addresses, 0)
+        complaint = self.api.cuLaunchKernel(function, *shape, 0, seat.stream or self.stream, seat.addresses, 0)
         if complaint[0]:
             raise DriverError(f"a grid of {grid} blocks of {block} threads: {getattr(complaint[0], 'name', complaint)}")
 
 
-class Simulator:
+class Recorder:
+    """Of drivers that stand in for the GPU's: recordings, of calls of their own."""
+
+    records = True
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], Any]] | None = None
+        self._left: list[int] = []  # memory that a recording has no more use for, but may write to when it is played
+
+    def now_or_later(self, call: Callable[[], Any]) -> None:
+        """Do it, or write it down."""
+        if self._calls is None:
+            call()
+        else:
+            self._calls.append(call)
+
+    def free(self, address: int) -> None:
+        if self._calls is None:
+            self.freed(address)
+        else:
+            self._left.append(address)
+
+    def freed(self, address: int) -> None:
+        raise NotImplementedError
+
+    def record(self, work: Callable[[], Any]) -> Recording:
+        self._calls, self._left = [], []
+        try:
+            result = work()
+        finally:
+            calls, left, self._calls = self._calls, self._left, None
+
+        def play() -> None:
+            for call in calls:
+                call()
+
+        def forget() -> None:
+            for address in left:
+                self.freed(address)
+
+        return Recording(result, play, forget)
+
+
+class Simulator(Recorder):
     """Main memory and numba-cuda's simulator in the driver's place."""
 
     capability = (9, 0)
 
     def __init__(self) -> None:
+        super().__init__()
         self.blocks: dict[int, Any] = {}
 
     def shelf(self, size: int) -> NoShelf:
@@ -239,17 +347,19 @@ class Simulator:
         self.blocks[block.ctypes.data] = block
         return int(block.ctypes.data)
 
-    def free(self, address: int) -> None:
+    def freed(self, address: int) -> None:
         self.blocks.pop(address, None)
 
     def upload(self, address: int, host: Any) -> None:
+        if self._calls is not None:
+            raise DriverError("an upload cannot be part of a recording")
         ctypes.memmove(address, host.ctypes.data, host.nbytes)
 
     def download(self, host: Any, address: int) -> None:
         ctypes.memmove(host.ctypes.data, address, host.nbytes)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        ctypes.memmove(target, source, size)
+        self.now_or_later(partial(ctypes.memmove, target, source, size))
 
     def wait(self, stream: int = LEGACY_STREAM) -> None:
         pass
@@ -274,7 +384,7 @@ class Simulator:
         dispatcher, letters, dtype = function
         buffer = bytearray(layout.size)
         layout.pack_into(buffer, 0, *words)
-        dispatcher[grid, block](*_unpacked(letters, dtype, list(layout.unpack_from(buffer))))
+        self.now_or_later(lambda: dispatcher[grid, block](*_unpacked(letters, dtype, list(layout.unpack_from(buffer)))))
 
 
 def _unpacked(letters: str, dtype: Any, words: list[Any]) -> list[Any]:

@@ -17,9 +17,11 @@ from refvt.backends.cuda_array import DeviceArray, layout_of
 from refvt.backends.cuda_compaction import compact, silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
+from refvt.backends.cuda_replay import Replays
 from refvt.ops import Array
 
 __all__ = [
+    "Replays",
     "add",
     "add_scaled",
     "add_to_column",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refvt.backends.host import (
+    Replays,
     add_scaled,
     add_to_column,
     column,
@@ -32,6 +33,7 @@ from refvt.backends.team import run, span, take
 from refvt.ops import Array
 
 __all__ = [
+    "Replays",
     "add",
     "add_scaled",
     "add_to_column",

@@ -15,11 +15,13 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, check_decisions
 from refvt.model.network import (
     Gains,
+    Heads,
     NetworkCache,
     NetworkResult,
     draw_gains,
     network_backward,
     network_forward,
+    network_result,
 )
 from refvt.model.parameters import check_parameters, initial_parameters
 from refvt.ops import Array
@@ -107,6 +109,7 @@ class HaltingVT:
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
         check_parameters(parameters, config)
+        self._replays = self._ops.arrays.Replays()
         from_numpy = self._ops.arrays.from_numpy
         with self._ops.session():
             self.parameters: dict[str, Array] = {n: from_numpy(np.array(v), dtype) for n, v in parameters.items()}
@@ -140,15 +143,19 @@ class HaltingVT:
         scope = Scope(self._ops, self.parameters)
         forced = check_decisions(decisions or Decisions(), self.config, len(clips))
         with self._ops.session():
-            result, _ = network_forward(
-                scope,
-                self.config,
-                clips,
-                compact,
-                leave_early=compact and not full_ponder,
-                kept=forced.kept,
-                halting_layer=forced.halting_layer,
-            )
+            leave_early = compact and not full_ponder
+
+            def heads(clips: Array) -> Heads:
+                return network_forward(
+                    *(scope, self.config, clips, compact),
+                    leave_early=leave_early,
+                    kept=forced.kept,
+                    halting_layer=forced.halting_layer,
+                )[0]
+
+            free = forced.kept is None and forced.halting_layer is None
+            found = self._replays((compact, leave_early), self.parameters, heads, clips) if free else heads(clips)
+            result, _ = network_result(scope, self.config, found, len(clips), leave_early)
             return self._output(result, full_ponder, bring)
 
     def loss_and_gradients(
@@ -192,7 +199,7 @@ class HaltingVT:
         forced = check_decisions(decisions or Decisions(), self.config, len(clips))
         scope = Scope(self._ops, self.parameters, keep=True)
         with self._ops.session():
-            result, cache = network_forward(
+            heads, cache = network_forward(
                 scope,
                 self.config,
                 clips,
@@ -201,6 +208,7 @@ class HaltingVT:
                 kept=forced.kept,
                 halting_layer=forced.halting_layer,
             )
+            result, cache = network_result(scope, self.config, heads, len(clips), False, cache)
             assert cache is not None
             loss = self._loss_and_backward(
                 scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing), bring
@@ -242,7 +250,7 @@ class HaltingVT:
             gains = draw_gains(self.config, len(clips), drop_path, rng or np.random.default_rng(0))
         scope = Scope(self._ops, self.parameters, see=see, keep=gradients)
         with self._ops.session():
-            result, cache = network_forward(
+            heads, cache = network_forward(
                 scope,
                 self.config,
                 clips,
@@ -252,6 +260,7 @@ class HaltingVT:
                 kept=forced.kept,
                 halting_layer=forced.halting_layer,
             )
+            result, cache = network_result(scope, self.config, heads, len(clips), False, cache)
             if cache is not None and labels is None:
                 random = np.random.default_rng(0)
                 logits, motion, ponder = (

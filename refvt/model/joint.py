@@ -48,7 +48,8 @@ class JointCache(NamedTuple):
 
 class JointResult(NamedTuple):
     y: Array  # [B, D] the output of CLS, or [B·N', D] of every token if all were asked for
-    weights: list[Array]  # of every layer, what its tokens gave
+    weights: Array  # what the tokens of every layer gave, one layer behind the other
+    lengths: list[int]  # how many places each layer has there
     layers: Array  # int64 [B·N'] the halting layers, where the column computes; 0: not known, or the last
     packed: bool  # weights are of those who entered, one behind the other; else each token has its place
 
@@ -182,7 +183,10 @@ def joint_forward(
         else:
             plan = dense_plan(B, N, *arrays.silence(halted, layers, layer, dtype, halted_keys == "masked"))
 
-    return JointResult(y, weights, layers, compact), JointCache(caches, size) if keep else None
+    lengths = [len(weight) for weight in weights]
+    return JointResult(y, arrays.join_rows(weights), lengths, layers, compact), JointCache(
+        caches, size
+    ) if keep else None
 
 
 def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool) -> Fates:
@@ -190,7 +194,7 @@ def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: i
 
     leave_early as in ``joint_forward``.
     """
-    arrays, L, weights = scope.ops.arrays, config.joint_depth, result.weights
+    arrays, L = scope.ops.arrays, config.joint_depth
     layers = np.array(arrays.to_numpy(result.layers)).reshape(B, -1)
     # who is left at the end halts there, if the clip is
     stayed = layers == 0
@@ -202,12 +206,12 @@ def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: i
     alive = lasts[:, None, :] > np.arange(L)[:, None]  # [B, L, N']
     # where each token's remainder stands among the weights of all layers, one behind the other
     final, weighed = np.full(layers.size, -1), 0
-    for layer, weight in enumerate(weights, 1):
+    for layer, length in enumerate(result.lengths, 1):
         tokens = np.flatnonzero(alive[:, layer - 1]) if result.packed else np.arange(layers.size)
         halts = layers.ravel()[tokens] == layer
         final[tokens[halts]] = weighed + np.flatnonzero(halts)
-        weighed += len(weight)
-    remainder, cache = scope.ops.gather.forward(arrays.join_rows(weights), final, keep=scope.keep)  # [B·N']
+        weighed += length
+    remainder, cache = scope.ops.gather.forward(result.weights, final, keep=scope.keep)  # [B·N']
     count = arrays.from_numpy(np.where(final < 0, np.nan, layers.ravel()), remainder.dtype)
     return Fates(arrays.add(remainder, count).reshape(layers.shape), layers, alive, cache)
 

@@ -6,13 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends.compaction import first_rows
 from refvt.model.blocks import Scope
 from refvt.model.config import HaltingVTConfig
 from refvt.model.glimpser import GlimpserCache, GlimpserGains, glimpser_backward, glimpser_forward, originals_of
-from refvt.model.joint import Fates, JointCache, joint_backward, joint_fates, joint_forward
+from refvt.model.joint import Fates, JointCache, JointResult, joint_backward, joint_fates, joint_forward
 from refvt.ops import Array
 
-__all__ = ["Gains", "NetworkResult", "draw_gains", "network_backward", "network_forward"]
+__all__ = [
+    "Gains",
+    "Heads",
+    "NetworkResult",
+    "draw_gains",
+    "network_backward",
+    "network_forward",
+    "network_result",
+]
 
 
 class Gains(NamedTuple):
@@ -43,11 +52,21 @@ class NetworkCache(NamedTuple):
     embed: Any
     glimpser: list[GlimpserCache]
     joint: JointCache
-    fates: Any  # of the remainders
+    fates: Any  # of the remainders, when they are known
     cls: Any  # of the gather of CLS rows
     norm: Any
     head: Any
     motion_head: Any
+
+
+class Heads(NamedTuple):
+    """What a forward pass leaves where it was computed."""
+
+    logits: Array  # [B, K]
+    motion_logits: Array  # [B, 2]
+    features: Array  # [B, D]
+    chosen: list[Array | None]  # per Glimpser block where the patches that go on stood
+    joint: JointResult
 
 
 class NetworkResult(NamedTuple):
@@ -68,7 +87,7 @@ def network_forward(
     gains: Gains | None = None,
     kept: tuple[Array, ...] | None = None,
     halting_layer: Array | None = None,
-) -> tuple[NetworkResult, NetworkCache | None]:
+) -> tuple[Heads, NetworkCache | None]:
     """clips [B, C, T, H, W] in the model's dtype; see ``joint_forward`` for the switches."""
     ops, keep, see = scope.ops, scope.keep, scope.see
     B = clips.shape[0]
@@ -112,22 +131,30 @@ def network_forward(
     see("y", joint.y)
     # 4. norm and heads read CLS
     stride = len(joint.y) // B
-    cls, cls_cache = ops.gather.forward(joint.y, np.arange(B) * stride, keep=keep)  # [B, D]
+    cls, cls_cache = ops.gather.forward(joint.y, first_rows(B, stride), keep=keep)  # [B, D]
     features, norm_cache = ops.layernorm.forward(cls, *scope.pair("norm"), keep=keep)
     logits, head_cache = ops.linear.forward(features, *scope.pair("head"), keep=keep)
     motion_logits, motion_cache = ops.linear.forward(features, *scope.pair("motion_head"), keep=keep)
     for name, tensor in (("norm", features), ("logits", logits), ("motion_logits", motion_logits)):
         see(name, tensor)
-    # 5. what was decided comes to the host when everything that was asked for is on its way
-    fates = joint_fates(scope, config, joint, B, leave_early)
-    see("ponder", fates.ponder)
-    result = NetworkResult(logits, motion_logits, features, originals_of(scope, config, chosen, B), fates)
+    result = Heads(logits, motion_logits, features, chosen, joint)
     if not keep:
         return result, None
     assert joint_cache is not None
     return result, NetworkCache(
-        embed_cache, glimpser_caches, joint_cache, fates.cache, cls_cache, norm_cache, head_cache, motion_cache
+        embed_cache, glimpser_caches, joint_cache, None, cls_cache, norm_cache, head_cache, motion_cache
     )
+
+
+def network_result(
+    scope: Scope, config: HaltingVTConfig, heads: Heads, B: int, leave_early: bool, cache: NetworkCache | None = None
+) -> tuple[NetworkResult, NetworkCache | None]:
+    """5. what was decided comes to the host, when everything else that was asked for is on its way."""
+    fates = joint_fates(scope, config, heads.joint, B, leave_early)
+    scope.see("ponder", fates.ponder)
+    kept = originals_of(scope, config, heads.chosen, B)
+    result = NetworkResult(heads.logits, heads.motion_logits, heads.features, kept, fates)
+    return result, None if cache is None else cache._replace(fates=fates.cache)
 
 
 def network_backward(

@@ -34,4 +34,4 @@ def check_inference(backend, life, dtype, tolerance, B=3, calls=1):
                 assert np.array_equal(np.isnan(a), np.isnan(b))
                 assert relative(np.nan_to_num(a), np.nan_to_num(b)) <= tolerance, (call, settings, name)
         left.add(tuple(expected.tokens_per_layer.ravel().tolist()))
-    return left
+    return mine, left

@@ -41,7 +41,7 @@ class Named:
 class Bindings:
     """cuda.bindings.driver, as far as it is used, over main memory."""
 
-    CUdevice_attribute = Named()
+    CUdevice_attribute = CUstream_flags = CUstreamCaptureMode = Named()
 
     def __init__(self):
         self.alive, self.launched, self.settled, self.room = {}, [], [], 1 << 20
@@ -241,6 +241,68 @@ def test_a_kernel_gets_its_words_in_the_order_of_its_parameters(column):
     _add_to_column.each(4, column.upload(np.ones((4, 6))), 1, column.upload(np.ones(4)))
     functions = [function for function, *_ in bindings.launched]
     assert functions[0] == functions[1] != functions[2]
+
+
+def test_a_recording_has_its_own_stream_and_memory(column, monkeypatch):
+    column, bindings = column
+    x, calls = column.upload(np.ones(4, np.float32)), []
+    streams = []
+    monkeypatch.setattr(bindings, "cuLaunchKernel", lambda *a: streams.append(a[8]) or (FINE,))
+    monkeypatch.setattr(bindings, "cuGraphLaunch", lambda *a: calls.append(a) or (FINE,))
+    monkeypatch.setattr(bindings, "cuGraphExecDestroy", lambda *a: calls.append("destroyed") or (FINE,))
+    column.fill(x, 1.0)
+    del x  # leaves memory of the size that is asked for next
+    gc.collect()
+    before = dict(bindings.alive)
+
+    def work():
+        for _ in range(3):
+            y = column.fill(column.empty(4, "float32"), 2.0)
+        return y
+
+    recording = column.driver().record(work)
+    assert streams == [("stream", 1), *["cuStreamCreate"] * 3]
+    assert len(bindings.alive) == len(before) + 2  # what is no longer needed serves again, but only there
+    assert recording.result.address not in before
+    recording.play()
+    assert calls == [("cuGraphInstantiate", ("stream", 1))]
+    column.fill(column.empty(4, "float32"), 2.0)
+    assert streams[-1] == ("stream", 1)
+    del recording
+    gc.collect()
+    assert calls[-1] == "destroyed"
+    assert len(bindings.alive) == len(before)
+
+
+def test_what_needs_the_host_cannot_be_recorded(column, monkeypatch):
+    column, bindings = column
+    x, ended = column.upload(np.ones(4, np.float32)), []
+    monkeypatch.setattr(bindings, "cuStreamEndCapture", lambda stream: ended.append(stream) or (FINE, "graph"))
+    for work in (lambda: column.upload(np.ones(4)), lambda: x.copy_to_host()):
+        with pytest.raises(RuntimeError, match=r"(an upload|a download) cannot be part of a recording"):
+            column.driver().record(work)
+    assert len(ended) == 2
+    assert x.copy_to_host().tolist() == [1, 1, 1, 1]
+
+
+def test_a_pass_that_cannot_be_recorded_runs_as_before(column):
+    from refvt.backends.cuda_replay import Replays
+
+    column, _ = column
+    replays = Replays()
+
+    def double(x):
+        return [column.upload(2 * x.copy_to_host())]
+
+    x = column.upload(np.arange(3.0))
+    assert replays("way", {}, double, x)[0].copy_to_host().tolist() == [0, 2, 4]
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        assert replays("way", {}, double, x)[0].copy_to_host().tolist() == [0, 2, 4]
+    assert replays("way", {}, double, x)[0].copy_to_host().tolist() == [0, 2, 4]
+    assert len(replays._known) == 1
+    for n in range(20):
+        replays(n, {}, double, x)
+    assert len(replays._known) == 8
 
 
 def test_every_thread_has_words_of_its_own(column):

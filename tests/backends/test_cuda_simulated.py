@@ -30,7 +30,6 @@ from refvt.training import Recipe, TrainingError, train
 from refvt.training.optimisers import Adam, global_norm
 from refvt.training.vectors import Vector
 from tests.backends.compaction_checks import check_compaction, check_index_moves, check_silence
-from tests.backends.inference_checks import check_inference
 from tests.cudasim import prepare
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -119,6 +118,7 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
     from refvt.backends.cuda_driver import driver
 
     model, clips = small
+    model._replays._known.clear()
     there, copied = backends.get("cuda").arrays.from_numpy(clips), []
     download, heads = driver().download, []
     monkeypatch.setattr(driver(), "download", lambda host, address: copied.append(host) or download(host, address))
@@ -147,9 +147,27 @@ def test_compaction(B, N, ghosts, early, cuda):
     check_silence(cuda.arrays, rng, N, ghosts)
 
 
-@pytest.mark.parametrize("life", ["zero", "masked"])
-def test_inference_without_counts(life, cuda):
-    assert check_inference("cuda", life, "float64", 1e-10, B=2)
+def test_from_the_second_call_on_a_recording_is_played(small):
+    model, clips = small
+    model._replays._known.clear()
+    right = HaltingVT(model.config, on_the_host(model), backend="reference", dtype="float64")
+    for factor in (1.0, -1.0, 3.0):
+        mine, expected = model(factor * clips), right(factor * clips)
+        assert np.allclose(mine.logits, expected.logits, rtol=1e-10)
+        assert np.allclose(mine.ponder, expected.ponder, rtol=1e-10, equal_nan=True)
+        assert np.array_equal(mine.alive, expected.alive)
+    ((_, recording),) = model._replays._known.values()
+    assert recording is not None
+    # other parameters are another pass
+    model.parameters["head.bias"] = backends.get("cuda").arrays.from_numpy(np.ones(len(mine.logits[0])))
+    right.parameters["head.bias"] = np.ones(len(mine.logits[0]))
+    for _ in range(2):
+        assert np.allclose(model(clips).logits, right(clips).logits, rtol=1e-10)
+    assert len(model._replays._known) == 2
+
+
+def on_the_host(model):
+    return {name: value.copy_to_host() for name, value in model.parameters.items()}
 
 
 def test_index_moves(cuda):
