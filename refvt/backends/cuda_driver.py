@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -127,6 +128,7 @@ class Driver:
         # a tool that watches memory must see every array by itself
         self.records = os.environ.get("REFVT_CUDA_KEEP_MEMORY") != "0"
         self.pool = Pool(self.records, partial(self._call, "cuMemFree"))
+        self.hoards: Any = weakref.WeakSet()  # who has memory that they could do without: asked to ``clear`` it
         self.stage = self._call("cuMemAllocHost", STAGE)  # memory that the GPU can copy from while the host goes on
         self.staged = 0
 
@@ -174,6 +176,8 @@ class Driver:
             try:
                 return int(self._call("cuMemAlloc", shelf.size))
             except DriverError:
+                for hoard in list(self.hoards):
+                    hoard.clear()
                 if not self.pool.bytes():
                     raise
                 self.pool.release()
@@ -293,6 +297,7 @@ class Recorder:
     records = True
 
     def __init__(self) -> None:
+        self.hoards: Any = weakref.WeakSet()
         self._calls: list[Callable[[], Any]] | None = None
         self._left: list[int] = []  # memory that a recording has no more use for, but may write to when it is played
 

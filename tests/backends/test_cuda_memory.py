@@ -274,6 +274,29 @@ def test_a_recording_has_its_own_stream_and_memory(column, monkeypatch):
     assert len(bindings.alive) == len(before)
 
 
+def test_recordings_are_given_up_for_memory(column):
+    from refvt.backends.cuda_replay import Replays
+
+    column, bindings = column
+    replays = Replays()
+    x = column.upload(np.ones(4, np.float32))
+
+    def work(x):
+        column.empty(1 << 16, np.int8)
+        return [column.fill(column.empty(1 << 15, "float32"), 1.0)]
+
+    for _ in range(3):
+        y = replays("way", {}, work, x)
+    del y
+    gc.collect()
+    assert len(replays._known) == 1
+    held = sum(block.nbytes for block in bindings.alive.values())
+    large = column.empty((1 << 20) - 2048, np.int8)
+    assert len(replays._known) == 0
+    assert large.size > (1 << 20) - held
+    assert set(bindings.alive) == {x.address, large.address}
+
+
 def test_what_needs_the_host_cannot_be_recorded(column, monkeypatch):
     column, bindings = column
     x, ended = column.upload(np.ones(4, np.float32)), []
