@@ -292,7 +292,7 @@ def test_recordings_are_given_up_for_memory(column):
     gc.collect()
     assert len(replays._known) == 1
     held = sum(block.nbytes for block in bindings.alive.values())
-    large = column.empty((1 << 20) - 2048, np.int8)
+    large = column.empty(7 << 17, np.int8)
     assert len(replays._known) == 0
     assert large.size > (1 << 20) - held
     assert set(bindings.alive) == {x.address, large.address}
