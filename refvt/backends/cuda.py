@@ -50,6 +50,7 @@ __all__ = [
     "lane_and_row",
     "read_only",
     "rows_there",
+    "rows_told",
     "scaled",
     "there",
     "upload",
@@ -76,6 +77,7 @@ class Kernel:
     arguments: str
     name: str
     threads: int = THREADS  # of a block, at most: so many must find registers
+    repeatable: bool = True  # launched twice with the same arguments it leaves what it leaves launched once
     # the loaded kernel and where its words lie: by its dtype, and by the kinds of arguments it was called with
     _loaded: dict[Any, tuple[Any, struct.Struct]] = field(default_factory=dict)
 
@@ -128,7 +130,7 @@ class Kernel:
         except DriverError as error:
             raise DriverError(f"kernel {self.name}, {error}") from error
         if WATCHERS:
-            again = partial(driver().launch, found[0], grid, block, found[1], words)
+            again = partial(driver().launch, found[0], grid, block, found[1], words) if self.repeatable else None
             work = 0 if multiply_adds is None else multiply_adds()
             for watcher in WATCHERS:
                 watcher(Launch(self.name, arguments, again, work))
@@ -171,7 +173,7 @@ class Launch(NamedTuple):
 
     name: str
     arguments: tuple[Any, ...]
-    again: Callable[[], None]
+    again: Callable[[], None] | None  # None: a second time would be another thing
     multiply_adds: int
 
 
@@ -179,7 +181,9 @@ WATCHERS: list[Callable[[Launch], None]] = []  # told of every launch
 KERNELS: list[Kernel] = []  # every kernel of every room that was imported, for the page of registers
 
 
-def kernel(arguments: str, name: str | None = None, threads: int = THREADS) -> Callable[[Callable[..., None]], Kernel]:
+def kernel(
+    arguments: str, name: str | None = None, threads: int = THREADS, repeatable: bool = True
+) -> Callable[[Callable[..., None]], Kernel]:
     """Declare a kernel. Compiled at its first call for the arrays it meets; ``arguments`` says what those may be.
 
     One letter each: F a float matrix, f a float vector, v one that may have gaps (as a column has), 3 and 5 float
@@ -190,7 +194,7 @@ def kernel(arguments: str, name: str | None = None, threads: int = THREADS) -> C
     def declare(function: Callable[..., None]) -> Kernel:
         room = function.__module__.split(".")[-2]
         full = name or f"{room}.{function.__name__.strip('_')}"
-        declared = Kernel(function, arguments.replace(" ", ""), full, threads)
+        declared = Kernel(function, arguments.replace(" ", ""), full, threads, repeatable)
         KERNELS.append(declared)
         return declared
 
@@ -282,6 +286,11 @@ def absent(dtype: Any, ndim: int) -> Array:
 def there(x: Any) -> Array:
     """For a kernel: how many of the rows of an array there are, where only the device has counted; else nothing."""
     return absent(np.int64, 1) if x.count is None else x.count
+
+
+def rows_told(x: Any) -> int:
+    """How many of the rows of an array there are; asks the device if only it knows."""
+    return int(x.shape[0]) if x.count is None else min(int(x.count.copy_to_host()[0]), int(x.shape[0]))
 
 
 def as_many(x: Any, y: Any) -> Array:

@@ -38,6 +38,7 @@ from refvt.backends.cuda import (
     empty,
     kernel,
     rows_there,
+    rows_told,
     there,
 )
 from refvt.backends.cuda_vectors import ALIGNMENT, address, distance, load4, number_at, put, store4
@@ -133,7 +134,7 @@ class Matmul:
             (*tile.grid(M, N), parts),
             (tile.threads,),
             *(a, b, K, part, there(a), *optional, y),
-            multiply_adds=lambda: M * N * K,
+            multiply_adds=lambda: (M if self.turned_a else rows_told(a)) * N * K,
         )
         if parts > 1:
             return column_sums(y.reshape(parts, M * N)).reshape(M, N)

@@ -6,11 +6,13 @@ times is what the kernels need, and what a pass takes longer than that is the ho
 the GPU's caches than in a pass.
 
 Bytes are those of all arrays of a launch, each counted once, also where a kernel reads only some of its rows. A kernel
-near neither ceiling, of arithmetic or of memory, has something to gain.
+near neither ceiling, of arithmetic or of memory, has something to gain. A kernel that cannot be repeated (it exchanges
+what it finds for what it brings) is counted, but has no time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,6 @@ def kernel_times(
     ahead: gives the GPU work for longer than the host needs for a few launches.
     """
     from refvt.backends.cuda import WATCHERS, Launch
-    from refvt.backends.cuda_array import DeviceArray
     from refvt.backends.cuda_driver import driver
 
     launches: list[Launch] = []
@@ -40,19 +41,30 @@ def kernel_times(
         WATCHERS.remove(note)
     rows: dict[str, dict[str, Any]] = {}
     for launch in launches:
+        row = rows.setdefault(launch.name, {"name": launch.name, "launches": 0, "seconds": 0.0})
+        row["launches"] += 1
+        row["multiply_adds"] = row.get("multiply_adds", 0) + launch.multiply_adds
+        row["bytes"] = row.get("bytes", 0) + sum(map(_bytes_there, launch.arguments))
+        if launch.again is None:
+            continue
         ahead()
         launch.again()
         marks = [driver().stamp()]
         for _ in range(repeats):
             launch.again()
         marks.append(driver().stamp())
-        row = rows.setdefault(launch.name, {"name": launch.name, "launches": 0, "seconds": 0.0})
-        row["launches"] += 1
         row["seconds"] += driver().seconds(*marks) / repeats
-        row["multiply_adds"] = row.get("multiply_adds", 0) + launch.multiply_adds
-        arrays = [a for a in launch.arguments if isinstance(a, DeviceArray)]
-        row["bytes"] = row.get("bytes", 0) + sum(array.nbytes for array in arrays)
     return sorted(rows.values(), key=lambda row: -float(row["seconds"]))
+
+
+def _bytes_there(argument: Any) -> int:
+    """Of an array, those of the rows that there are."""
+    from refvt.backends.cuda import rows_told
+    from refvt.backends.cuda_array import DeviceArray
+
+    if not isinstance(argument, DeviceArray) or argument.size == 0:
+        return 0
+    return int(argument.nbytes * rows_told(argument) / argument.shape[0])
 
 
 def as_markdown(rows: list[dict[str, Any]], wall: float, ceilings: dict[str, float]) -> str:
@@ -65,11 +77,14 @@ def as_markdown(rows: list[dict[str, Any]], wall: float, ceilings: dict[str, flo
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        speed, moved = 2e-9 * row["multiply_adds"] / row["seconds"], 1e-9 * row["bytes"] / row["seconds"]
+        seconds = row["seconds"] or math.nan
+        speed, moved = 2e-9 * row["multiply_adds"] / seconds, 1e-9 * row["bytes"] / seconds
         arithmetic = f"{speed / 1e3:.1f}", f"{speed / ceilings['GFLOP/s']:.0%}"
         if not row["multiply_adds"]:
             arithmetic = "–", "–"
         memory = f"{moved:.0f}", f"{moved / ceilings['GB/s']:.0%}"
+        if not row["seconds"]:
+            memory = "–", "–"
         cells = row["name"], str(row["launches"]), f"{1e3 * row['seconds']:.3f}", f"{row['seconds'] / busy:.0%}"
         lines.append(f"| {' | '.join((*cells, *arithmetic, *memory))} |")
     return "\n".join(lines) + "\n"

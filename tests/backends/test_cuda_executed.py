@@ -10,11 +10,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from refvt import backends
+from refvt import Decisions, backends
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
 from tests.backends.compaction_checks import check_compaction, check_index_moves, check_silence
 from tests.backends.inference_checks import LIVES, check_inference
+from tests.model.helpers import small_clips, small_model
 from tests.ptx_machine import Fault, Machine
 
 INSTALLED = find_spec("numba_cuda") is not None and find_spec("cuda") is not None
@@ -69,6 +70,35 @@ def test_inference_without_counts(life, machine):
     model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
     assert len(lives) > 1 or life in ("nobody", "one joint block")
     assert all(found is not None and found[1] is not None for found in model._replays._known.values())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_the_report_says_of_recordings(wrong, machine, monkeypatch):
+    from refvt.backends import cuda_replay
+    from refvt.experiments import bench_contestants, gpu_report
+
+    model = small_model(**LIVES["zero"])
+    clips = small_clips(model.config, 2).astype("float32")
+    material = bench_contestants.Material(
+        model.config, "float32", model.parameters, clips, *[np.zeros(2, np.int64)] * 2, Decisions()
+    )
+    monkeypatch.setattr(bench_contestants, "material_of", lambda *asked: material)
+    first = []
+
+    def stale(self, way, parameters, function, clips):
+        """The clips of the first call, whatever is asked."""
+        first.append((self, clips))
+        return function(next(clips for replays, clips in first if replays is self))
+
+    if wrong:
+        monkeypatch.setattr(cuda_replay.Replays, "__call__", stale)
+    found = gpu_report._recorded(3)
+    assert found["holds"] is not wrong
+    assert set(found["milliseconds"]) == {"launched", "played"}
+    if wrong:
+        assert "call 2, logits" in found["failed"]
+    else:
+        assert "the same numbers" in found["summary"]
 
 
 def test_index_moves(machine):

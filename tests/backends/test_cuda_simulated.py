@@ -573,6 +573,25 @@ def test_the_step_that_is_timed_is_that_of_the_host(cuda, small):
         assert not np.array_equal(moved, start[name]) or not np.any(value != start[name]), name
 
 
+def test_what_must_not_be_done_twice_is_not_timed(cuda):
+    """Launches are repeated behind the pass: lists of copies that were made once more would lead back into themselves.
+
+    Whoever walked along such a list would never come to its end.
+    """
+    from refvt.experiments.bench_kernels import kernel_times
+
+    x, index = cuda.arrays.from_numpy(np.ones((4, 3))), np.array([1, 3, 1, -1])
+
+    def run():
+        y, cache = cuda.gather.forward(x, index)
+        return cuda.gather.backward(y, cache)
+
+    rows = {row["name"]: row for row in kernel_times(run, lambda: None, repeats=2)}
+    assert {name: row["launches"] for name, row in rows.items()} == dict.fromkeys(rows, 1)
+    assert rows["tokens.chain"]["seconds"] == 0 < rows["tokens.scatter"]["seconds"]
+    assert run().copy_to_host().tolist() == [[0] * 3, [2] * 3, [0] * 3, [1] * 3]
+
+
 def test_every_launch_of_a_pass_is_in_the_table(small, monkeypatch):
     from refvt.experiments.bench_kernels import as_markdown, kernel_times
 

@@ -455,7 +455,7 @@ def _longest(offsets: Array, rows: int) -> int:
 
 def _pairs(query_offsets: Array, key_offsets: Array) -> int:
     """Of a query and a key that meet."""
-    return int(np.dot(np.diff(query_offsets), np.diff(key_offsets)))
+    return int(np.dot(np.diff(np.asarray(query_offsets)), np.diff(np.asarray(key_offsets))))
 
 
 def attention_forward(

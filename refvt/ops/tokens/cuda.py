@@ -42,7 +42,7 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
     return as_many(index, y), GatherCache(index, tuple(x.shape)) if keep else None
 
 
-@kernel("i i i")
+@kernel("i i i", repeatable=False)
 def _chain(index, newest, older):  # type: ignore[no-untyped-def]
     """A list for every row of x: newest[j] is one of its copies, older[i] the one that was there before i, −1 none."""
     i = cuda.grid(1)
