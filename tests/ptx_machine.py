@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from refvt.backends.cuda_driver import DriverError, NoShelf, Recorder
+from refvt.backends.cuda_memory import DriverError, NoShelf, Recorder
 
 WARP = 32
 BASE = 0x10000000  # of the device's memory

@@ -26,7 +26,8 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends.cuda_array import DeviceArray, empty
-from refvt.backends.cuda_driver import SIMULATED, DriverError, driver
+from refvt.backends.cuda_driver import SIMULATED, driver
+from refvt.backends.cuda_memory import DriverError
 from refvt.ops import Array
 
 __all__ = [
@@ -391,28 +392,29 @@ def scaled(x: Array, gain: Array) -> Array:
 
 @kernel("F F n F")
 def _partial_sums(x, factor, height, sums):  # type: ignore[no-untyped-def]
-    """sums[p, j] = Σ over the p-th ``height`` rows of x[i, j] (· factor[i, j], where there is one)."""
+    """sums[p, j] = Σ over the p-th ``height`` rows of x[i, j]; behind them, if asked for, Σ x[i, j] · factor[i, j]."""
     p, c = cell()
     if p < sums.shape[0] and c < sums.shape[1]:
-        total = x.dtype.type(0)
+        total, D = x.dtype.type(0), x.shape[1]
         for i in range(p * height, min((p + 1) * height, x.shape[0])):
-            total += x[i, c] * factor[i, c] if factor.shape[0] > 0 else x[i, c]
+            total += x[i, c] if c < D else x[i, c - D] * factor[i, c - D]
         sums[p, c] = total
 
 
 def column_sums(x: Array, factor: Array | None = None) -> Array:
-    """Σ over rows of x (· factor, element by element): [n, D] → [D].
+    """Σ over rows of x, [n, D] → [D]; with ``factor`` [n, D] those of x and behind them those of x · factor, [2D].
 
     Parts of so many rows first, then the parts: enough threads for the first, and rounding does not pile up.
     """
     n, D = x.shape
+    width = D if factor is None else 2 * D
     if n == 0:
-        return fill(empty(D, x.dtype), 0)
-    nothing = absent(x.dtype, 2)
+        return fill(empty(width, x.dtype), 0)
+    factor = absent(x.dtype, 2) if factor is None else factor
     while True:
         parts = -(-n // ROWS_A_PART)
-        sums = empty((parts, D), x.dtype)
-        _partial_sums.cells(parts, D, x, nothing if factor is None else factor, ROWS_A_PART, sums)
+        sums = empty((parts, width), x.dtype)
+        _partial_sums.cells(parts, width, x, factor, ROWS_A_PART, sums)
         if parts == 1:
-            return sums.reshape(D)
-        x, n, factor = sums, parts, None
+            return sums.reshape(width)
+        x, n, factor = sums, parts, absent(x.dtype, 2)

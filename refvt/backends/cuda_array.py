@@ -61,12 +61,13 @@ class DeviceArray:
 
     words: nobody's memory to numba (twice 0), numbers, bytes of one, address, shape, strides: numba's own order.
     kind: axes, ``c`` if it is contiguous (``s`` if not), the dtype's letter; what a kernel is compiled for.
+    lists: what gather's backward has found out about an index that nobody writes to any more.
     count: an array of one number, how many of the rows there really are, where only the device knows; what lies in the
     others means nothing.
     """
 
     __slots__ = (
-        *("__weakref__", "address", "contiguous", "count", "dtype", "kind", "nbytes", "owner"),
+        *("__weakref__", "address", "contiguous", "count", "dtype", "kind", "lists", "nbytes", "owner"),
         *("shape", "size", "strides", "words"),
     )
 
@@ -75,6 +76,7 @@ class DeviceArray:
         self.shape, self.dtype, self.strides, self.size, self.contiguous, self.kind, around, self.nbytes = layout
         self.words = (*around[0], address, *around[1])
         self.count: DeviceArray | None = None
+        self.lists: Any = None
 
     @property
     def ndim(self) -> int:

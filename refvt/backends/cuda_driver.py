@@ -1,8 +1,7 @@
 """What the ``cuda`` column asks of the GPU's driver, in one place: memory, copies, loading a kernel and launching it.
 
-Every kernel and every copy takes its place on one stream, the legacy default one. So memory that an array leaves behind
-can be handed out again at once, to the kernels that follow; only where there is none of the size is the driver asked,
-which takes longer than many a kernel.
+Every kernel and every copy takes its place on one stream, the legacy default one. Memory comes from a ``Pool``, which
+asks the driver only where it has none of the size: that takes longer than many a kernel.
 
 Under numba-cuda's simulator main memory stands in for the device's and the simulator runs the kernels; they are given
 their arguments packed and unpacked again, as a GPU would be.
@@ -24,18 +23,14 @@ import numpy as np
 from numba.cuda.core import config
 
 from refvt.backends.cuda_cache import kept_ptx
+from refvt.backends.cuda_memory import DriverError, NoShelf, Pool, Recorder, Recording, Shelf
 
-__all__ = ["SIMULATED", "DriverError", "NoShelf", "Recorder", "Recording", "Shelf", "driver"]
+__all__ = ["SIMULATED", "DriverError", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 MOST_WORDS = 256  # of a kernel's arguments
-MOST_SIZES = 1 << 16  # of arrays, in bytes, of which it is remembered where they get their memory
 STAGE = 1 << 22  # bytes of main memory that the GPU reads by itself
 LEGACY_STREAM = 1  # the driver's number for the default stream that waits for all others of its kind
-
-
-class DriverError(RuntimeError):
-    """What the driver complains of, by its own name (CUDA_ERROR_OUT_OF_MEMORY, …)."""
 
 
 class _Seat(threading.local):
@@ -49,67 +44,6 @@ class _Seat(threading.local):
         self.settled = False  # does this thread work in the GPU's context?
         self.stream: Any = None  # where this thread's launches go, if not to the stream of all
         self.pool: Pool | None = None  # where it takes memory from, if not from that of all
-
-
-class Shelf(list[int]):
-    """Pieces of memory of one size that nobody needs at present, by their addresses."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
-class NoShelf:
-    """In the place of a ``Shelf`` where nothing is kept: it is always empty, and what is put there is freed."""
-
-    def __init__(self, size: int, free: Callable[[int], Any]) -> None:
-        self.size, self.append = size, free
-
-    def pop(self) -> int:
-        raise IndexError("nothing is kept")
-
-
-class Pool:
-    """Memory that arrays have left behind, for those to come."""
-
-    def __init__(self, keeps: bool, free: Callable[[int], Any]) -> None:
-        self.keeps, self.free = keeps, free
-        self.shelves: dict[int, Shelf] = {}  # by the size of their pieces
-        self.shelf_for: dict[int, Shelf | NoShelf] = {}  # by what was asked for
-
-    def shelf(self, size: int) -> Shelf | NoShelf:
-        """Where pieces of so many bytes are; of few sizes, so that they fit again: at most an eighth too long."""
-        found = self.shelf_for.get(size)
-        if found is None:
-            step = 1 << max(9, size.bit_length() - 4)
-            whole = -(-size // step) * step
-            found = self.shelves.setdefault(whole, Shelf(whole)) if self.keeps else NoShelf(size, self.free)
-            if len(self.shelf_for) >= MOST_SIZES:
-                self.shelf_for.clear()
-            self.shelf_for[size] = found
-        return found
-
-    def bytes(self) -> int:
-        return sum(shelf.size * len(shelf) for shelf in list(self.shelves.values()))
-
-    def release(self) -> None:
-        """Give the driver back what nobody needs at present; waits for all kernels."""
-        for shelf in list(self.shelves.values()):
-            while shelf:
-                self.free(shelf.pop())
-
-
-class Recording:
-    """Launches that were written down instead of made. ``result`` is what they write, each time ``play`` is called."""
-
-    def __init__(self, result: Any, play: Callable[[], Any], forget: Callable[[], Any]) -> None:
-        self.result, self.play, self._forget = result, play, forget
-
-    def __del__(self) -> None:
-        self.result = None  # its memory goes with the rest
-        try:  # noqa: SIM105 - a process that ends may have lost contextlib by now
-            self._forget()
-        except Exception:  # the driver went first
-            pass
 
 
 class Driver:
@@ -289,50 +223,6 @@ class Driver:
         complaint = self.api.cuLaunchKernel(function, *shape, 0, seat.stream or self.stream, seat.addresses, 0)
         if complaint[0]:
             raise DriverError(f"a grid of {grid} blocks of {block} threads: {getattr(complaint[0], 'name', complaint)}")
-
-
-class Recorder:
-    """Of drivers that stand in for the GPU's: recordings, of calls of their own."""
-
-    records = True
-
-    def __init__(self) -> None:
-        self.hoards: Any = weakref.WeakSet()
-        self._calls: list[Callable[[], Any]] | None = None
-        self._left: list[int] = []  # memory that a recording has no more use for, but may write to when it is played
-
-    def now_or_later(self, call: Callable[[], Any]) -> None:
-        """Do it, or write it down."""
-        if self._calls is None:
-            call()
-        else:
-            self._calls.append(call)
-
-    def free(self, address: int) -> None:
-        if self._calls is None:
-            self.freed(address)
-        else:
-            self._left.append(address)
-
-    def freed(self, address: int) -> None:
-        raise NotImplementedError
-
-    def record(self, work: Callable[[], Any]) -> Recording:
-        self._calls, self._left = [], []
-        try:
-            result = work()
-        finally:
-            calls, left, self._calls = self._calls, self._left, None
-
-        def play() -> None:
-            for call in calls:
-                call()
-
-        def forget() -> None:
-            for address in left:
-                self.freed(address)
-
-        return Recording(result, play, forget)
 
 
 class Simulator(Recorder):

@@ -16,7 +16,8 @@ from typing import Any
 
 from refvt.backends.cuda import WATCHERS, empty
 from refvt.backends.cuda_array import DeviceArray
-from refvt.backends.cuda_driver import DriverError, Recording, driver
+from refvt.backends.cuda_driver import driver
+from refvt.backends.cuda_memory import DriverError, Recording
 
 __all__ = ["Replays"]
 

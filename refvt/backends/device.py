@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
@@ -180,7 +180,14 @@ def _matrix(x: Array) -> Array:
 
 
 def join_columns(parts: Sequence[Array]) -> Array:
-    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]."""
+    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]; no copy if they lie side by side."""
+    first: Any = parts[0]
+    layout, at = layout_of((first.shape[0], sum(part.shape[1] for part in parts)), first.dtype), first.address
+    beside = all(part.owner is first.owner and part.strides == layout[2] for part in cast(Any, parts))
+    for part in cast(Any, parts):
+        beside, at = beside and part.address == at, at + part.shape[1] * part.itemsize
+    if beside:
+        return cast(Array, DeviceArray(first.address, layout, first.owner))
     whole = empty((parts[0].shape[0], sum(part.shape[1] for part in parts)), parts[0].dtype)
     left = 0
     for part in parts:

@@ -18,7 +18,7 @@ __all__ = ["move", "prepared", "squared_norm"]
 def squared_norm(vector: Any) -> float:
     """Σ x², in parts and the parts in parts."""
     column = vector.reshape(-1, 1)
-    return float(to_numpy(column_sums(column, column))[0])
+    return float(to_numpy(column_sums(column, column))[1])
 
 
 def prepared(runs: list[tuple[int, int, bool]]) -> Array:

@@ -517,7 +517,10 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     scale = dtype.type(1 / math.sqrt(D // num_heads))
     mean = empty(log_total.shape, dtype)  # [n, A]
     _means.warps(dy.shape[0] * num_heads, dy, y, num_heads, mean)
-    dq, dk, dv = empty(q.shape, dtype), empty(k.shape, dtype), empty(v.shape, dtype)
+    # side by side, as linear's backward wants them
+    whole: Any = empty((len(k), (3 if len(q) == len(k) else 2) * D), dtype)
+    *before, dk, dv = (whole.columns(left, left + D) for left in range(0, whole.shape[1], D))
+    dq = before[0] if before else empty(q.shape, dtype)
     given = (dy, q, k, v, log_total, mean, read_only(query_offsets), read_only(key_offsets))
     # passes 3–1
     tiles = -(-longest[0] // run.rows)

@@ -87,7 +87,8 @@ def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, 
     # passes 3–1
     _backward.warps(dy.shape[0], dy, normed, inverse_std, weight, dx)
     # 3. gain and shift: sums over all tokens
-    return dx, column_sums(dy, normed), column_sums(dy)
+    sums = column_sums(dy, normed)
+    return dx, sums[weight.shape[0] :], sums[: weight.shape[0]]
 
 
 @kernel("F f f x F")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -71,13 +71,22 @@ def _scatter(dy, newest, older, dx):  # type: ignore[no-untyped-def]
         dx[j, c] = total
 
 
+def _copies(index: Any, n: int) -> tuple[Array, Array]:
+    """The lists of an index into n rows. They are kept with the index: it may gather, or be gathered by, once more."""
+    if index.lists is None or index.lists[0].shape[0] != n:
+        newest, older = fill(empty(n, np.int64), -1), empty(index.shape[0], np.int64)
+        _chain.each(index.shape[0], index, newest, older)
+        index.lists = newest, older
+    found: tuple[Array, Array] = index.lists
+    return found
+
+
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
     index, shape = cache
     # 1. a list of copies for every row instead of additions to it: every thread owns what it writes, and adds in one
     # order. A row that was copied r times takes r² steps to find them in order; in the model r is at most T
-    newest, older = fill(empty(shape[0], np.int64), -1), empty(index.shape[0], np.int64)
-    _chain.each(index.shape[0], index, newest, older)
+    newest, older = _copies(index, shape[0])
     dx = empty(shape, dy.dtype)
     target = _flat(dx)
     _scatter.cells(target.shape[0], target.shape[1], _flat(dy), newest, older, target)
