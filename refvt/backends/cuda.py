@@ -16,8 +16,10 @@ blocks and tiles are made tiny there, so that small arrays still fill several of
 from __future__ import annotations
 
 import struct
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
@@ -43,6 +45,7 @@ __all__ = [
     "cell",
     "column_sums",
     "copied",
+    "copies_used",
     "copy",
     "device_function",
     "empty",
@@ -312,6 +315,23 @@ def upload(array: Any, dtype: Any = None) -> Array:
     return _copy_of(np.ascontiguousarray(array, dtype=dtype))
 
 
+class _Used(threading.local):
+    copies: list[Array] | None = None
+
+
+_used = _Used()
+
+
+@contextmanager
+def copies_used() -> Iterator[list[Array]]:
+    """Inside, a list of all copies that ``read_only`` hands out to this thread: who keeps it, keeps them."""
+    _used.copies = []
+    try:
+        yield _used.copies
+    finally:
+        _used.copies = None
+
+
 def read_only(array: Any, dtype: Any = np.int64) -> Array:
     """``upload`` for arrays that kernels only read, indices mostly: what is the same as before is not copied again.
 
@@ -319,22 +339,32 @@ def read_only(array: Any, dtype: Any = np.int64) -> Array:
     """
     if isinstance(array, DeviceArray):
         return upload(array, dtype)
-    copy = _COPIES.get(id(array))
-    if copy is not None and dtype == copy.dtype:
-        return copy
+    found = _COPIES.get(id(array))
+    if found is None or dtype != found.dtype:
+        found = _kept_copy(array, dtype)
+    if _used.copies is not None:
+        _used.copies.append(found)
+    return found
+
+
+def _kept_copy(array: Any, dtype: Any) -> Array:
     host = np.ascontiguousarray(array, dtype=dtype)
+    key: Any = None
     if host.dtype == np.int64 and host.ndim == 1 and len(host) <= SHORT:
         key = host.tobytes()
-        if key not in _COPIES:
-            if len(_COPIES) >= MOST_COPIES:
-                _COPIES.clear()
-            _COPIES[key] = _copy_of(host)
-        return _COPIES[key]
-    device = _copy_of(host)
-    if host is array and host.base is None and not host.flags.writeable:
-        _COPIES[id(array)] = device
-        weakref.finalize(array, _COPIES.pop, id(array), None).atexit = False
-    return device
+        found = _COPIES.get(key)
+        if found is not None:
+            return found
+    elif host is array and host.base is None and not host.flags.writeable:
+        key = id(array)
+        weakref.finalize(array, _COPIES.pop, key, None).atexit = False
+    copy = _copy_of(host)
+    if key is not None:
+        while len(_COPIES) >= MOST_COPIES:
+            with suppress(StopIteration, RuntimeError):  # another thread may be at it
+                _COPIES.pop(next(iter(_COPIES)), None)
+        _COPIES[key] = copy
+    return copy
 
 
 def _copy_of(host: Array) -> Array:

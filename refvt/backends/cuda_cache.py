@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -22,7 +23,10 @@ from numba.core import event
 
 from refvt.files import write_whole
 
-__all__ = ["folder", "kept_ptx"]
+__all__ = ["ENTRY", "folder", "kept_ptx"]
+
+ENTRY = ".visible .entry "  # before the kernel's name
+FORGOTTEN = 30 * 24 * 3600.0  # seconds after which the kernel of another version is removed
 
 
 @cache
@@ -48,7 +52,7 @@ def _origin() -> str:
     root = Path(__file__).parents[1]
     for text in [*sorted(root.glob("**/*cuda*.py")), root / "backends" / "device.py"]:
         digest.update(text.read_bytes())
-    for package in ("numba", "numba-cuda"):
+    for package in ("numba", "numba-cuda", "llvmlite"):
         digest.update(f"{package} {version(package)}\n".encode())
     digest.update(f"Python {sys.version}, libNVVM {NVVM().get_version()}, {NVVM().get_ir_version()}".encode())
     return digest.hexdigest()[:16]
@@ -61,12 +65,15 @@ def kept_ptx(kernel: Any, dtype: Any, capability: tuple[int, int]) -> str:
     path = None if place is None else place / f"{kernel.name}-{kind}-{_origin()}.ptx"
     if path is not None:
         with suppress(OSError, UnicodeDecodeError):
-            return path.read_text()
+            text = path.read_text()
+            if ENTRY in text:
+                return text
     with event.trigger_event("numba:compile", {"dispatcher": SimpleNamespace(py_func=kernel.function)}):
         ptx: str = kernel.ptx(dtype, capability)
     if path is not None:
         with suppress(OSError):  # a full disk costs the next process time, no more
             for older in path.parent.glob(f"{kernel.name}-{kind}-*.ptx"):
-                older.unlink(missing_ok=True)
+                if older.stat().st_mtime < time.time() - FORGOTTEN:
+                    older.unlink(missing_ok=True)
             write_whole(path, ptx.encode())
     return ptx

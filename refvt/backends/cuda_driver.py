@@ -14,15 +14,17 @@ import os
 import struct
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numba.cuda.core import config
 
-from refvt.backends.cuda_cache import kept_ptx
+from refvt.backends.cuda_cache import ENTRY, kept_ptx
 from refvt.backends.cuda_memory import DriverError, NoShelf, Pool, Recorder, Recording, Shelf
 
 __all__ = ["SIMULATED", "DriverError", "driver"]
@@ -123,7 +125,7 @@ class Driver:
         Work must launch the same whatever the numbers are, and ask for none. What it needs must be on the device. Its
         memory is its own for as long as the recording lives.
         """
-        seat, pool = self.seat, Pool(True, self.pool.free)
+        seat, pool, graph = self.seat, Pool(True, self.pool.free), None
         # the stream of all cannot be recorded; one that does not wait for it can, while other threads go on
         stream = self._call("cuStreamCreate", self.api.CUstream_flags.CU_STREAM_NON_BLOCKING)
         try:
@@ -131,12 +133,22 @@ class Driver:
             seat.stream, seat.pool = stream, pool
             try:
                 result = work()
+            except BaseException:
+                with suppress(DriverError):  # what went wrong in ``work`` is of more use
+                    graph = self._call("cuStreamEndCapture", stream)
+                raise
             finally:
                 seat.stream = seat.pool = None
-                graph = self._call("cuStreamEndCapture", stream)
+            graph = self._call("cuStreamEndCapture", stream)
             launchable = self._call("cuGraphInstantiate", graph, 0)
-            self._call("cuGraphDestroy", graph)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # arrays of the passes under way go back to their shelves
+            result = None
+            pool.release()
+            raise
         finally:
+            if graph is not None:
+                self._call("cuGraphDestroy", graph)
             self._call("cuStreamDestroy", stream)
 
         def forget() -> None:
@@ -204,7 +216,7 @@ class Driver:
     def load(self, kernel: Any, dtype: Any) -> Any:
         """A kernel for numbers of a dtype: compiled for this GPU, and ready to be launched."""
         ptx = kept_ptx(kernel, dtype, self.capability)
-        name = ptx.split(".visible .entry ", 1)[1].split("(", 1)[0].strip()
+        name = ptx.split(ENTRY, 1)[1].split("(", 1)[0].strip()
         try:
             module = self._call("cuModuleLoadData", ptx.encode() + b"\0")
             return self._call("cuModuleGetFunction", module, name.encode())

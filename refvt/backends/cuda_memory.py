@@ -7,6 +7,7 @@ is written to whenever it is played.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.hoards: Any = weakref.WeakSet()
+        self.lock = threading.RLock()
         self._calls: list[Callable[[], Any]] | None = None
         self._left: list[int] = []  # memory that a recording has no more use for, but may write to when it is played
 

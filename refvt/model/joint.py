@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refvt.backends import compaction
 from refvt.backends.compaction import everyone
 from refvt.model.blocks import (
     AttentionHalfCache,
@@ -86,13 +87,14 @@ def joint_forward(
     size, halted_keys = B * N, config.halted_keys
     halting = (config.halting_scale, config.halting_center, config.epsilon)
 
-    # a gradient, a trace and imposed decisions need to know on the host how many are left
-    untold = not (keep or scope.tracing or every_output or forced is not None)
+    # what is imposed the host knows by itself; else it is told how many are left, for a gradient or a trace alone
+    moves: Any = arrays if forced is None else compaction
+    untold = not (keep or scope.tracing or every_output)
 
     def cls_only(layer: int) -> bool:
         return compact and layer == L and not every_output
 
-    layers = arrays.zeros(size, np.int64)  # at which layer each token halts
+    layers = arrays.zeros(size, np.int64) if forced is None else np.zeros(size, np.int64)  # at which each token halts
     survivors = everyone(B, N, cls_only(1))
     plan = dense_plan(B, N, None, None)
     y = arrays.zeros((size if every_output else B, D), dtype)
@@ -175,18 +177,18 @@ def joint_forward(
         # 5. who halts here is done; who does not goes on
         if last:
             break
+        if choice is not None:
+            halted = choice
         if compact:
-            survivors = arrays.compact(
+            survivors = moves.compact(
                 *(halted, survivors, layers, layer, N, halted_keys == "zero", leave_early, cls_only(layer + 1)),
                 dtype if untold else None,
             )
         else:
-            plan = dense_plan(B, N, *arrays.silence(halted, layers, layer, dtype, halted_keys == "masked"))
+            plan = dense_plan(B, N, *moves.silence(halted, layers, layer, dtype, halted_keys == "masked"))
 
-    lengths = [len(weight) for weight in weights]
-    return JointResult(y, arrays.join_rows(weights), lengths, layers, compact), JointCache(
-        caches, size
-    ) if keep else None
+    result = JointResult(y, arrays.join_rows(weights), [len(weight) for weight in weights], layers, compact)
+    return result, JointCache(caches, size) if keep else None
 
 
 def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool) -> Fates:

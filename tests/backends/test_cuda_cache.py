@@ -24,12 +24,16 @@ def cache(tmp_path, monkeypatch):
     cuda_cache.folder.cache_clear()
 
 
+def nr(n):
+    return f".visible .entry kernel( // Nr. {n}"
+
+
 def kernel(compiled):
     """One whose PTX says how many were compiled before it."""
 
     def ptx(dtype, capability):
         compiled.append((str(dtype), capability))
-        return f"// Nr. {len(compiled)}"
+        return nr(len(compiled))
 
     return SimpleNamespace(name="room.kernel", function=kernel, ptx=ptx)
 
@@ -37,9 +41,9 @@ def kernel(compiled):
 def test_what_was_compiled_is_found_again(cache, tmp_path):
     compiled = []
     one = kernel(compiled)
-    assert cache.kept_ptx(one, "float32", (9, 0)) == cache.kept_ptx(one, "float32", (9, 0)) == "// Nr. 1"
-    assert cache.kept_ptx(one, "float64", (9, 0)) == "// Nr. 2"
-    assert cache.kept_ptx(one, "float32", (8, 0)) == "// Nr. 3"
+    assert cache.kept_ptx(one, "float32", (9, 0)) == cache.kept_ptx(one, "float32", (9, 0)) == nr(1)
+    assert cache.kept_ptx(one, "float64", (9, 0)) == nr(2)
+    assert cache.kept_ptx(one, "float32", (8, 0)) == nr(3)
     assert compiled == [("float32", (9, 0)), ("float64", (9, 0)), ("float32", (8, 0))]
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -52,11 +56,33 @@ def test_another_text_or_compiler_is_another_kernel(cache, tmp_path, monkeypatch
     monkeypatch.setattr(cache, "version", lambda package: "another")
     try:
         assert cache._origin() != before
-        assert cache.kept_ptx(kernel(compiled), "float32", (9, 0)) == "// Nr. 2"
+        assert cache.kept_ptx(kernel(compiled), "float32", (9, 0)) == nr(2)
     finally:
         cache._origin.cache_clear()
-    (path,) = tmp_path.iterdir()  # the older one is gone
-    assert path.read_text() == "// Nr. 2"
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == [nr(1), nr(2)]
+
+
+def test_what_nobody_has_needed_for_long_is_removed(cache, tmp_path):
+    for name in (
+        "room.kernel-float32-90-0123.ptx",
+        "room.other-float32-90-0123.ptx",
+        "room.kernel-float64-90-0123.ptx",
+    ):
+        (tmp_path / name).write_text("of another version")
+        os.utime(tmp_path / name, (0, 0))
+    cache.kept_ptx(kernel([]), "float32", (9, 0))
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 3
+    assert "room.kernel-float32-90-0123.ptx" not in names
+
+
+def test_a_damaged_file_is_made_anew(cache, tmp_path):
+    compiled = []
+    cache.kept_ptx(kernel(compiled), "float32", (9, 0))
+    (path,) = tmp_path.iterdir()
+    path.write_text("")
+    assert cache.kept_ptx(kernel(compiled), "float32", (9, 0)) == nr(2)
+    assert path.read_text() == nr(2)
 
 
 def test_no_place_to_write_is_no_reason_to_fail(cache, tmp_path, monkeypatch):
@@ -64,5 +90,5 @@ def test_no_place_to_write_is_no_reason_to_fail(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
     cache.folder.cache_clear()
     compiled = []
-    for expected in ("// Nr. 1", "// Nr. 2"):
+    for expected in (nr(1), nr(2)):
         assert cache.kept_ptx(kernel(compiled), "float32", (9, 0)) == expected

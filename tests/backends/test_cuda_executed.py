@@ -69,7 +69,7 @@ def test_inference_without_counts(life, machine):
     """From the second call on a recording is played: other clips, other lives."""
     model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
     assert len(lives) > 1 or life in ("nobody", "one joint block")
-    assert all(found is not None and found[1] is not None for found in model._replays._known.values())
+    assert all(way.recording is not None for way in model._replays._known.values())
 
 
 @pytest.mark.parametrize("wrong", [False, True])

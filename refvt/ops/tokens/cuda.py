@@ -73,11 +73,11 @@ def _scatter(dy, newest, older, dx):  # type: ignore[no-untyped-def]
 
 def _copies(index: Any, n: int) -> tuple[Array, Array]:
     """The lists of an index into n rows. They are kept with the index: it may gather, or be gathered by, once more."""
-    if index.lists is None or index.lists[0].shape[0] != n:
-        newest, older = fill(empty(n, np.int64), -1), empty(index.shape[0], np.int64)
+    found: tuple[Array, Array] | None = index.lists
+    if found is None or found[0].shape[0] != n:
+        newest, older = found = fill(empty(n, np.int64), -1), empty(index.shape[0], np.int64)
         _chain.each(index.shape[0], index, newest, older)
-        index.lists = newest, older
-    found: tuple[Array, Array] = index.lists
+        index.lists = found
     return found
 
 
