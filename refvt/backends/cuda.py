@@ -28,7 +28,7 @@ import numpy as np
 from numba import cuda
 
 from refvt.backends.cuda_array import DeviceArray, empty
-from refvt.backends.cuda_driver import SIMULATED, driver
+from refvt.backends.cuda_driver import AXES, INTEGERS, SIMULATED, STRIDED, driver
 from refvt.backends.cuda_memory import DriverError
 from refvt.ops import Array
 
@@ -66,11 +66,6 @@ WARP = 4 if SIMULATED else 32
 THREADS = 8 if SIMULATED else 128  # of a block, where nothing asks for more
 LANES = 4 if SIMULATED else 32  # neighbouring columns a block of ``cells`` covers
 ROWS_A_PART = 3 if SIMULATED else 128  # rows that one partial sum of ``column_sums`` covers
-
-# what the letters of ``kernel`` stand for: axes of an array, and its dtype where it is not that of the kernel's floats
-AXES = {"F": 2, "I": 2, "f": 1, "v": 1, "i": 1, "b": 1, "3": 3, "5": 5}
-STRIDED = "Fv"
-INTEGERS = {"I": "int64", "i": "int64", "b": "bool"}
 
 
 @dataclass

@@ -27,12 +27,17 @@ from numba.cuda.core import config
 from refvt.backends.cuda_cache import ENTRY, kept_ptx
 from refvt.backends.cuda_memory import DriverError, NoShelf, Pool, Recorder, Recording, Shelf
 
-__all__ = ["SIMULATED", "DriverError", "driver"]
+__all__ = ["AXES", "INTEGERS", "SIMULATED", "STRIDED", "DriverError", "driver"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 MOST_WORDS = 256  # of a kernel's arguments
 STAGE = 1 << 22  # bytes of main memory that the GPU reads by itself
 LEGACY_STREAM = 1  # the driver's number for the default stream that waits for all others of its kind
+# what the letters of a kernel's arguments stand for: axes of an array, which of them may have gaps, and the dtype where
+# it is not that of the kernel's floats
+AXES = {"F": 2, "I": 2, "f": 1, "v": 1, "i": 1, "b": 1, "3": 3, "5": 5}
+STRIDED = "Fv"
+INTEGERS = {"I": "int64", "i": "int64", "b": "bool"}
 
 
 class _Seat(threading.local):
@@ -297,8 +302,6 @@ class Simulator(Recorder):
 def _unpacked(letters: str, dtype: Any, words: list[Any]) -> list[Any]:
     """A kernel's arguments from their words, arrays as NumPy's over the same memory."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-
-    from refvt.backends.cuda import AXES, INTEGERS
 
     arguments: list[Any] = []
     while letters:
