@@ -139,7 +139,8 @@ class Kernel:
 
         Kernels for all kinds that differ in nothing but whether their matrices have gaps are one.
         """
-        floats = [kind for letter, kind in zip(self.arguments, kinds, strict=False) if letter in "Ffv35"]
+        named = zip(self.arguments, kinds, strict=False)
+        floats = [kind for letter, kind in named if letter in AXES and letter not in INTEGERS]
         dtype = np.dtype((floats[0] or "?")[-1] if floats else np.int64)
         expected: list[tuple[str | None, ...]] = []
         for letter in self.arguments:

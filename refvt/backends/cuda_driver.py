@@ -25,7 +25,7 @@ import numpy as np
 from numba.cuda.core import config
 
 from refvt.backends.cuda_cache import ENTRY, kept_ptx
-from refvt.backends.cuda_memory import DriverError, NoShelf, Pool, Recorder, Recording, Shelf
+from refvt.backends.cuda_memory import DriverError, NoShelf, Pool, Recorder, Recording, Shelf, unrecordable
 
 __all__ = ["AXES", "INTEGERS", "SIMULATED", "STRIDED", "DriverError", "driver"]
 
@@ -165,7 +165,7 @@ class Driver:
     def _now(self, what: str) -> None:
         """DriverError if this thread's launches are being recorded: then nothing can be done at once."""
         if self.seat.stream is not None:
-            raise DriverError(f"{what} cannot be part of a recording")
+            raise unrecordable(what)
 
     def upload(self, address: int, host: Any) -> None:
         """A contiguous host array to the device; the array may be written again when this returns.
@@ -263,11 +263,11 @@ class Simulator(Recorder):
         self.blocks.pop(address, None)
 
     def upload(self, address: int, host: Any) -> None:
-        if self._calls is not None:
-            raise DriverError("an upload cannot be part of a recording")
+        self.now("an upload")
         ctypes.memmove(address, host.ctypes.data, host.nbytes)
 
     def download(self, host: Any, address: int) -> None:
+        self.now("a download")
         ctypes.memmove(host.ctypes.data, address, host.nbytes)
 
     def copy(self, target: int, source: int, size: int) -> None:

@@ -12,13 +12,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["DriverError", "NoShelf", "Pool", "Recorder", "Recording", "Shelf"]
+__all__ = ["DriverError", "NoShelf", "Pool", "Recorder", "Recording", "Shelf", "unrecordable"]
 
 MOST_SIZES = 1 << 16  # of arrays, in bytes, of which it is remembered where they get their memory
 
 
 class DriverError(RuntimeError):
     """What the driver complains of, by its own name (CUDA_ERROR_OUT_OF_MEMORY, …)."""
+
+
+def unrecordable(what: str) -> DriverError:
+    """What is said of what has to be done at once while launches are only written down."""
+    return DriverError(f"{what} cannot be part of a recording")
 
 
 class Shelf(list[int]):
@@ -99,6 +104,11 @@ class Recorder:
             call()
         else:
             self._calls.append(call)
+
+    def now(self, what: str) -> None:
+        """DriverError if calls are being written down."""
+        if self._calls is not None:
+            raise unrecordable(what)
 
     def free(self, address: int) -> None:
         if self._calls is None:

@@ -14,37 +14,12 @@ from refvt.backends import DeviceError
 from refvt.backends.compiling import compilation_shown
 from refvt.backends.cuda import cell, copied, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.backends.cuda_array import DeviceArray, layout_of
-from refvt.backends.cuda_compaction import compact, silence
+from refvt.backends.cuda_compaction import compact as compact
+from refvt.backends.cuda_compaction import silence as silence
 from refvt.backends.cuda_driver import LEGACY_STREAM, driver
 from refvt.backends.cuda_matmul import plain
-from refvt.backends.cuda_replay import Replays
+from refvt.backends.cuda_replay import Replays as Replays
 from refvt.ops import Array
-
-__all__ = [
-    "Replays",
-    "add",
-    "add_scaled",
-    "add_to_column",
-    "check_clips",
-    "column",
-    "columns",
-    "compact",
-    "fill",
-    "from_numpy",
-    "join_columns",
-    "join_rows",
-    "on_device",
-    "picked",
-    "product",
-    "session",
-    "silence",
-    "taken",
-    "to_numpy",
-    "turned",
-    "wait",
-    "write",
-    "zeros",
-]
 
 DLPACK_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"

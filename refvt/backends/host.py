@@ -7,32 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends.compaction import compact, silence
+from refvt.backends.compaction import compact as compact
+from refvt.backends.compaction import silence as silence
 from refvt.ops import Array
-
-__all__ = [
-    "Replays",
-    "add",
-    "add_scaled",
-    "add_to_column",
-    "column",
-    "columns",
-    "compact",
-    "fill",
-    "from_numpy",
-    "join_columns",
-    "join_rows",
-    "on_device",
-    "picked",
-    "product",
-    "silence",
-    "taken",
-    "to_numpy",
-    "turned",
-    "wait",
-    "write",
-    "zeros",
-]
 
 
 class Replays:

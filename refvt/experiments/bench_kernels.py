@@ -5,9 +5,9 @@ between two marks on the stream and behind some longer work, so that the GPU nev
 times is what the kernels need, and what a pass takes longer than that is the host's. Repeated, a kernel finds more in
 the GPU's caches than in a pass.
 
-Bytes are those of all arrays of a launch, each counted once, also where a kernel reads only some of its rows. A kernel
-near neither ceiling, of arithmetic or of memory, has something to gain. A kernel that cannot be repeated (it exchanges
-what it finds for what it brings) is counted, but has no time.
+Bytes are those of all arrays of a launch, of the rows that there are, each counted once, also where a kernel reads only
+some of them. A kernel near neither ceiling, of arithmetic or of memory, has something to gain. A kernel that cannot be
+repeated (it exchanges what it finds for what it brings) is counted, but has no time.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ class _LayerCache(NamedTuple):
     attention: AttentionHalfCache | None  # None: the block was not computed
     mlp: MlpHalfCache | None
     entered: int  # how many tokens did
-    rows: int  # of the state leaving the layer
     used: Any  # of the gather of `used` from the layer before, None if nothing moved
     halt: Any
     output: tuple[Any, Any, Any] | None  # of the gathers of x and weight (None: all rows are read), of the accumulation
@@ -167,7 +166,6 @@ def joint_forward(
                     attention_cache,
                     mlp_cache,
                     len(weight),
-                    len(x),
                     used_cache,
                     halt_cache,
                     output,
@@ -280,7 +278,6 @@ def joint_backward(
             see(f"d(joint.{layer}.weight)", _scatter(arrays, dweight, step.tokens, size, dtype))
             see(f"d(joint.{layer}.logit)", _scatter(arrays, dlogit, step.tokens, size, dtype))
         if layer < config.joint_depth:
-            dx = arrays.zeros((step.rows, dy.shape[1]), dtype) if dx is None else dx
             dx = arrays.add_to_column(dx, 0, dlogit)
         if step.used is not None:
             dused = ops.gather.backward(dused, step.used)

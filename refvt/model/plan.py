@@ -15,12 +15,11 @@ How the rows move is ``backends.compaction``; what follows from their numbers al
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from refvt.backends.compaction import Survivors, frozen, offsets_of
+from refvt.backends.compaction import Survivors, first_rows, offsets_of
 from refvt.ops import Array
 
 __all__ = ["LayerPlan", "cls_rows", "compact_plan", "dense_plan"]
@@ -42,14 +41,9 @@ class LayerPlan(NamedTuple):
     leaving: Array | None
 
 
-@lru_cache(maxsize=64)
-def _all_rows(B: int, N: int) -> Array:
-    return frozen(np.arange(B + 1) * N)
-
-
 def dense_plan(B: int, N: int, entering: Array | None, key_bias: Array | None) -> LayerPlan:
     """Every token of every clip keeps its row; entering and key_bias [B·N'] say who has halted (None: nobody)."""
-    return LayerPlan(entering, _all_rows(B, N), key_bias, None, None, np.full(B, N))
+    return LayerPlan(entering, first_rows(B + 1, N), key_bias, None, None, np.full(B, N))
 
 
 def compact_plan(survivors: Survivors, N: int, cls_only: bool, views: bool) -> LayerPlan | None:
