@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from golden.drawing import DATA, MANIFEST, known_seeds
 from golden.model_cases import MODEL_CASES, ModelCase
 from golden.op_cases import OP_CASES, OpCase
 from golden.runs import one_thread, run_model, run_op
+from golden.seeds import DATA, MANIFEST, known_seeds
 from golden.training_cases import TRAINING_CASES, TrainingCase
 from golden.training_runs import run_training
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from golden import torch_ops as ops
-from golden.drawing import HALTING_MARGIN, as_float32, draw, drop_path
 from golden.model_cases import ModelCase
 from golden.op_cases import OpCase
+from golden.seeds import HALTING_MARGIN, as_float32, draw, drop_path
 from golden.torch_model import HaltingVT, Output, Record, total_loss
 
 Arrays = dict[str, np.ndarray]

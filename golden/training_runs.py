@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from golden import torch_ops as ops
-from golden.drawing import as_float32, inputs, is_safe, parameters
 from golden.runs import NO_MARGINS, Arrays, as_tensor, describe
+from golden.seeds import as_float32, inputs, is_safe, parameters
 from golden.torch_model import HaltingVT, Output, Record, total_loss
 from golden.training_cases import TrainingCase
 

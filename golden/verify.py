@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from golden import torch_ops as ops
-from golden.drawing import draw, drop_path, known_seeds
 from golden.model_cases import MODEL_CASES, ModelCase
 from golden.op_cases import OP_CASES, OpCase
 from golden.runs import draw_arguments, one_thread
+from golden.seeds import draw, drop_path, known_seeds
 from golden.torch_model import Block, DropPath, HaltingVT, Output, Record, total_loss
 
 SEEDS = known_seeds()

@@ -12,7 +12,7 @@ settings.load_profile("refvt")
 os.environ["REFVT_QUIET"] = "1"  # what a command says must not depend on whether kernels are compiled already
 
 
-# the simulator is too slow for all cases and laws: tests/backends/test_cuda_simulated.py runs what it can bear
+# the simulator is too slow for all cases and laws: tests/backends/cuda/test_simulated.py runs what it can bear
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 

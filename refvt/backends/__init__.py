@@ -22,9 +22,9 @@ __all__ = ["COLUMNS", "Backend", "DeviceError", "Implementation", "Unavailable",
 
 # column of the rooms, module with the moves on its arrays
 COLUMNS = {
-    "reference": ("reference", "refvt.backends.host"),
-    "jit": ("jit", "refvt.backends.host_jit"),
-    "cuda": ("cuda", "refvt.backends.device"),
+    "reference": ("reference", "refvt.backends.reference.arrays"),
+    "jit": ("jit", "refvt.backends.jit.arrays"),
+    "cuda": ("cuda", "refvt.backends.cuda.arrays"),
 }
 
 
@@ -58,8 +58,8 @@ class Backend:
         # held around a whole run of the model: what the column's threads need, what its device's errors mean
         self.session: Callable[[], AbstractContextManager[None]] = nullcontext
         if name == "jit":
-            self.session = import_module("refvt.backends.team").session
-            import_module("refvt.backends.pool").keep_freed_memory()
+            self.session = import_module("refvt.backends.jit.threads").session
+            import_module("refvt.backends.jit.workspace").keep_freed_memory()
         elif name == "cuda":
             self.session = self.arrays.session
         self.operations: dict[str, Implementation] = {}

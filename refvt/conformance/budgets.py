@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from refvt.ops import Array
+from refvt.array import Array
 
 __all__ = ["FLOOR", "MULTIPLE", "Comparison", "compare"]
 

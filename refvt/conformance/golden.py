@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refvt.ops import Array
+from refvt.array import Array
 
 __all__ = ["Case", "GoldenError", "golden_directory", "load_arrays", "load_manifest"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refvt.ops import Array
+from refvt.array import Array
 
 __all__ = ["inputs_for"]
 

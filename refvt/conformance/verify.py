@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from refvt import backends
+from refvt.array import Array
 from refvt.conformance.budgets import Comparison, compare
 from refvt.conformance.golden import Case, load_arrays
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
-from refvt.ops import Array
-from refvt.training.optimisers import Adam, without_decay
+from refvt.training.optimiser import Adam, without_decay
 from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]

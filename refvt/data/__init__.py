@@ -5,7 +5,7 @@ from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_
 from refvt.data.clips import normalise, preprocess, read_clip, resize_and_crop
 from refvt.data.dataset import Dataset, UnreadableClipError
 from refvt.data.moving_digits import MovingDigits
-from refvt.data.samples import find_sample_video
+from refvt.data.sample_videos import find_sample_video
 from refvt.data.sampling import largest_stride, sample_indices
 from refvt.data.twins import static_twins
 from refvt.data.video import Frames, read_frames

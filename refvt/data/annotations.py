@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from refvt.array import Array
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
 from refvt.data.sampling import whole
 from refvt.data.video import Frames, read_frames
 from refvt.model.config import HaltingVTConfig
-from refvt.ops import Array
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from refvt.ops import Array
+from refvt.array import Array
 
 
 class UnreadableClipError(ValueError):

@@ -23,8 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refvt.array import Array
 from refvt.data.sampling import whole
-from refvt.ops import Array
 
 SPLITS = {"train": slice(None, 1437), "test": slice(1437, None)}
 _UNIT = 64  # positions and speeds count 1/64 pixel

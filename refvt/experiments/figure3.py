@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from refvt import plots
+from refvt.array import Array
 from refvt.data.moving_digits import MovingDigits
 from refvt.experiments.report import COLOURS, Findings, Table, chart, save_chart
 from refvt.experiments.runs import Grid, Run
 from refvt.model.haltingvt import HaltingVT, Output
-from refvt.ops import Array
+from refvt.plots import halting as plots
 
 __all__ = ["HELP", "measure", "movement", "patch_tokens"]
 

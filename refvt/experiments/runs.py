@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 import refvt
-from refvt import flops
+from refvt.array import Array
+from refvt.cli.train import digits_of
 from refvt.data.dataset import Dataset
 from refvt.data.sampling import sample_indices
+from refvt.evaluation.evaluate import Evaluation, evaluate
+from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
-from refvt.ops import Array
 from refvt.training.batches import TrainingError
-from refvt.training.command import digits_of
-from refvt.training.evaluation import Evaluation, evaluate
 from refvt.training.loop import LOG, MODEL, RECIPE, train
 from refvt.training.recipe import Recipe, difference
 

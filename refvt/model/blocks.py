@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from refvt.array import Array
 from refvt.backends import Backend
-from refvt.ops import Array
 
 __all__ = [
     "Scope",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
-from refvt.ops import Array
 
 __all__ = ["Decisions", "check_decisions"]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.compaction import frozen, offsets_of
+from refvt.array import Array
 from refvt.model.blocks import (
     AttentionHalfCache,
     MlpHalfCache,
@@ -27,7 +27,7 @@ from refvt.model.blocks import (
     mlp_half_forward,
 )
 from refvt.model.config import HaltingVTConfig
-from refvt.ops import Array
+from refvt.ops.compaction.reference import frozen, offsets_of
 
 __all__ = ["GlimpserGains", "glimpser_backward", "glimpser_forward", "merges", "originals_of"]
 

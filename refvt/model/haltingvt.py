@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refvt import backends, flops
+from refvt import backends
+from refvt.array import Array
+from refvt.model import flops
 from refvt.model.blocks import Scope
 from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
@@ -24,7 +26,6 @@ from refvt.model.network import (
     network_result,
 )
 from refvt.model.parameters import check_parameters, initial_parameters
-from refvt.ops import Array
 
 __all__ = ["HaltingVT", "Loss", "Output", "Trace", "load"]
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends import compaction
-from refvt.backends.compaction import everyone
+from refvt.array import Array
 from refvt.model.blocks import (
     AttentionHalfCache,
     MlpHalfCache,
@@ -24,7 +23,8 @@ from refvt.model.blocks import (
 )
 from refvt.model.config import HaltingVTConfig
 from refvt.model.plan import cls_rows, compact_plan, dense_plan
-from refvt.ops import Array
+from refvt.ops.compaction import reference as compaction
+from refvt.ops.compaction.reference import everyone
 
 __all__ = ["Fates", "JointCache", "JointResult", "joint_backward", "joint_fates", "joint_forward"]
 

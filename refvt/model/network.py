@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.compaction import first_rows
+from refvt.array import Array
 from refvt.model.blocks import Scope
 from refvt.model.config import HaltingVTConfig
 from refvt.model.glimpser import GlimpserCache, GlimpserGains, glimpser_backward, glimpser_forward, originals_of
 from refvt.model.joint import Fates, JointCache, JointResult, joint_backward, joint_fates, joint_forward
-from refvt.ops import Array
+from refvt.ops.compaction.reference import first_rows
 
 __all__ = [
     "Gains",

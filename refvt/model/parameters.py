@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
-from refvt.ops import Array
 
 __all__ = ["check_parameters", "initial_parameters", "parameter_shapes"]
 

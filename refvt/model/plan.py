@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refvt.backends.compaction import Survivors, first_rows, offsets_of
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.ops.compaction.reference import Survivors, first_rows, offsets_of
 
 __all__ = ["LayerPlan", "cls_rows", "compact_plan", "dense_plan"]
 

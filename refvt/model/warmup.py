@@ -59,7 +59,7 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
 
 def compile_all(dtype: str = "float32", training: bool = True) -> float:
     """Compile or load the jit kernels, with a progress line on stderr; returns the seconds it took."""
-    from refvt.backends.compiling import compilation_shown  # brings numba: not for a command that compiles nothing
+    from refvt.backends.progress import compilation_shown  # brings numba: not for a command that compiles nothing
 
     start = time.perf_counter()
     with compilation_shown(silent=0):

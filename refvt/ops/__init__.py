@@ -15,13 +15,8 @@ Rooms do not import one another.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
-
-__all__ = ["ROOMS", "Array", "Operation", "operations"]
+__all__ = ["ROOMS", "Operation", "operations"]
 
 ROOMS = ("embedding", "layernorm", "linear", "attention", "mlp", "tokens", "glimpser", "halting", "losses")
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refvt.ops import Array, Operation
+from refvt.array import Array
+from refvt.ops import Operation
 
 __all__ = ["GENERIC_LAWS", "Computes", "Inputs", "Law", "LawBroken", "agree", "backward", "cotangents", "forward"]
 

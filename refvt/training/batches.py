@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refvt.array import Array
 from refvt.data import static_twins
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.ops import Array
 from refvt.training.recipe import Recipe
 
 __all__ = [

@@ -21,12 +21,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from refvt import backends
+from refvt.array import Array
 from refvt.data.dataset import Dataset, UnreadableClipError
+from refvt.evaluation.evaluate import Evaluation, records, summarise
 from refvt.files import left_behind, write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
-from refvt.ops import Array
-from refvt.training.bar import Bar
 from refvt.training.batches import (
     MicroBatch,
     TrainingError,
@@ -36,13 +36,13 @@ from refvt.training.batches import (
     micro_batches,
     steps_per_epoch,
 )
-from refvt.training.checkpoints import Progress, read_progress, read_state, write_state
-from refvt.training.evaluation import Evaluation, records, summarise
-from refvt.training.optimisers import Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
 from refvt.training.parallel import Alone, Ranks
+from refvt.training.progress import Bar
 from refvt.training.recipe import Recipe
+from refvt.training.run_state import Progress, read_progress, read_state, write_state
 from refvt.training.schedule import ponder_weight_at, rate_at
-from refvt.training.start import start_of
+from refvt.training.scratch import start_of
 from refvt.training.vectors import Vector
 
 __all__ = ["train"]

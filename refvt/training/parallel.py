@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
-from refvt.backends import pool
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit import workspace as pool
 
 __all__ = ["Alone", "Mpi", "Ranks", "ranks"]
 

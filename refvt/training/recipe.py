@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from refvt.model.config import PRESETS, HaltingVTConfig
-from refvt.training.optimisers import OPTIMISERS
+from refvt.training.optimiser import OPTIMISERS
 
 __all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "paper_recipe"]
 
@@ -53,7 +53,7 @@ class Recipe:
     anew for every "epoch" or "step" (rate_by).
     ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
     to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
-    no motion loss. start: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/start.py).
+    no motion loss. start: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/scratch.py).
     halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
     block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
     of everything drawn.

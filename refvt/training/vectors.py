@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from refvt import backends
-from refvt.ops import Array
+from refvt.array import Array
 
 __all__ = ["Vector"]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import av
 import pytest
-from numbered_frames import HEIGHT, WIDTH, numbered
+
+from tests.support.numbered_frames import HEIGHT, WIDTH, numbered
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from numbered_frames import number_of, numbered
 
 from refvt.data import find_sample_video, read_frames, video
+from tests.support.numbered_frames import number_of, numbered
 
 Encode = Callable[..., Path]
 

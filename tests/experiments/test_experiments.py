@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import refvt
+from refvt.cli import experiment as command
 from refvt.cli import main
 from refvt.data import MovingDigits
-from refvt.experiments import command, figure3, frontier, table1
+from refvt.experiments import figure3, frontier, table1
 from refvt.experiments.runs import without_halting
 from refvt.training import RECIPES
 from refvt.training.recipe import find_recipe
-from tests.experiments.tiny import tiny_recipe
+from tests.support.tiny_sweep import tiny_recipe
 
 NAMES = ("table1", "frontier", "figure3", "variants")
 

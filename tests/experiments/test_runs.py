@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import refvt
-from refvt import flops
 from refvt.data import MovingDigits
 from refvt.experiments import runs
 from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_by_halting, without_halting
+from refvt.model import flops
 from refvt.training import TrainingError
-from tests.experiments.tiny import tiny_recipe
+from tests.support.tiny_sweep import tiny_recipe
 
 RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
 

@@ -21,10 +21,10 @@ import safetensors.numpy
 
 import refvt
 from refvt.model.checkpoints import CheckpointError, parameters_from, read_checkpoint, save_parameters
+from refvt.model.checkpoints.torch_pickle import MAX_OPCODES
+from refvt.model.checkpoints.torch_zip import MAX_DIRECTORY
 from refvt.model.parameters import initial_parameters, parameter_shapes
-from refvt.model.torch_pickle import MAX_OPCODES
-from refvt.model.torch_zip import MAX_DIRECTORY
-from tests.model.helpers import SMALL
+from tests.support.models import SMALL
 
 # -- files by hand -----------------------------------------------------------------------------------------------------
 

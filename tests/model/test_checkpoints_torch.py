@@ -9,7 +9,7 @@ import pytest
 import refvt
 from refvt.model.checkpoints import CheckpointError, parameters_from, read_checkpoint
 from refvt.model.parameters import initial_parameters
-from tests.model.helpers import SMALL
+from tests.support.models import SMALL
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

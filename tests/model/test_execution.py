@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refvt
-from tests.model.helpers import relative, small_batch, small_clips, small_model
+from tests.support.models import relative, small_batch, small_clips, small_model
 
 OUTPUTS = ("logits", "motion_logits", "features", "ponder")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refvt
-from tests.model.helpers import small_batch, small_model
+from tests.support.models import small_batch, small_model
 
 VARIANTS = [
     {"halted_keys": "zero", "cls_skip": False, "fuse_dropped": False, "keep_rates": (1.0, 0.5)},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refvt
-from tests.model.helpers import SMALL, small_batch, small_clips, small_model
+from tests.support.models import SMALL, small_batch, small_clips, small_model
 
 MODEL = small_model()
 CLIPS = small_clips(MODEL.config)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import refvt
-from refvt import flops
+from refvt.model import flops
 from refvt.model.config import PRESETS
-from refvt.model.handmade import handmade_parameters
 from refvt.model.parameters import initial_parameters, parameter_shapes
-from tests.model.helpers import small_batch, small_clips, small_model
+from refvt.weights.handmade import handmade_parameters
+from tests.support.models import small_batch, small_clips, small_model
 
 
 def test_presets_are_the_papers():

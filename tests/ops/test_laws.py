@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refvt.conformance.host import on_host
+from refvt.conformance.adapters import on_host
 from refvt.conformance.laws import laws_of
 from refvt.conformance.strategies import inputs_for
 from refvt.ops import operations

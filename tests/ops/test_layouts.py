@@ -57,7 +57,7 @@ def test_one_kernel_is_compiled_for_all_that_a_model_does():
     """Of those that take longest. In a process of its own: here other tests have left theirs."""
     code = """if True:
         import numpy as np
-        from refvt.backends import products
+        from refvt.backends.jit import matmul as products
         from refvt.model.warmup import warm_up
         from refvt.ops.attention import jit
         warm_up()

@@ -14,7 +14,7 @@ from refvt.training.batches import (
     steps_per_epoch,
     targets,
 )
-from tests.training.sliding_bars import SlidingBars, small_recipe
+from tests.support.sliding_bars import SlidingBars, small_recipe
 
 RECIPE = small_recipe()
 

@@ -10,8 +10,8 @@ import refvt
 from refvt.data.dataset import UnreadableClipError
 from refvt.training import TrainingError, evaluate, train
 from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
-from refvt.training.start import start_of
-from tests.training.sliding_bars import CONFIG, SlidingBars, small_recipe
+from refvt.training.scratch import start_of
+from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
 
 QUIET = {"progress": False, "backend": "reference"}
 

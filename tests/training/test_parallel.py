@@ -12,7 +12,7 @@ import pytest
 
 from refvt.training import parallel
 from refvt.training.loop import CHECKPOINT, MODEL
-from tests.training.sliding_bars import small_recipe
+from tests.support.sliding_bars import small_recipe
 from tests.training.test_loop import lines, parameters, run, same
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ import os, signal, sys
 from pathlib import Path
 from refvt.training import TrainingError, train
 from refvt.training.parallel import ranks
-from tests.training.sliding_bars import SlidingBars, small_recipe
+from tests.support.sliding_bars import SlidingBars, small_recipe
 
 OUT = Path(sys.argv[1])
 

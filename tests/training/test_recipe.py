@@ -6,7 +6,7 @@ import pytest
 
 import refvt
 from refvt.training.recipe import RECIPES, Recipe, difference, find_recipe, paper_recipe
-from tests.training.sliding_bars import CONFIG, small_recipe
+from tests.support.sliding_bars import CONFIG, small_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import (
+from refvt.array import Array
+from refvt.backends.cuda.device_array import DeviceArray
+from refvt.backends.cuda.intrinsics import ALIGNMENT, at, load4
+from refvt.backends.cuda.kernel import (
     SIMULATED,
     WARP,
     Kernel,
@@ -36,9 +39,6 @@ from refvt.backends.cuda import (
     upload,
     warp_sum,
 )
-from refvt.backends.cuda_array import DeviceArray
-from refvt.backends.cuda_vectors import ALIGNMENT, at, load4
-from refvt.ops import Array
 
 ACROSS = 2 if SIMULATED else 8  # threads that share a row of a tile
 HEIGHT = 2 if SIMULATED else 4  # rows of a thread

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import exp2, kernel
-from refvt.backends.layouts import columns_of
-from refvt.backends.pool import num_threads
-from refvt.backends.team import run, take
-from refvt.backends.tile import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import exp2, kernel
+from refvt.backends.jit.layouts import columns_of
+from refvt.backends.jit.microkernel import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
+from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.workspace import num_threads
 
 TILES = 16  # of queries in one task of the forward pass, at most
 KEYS = 256  # at a time: their rows, and the logits of a tile, stay in the second cache

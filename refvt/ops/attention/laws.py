@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refvt.ops import Array
+from refvt.array import Array
 from refvt.ops.laws import Computes, Inputs, Law, LawBroken, agree, backward, cotangents, forward
 
 __all__ = ["LAWS"]

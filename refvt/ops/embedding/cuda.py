@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from refvt.backends.cuda import cell, column_sums, empty, kernel
-from refvt.backends.cuda_matmul import Matmul, products
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import cell, column_sums, empty, kernel
+from refvt.backends.cuda.matmul import Matmul, products
 
 
 class EmbedCache(NamedTuple):

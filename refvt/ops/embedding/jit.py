@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import kernel
-from refvt.backends.layouts import packable
-from refvt.backends.pool import num_threads, workspace
-from refvt.backends.products import Cut, edges, grid, multiply, packed, room, weight_gradients
-from refvt.backends.team import run, span, take
-from refvt.backends.tile import ROWS, copy_rows, view
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.layouts import packable
+from refvt.backends.jit.matmul import Cut, edges, grid, multiply, packed, room, weight_gradients
+from refvt.backends.jit.microkernel import ROWS, copy_rows, view
+from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.workspace import num_threads, workspace
 
 
 class EmbedCache(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refvt.ops import Array
+from refvt.array import Array
 
 
 class EmbedCache(NamedTuple):

@@ -17,7 +17,8 @@ Source: HaltingVT section 3.2; attentive token selection and fusion as in EViT (
 
 import numpy as np
 
-from refvt.ops import Array, Operation
+from refvt.array import Array
+from refvt.ops import Operation
 
 OPERATIONS = (
     Operation(

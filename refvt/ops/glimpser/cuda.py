@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refvt.backends.cuda import WARP, cell, empty, kernel, lane_and_row, upload, warp_max, warp_sum
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import WARP, cell, empty, kernel, lane_and_row, upload, warp_max, warp_sum
 from refvt.ops.glimpser import check_k, equal_lengths
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import exp, kernel
-from refvt.backends.layouts import columns_of
-from refvt.backends.team import run, take
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import exp, kernel
+from refvt.backends.jit.layouts import columns_of
+from refvt.backends.jit.threads import run, take
 from refvt.ops.glimpser import check_k, equal_lengths
 
 

@@ -36,7 +36,8 @@ is moved to halt earlier where its later state is worse than the earlier one, an
 Source: HaltingVT section 3.3, equations 4–8; A-ViT (CVPR 2022); the remainder goes back to ACT (arXiv 1603.08983).
 """
 
-from refvt.ops import Array, Operation
+from refvt.array import Array
+from refvt.ops import Operation
 
 OPERATIONS = (
     Operation(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import (
+from refvt.array import Array
+from refvt.backends.cuda.kernel import (
     WARP,
     absent,
     as_many,
@@ -24,7 +25,6 @@ from refvt.backends.cuda import (
     upload,
     warp_sum,
 )
-from refvt.ops import Array
 from refvt.ops.halting import check_states
 
 

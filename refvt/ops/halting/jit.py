@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import exp, kernel
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import exp, kernel
 from refvt.ops.halting import check_states
 
 

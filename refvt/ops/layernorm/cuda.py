@@ -7,8 +7,18 @@ from typing import NamedTuple
 
 from numba import cuda
 
-from refvt.backends.cuda import WARP, as_many, column_sums, empty, kernel, lane_and_row, rows_there, there, warp_sum
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import (
+    WARP,
+    as_many,
+    column_sums,
+    empty,
+    kernel,
+    lane_and_row,
+    rows_there,
+    there,
+    warp_sum,
+)
 
 EPS = 1e-6
 

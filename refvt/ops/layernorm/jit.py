@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import kernel
-from refvt.backends.team import run, span, take
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.threads import run, span, take
 
 EPS = 1e-6
 ROWS = 128  # rows of a tile: enough to be worth taking

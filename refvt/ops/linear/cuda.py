@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from refvt.backends.cuda import absent, cell, column_sums, copied, empty, kernel, read_only, scaled, upload
-from refvt.backends.cuda_matmul import Matmul, plain, products
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import absent, cell, column_sums, copied, empty, kernel, read_only, scaled, upload
+from refvt.backends.cuda.matmul import Matmul, plain, products
 
 
 class LinearCache(NamedTuple):

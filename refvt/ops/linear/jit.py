@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from refvt.backends.host_jit import copied, scaled
-from refvt.backends.products import affine, weight_gradients
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.arrays import copied, scaled
+from refvt.backends.jit.matmul import affine, weight_gradients
 
 
 class LinearCache(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from refvt.ops import Array
+from refvt.array import Array
 
 
 class LinearCache(NamedTuple):

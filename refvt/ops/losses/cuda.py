@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import WARP, column_sums, empty, fill, kernel, lane_and_row, upload, warp_max, warp_sum
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import WARP, column_sums, empty, fill, kernel, lane_and_row, upload, warp_max, warp_sum
 
 
 class CrossEntropyCache(NamedTuple):

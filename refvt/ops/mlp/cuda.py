@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from numba import cuda
 
-from refvt.backends.cuda import as_many, column_sums, copied, device_function, empty, kernel, scaled, upload
-from refvt.backends.cuda_matmul import Matmul, plain, products
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import as_many, column_sums, copied, device_function, empty, kernel, scaled, upload
+from refvt.backends.cuda.matmul import Matmul, plain, products
 
 
 @device_function

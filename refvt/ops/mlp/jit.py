@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.host_jit import copied, scaled
-from refvt.backends.jit import bell, kernel
-from refvt.backends.layouts import packable
-from refvt.backends.pool import workspace
-from refvt.backends.products import Cut, affine, dots, edges, few, grid, multiply, packed, room, weight_gradients
-from refvt.backends.team import run, take
-from refvt.backends.tile import ROWS, copy_rows
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.arrays import copied, scaled
+from refvt.backends.jit.compile import bell, kernel
+from refvt.backends.jit.layouts import packable
+from refvt.backends.jit.matmul import Cut, affine, dots, edges, few, grid, multiply, packed, room, weight_gradients
+from refvt.backends.jit.microkernel import ROWS, copy_rows
+from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.workspace import workspace
 
 
 class GeluCache(NamedTuple):

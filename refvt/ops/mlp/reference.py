@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import erfc
 
-from refvt.ops import Array
+from refvt.array import Array
 
 
 def _normal_cdf(x: Array) -> Array:

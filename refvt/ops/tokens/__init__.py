@@ -15,7 +15,8 @@ is the same on every run); a mean spreads its gradient evenly.
 
 import numpy as np
 
-from refvt.ops import Array, Operation
+from refvt.array import Array
+from refvt.ops import Operation
 
 OPERATIONS = (
     Operation(

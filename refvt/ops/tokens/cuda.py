@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from refvt.backends.cuda import as_many, cell, empty, fill, kernel, read_only, rows_there, there, upload
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.cuda.kernel import as_many, cell, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.ops.tokens import segment_lengths
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refvt.backends.jit import kernel
-from refvt.backends.team import run, span, take
-from refvt.ops import Array
+from refvt.array import Array
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.threads import run, span, take
 from refvt.ops.tokens import segment_lengths
 
 ROWS = 256  # rows of a tile: nothing here but copying

@@ -1,0 +1,55 @@
+"""What the processors can do at all, for the tables of ``refvt bench``: matrix products and a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refvt.array import Array
+from refvt.backends.jit import threads as team
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.matmul import affine
+from refvt.bench.timing import Ceilings
+
+__all__ = ["CpuCeilings"]
+
+
+@kernel
+def _copy(share: Any, source: Array, parts: int, target: Array) -> None:
+    i = team.take(share)
+    while i >= 0:
+        top, bottom = team.span(i, parts, len(source))
+        target[top:bottom] = source[top:bottom]
+        i = team.take(share)
+
+
+class CpuCeilings(Ceilings):
+    """What the machine can do: NumPy's matrix product (a BLAS), ours, PyTorch's, and a copy."""
+
+    def __init__(self, dtype: str, threads: int, with_torch: bool, gemm_size: int, copy_size: int) -> None:
+        n = gemm_size
+        rng = np.random.default_rng(0)
+        a, b = (rng.standard_normal((n, n)).astype(dtype) for _ in range(2))
+        c = np.empty((n, n), dtype)
+        source = np.ones(copy_size // 8)
+        target = np.zeros(copy_size // 8)
+        parts = -(-copy_size // (1 << 20))
+
+        self.runs = {
+            "matrix product": lambda: np.matmul(a, b, out=c),
+            "refvt's matrix product": lambda: affine(a, b),
+            "copy": lambda: team.run(_copy, parts, source, parts, target),
+        }
+        gflop = 2e-9 * n**3
+        self._work = {
+            "matrix product": (gflop, "GFLOP/s"),
+            "refvt's matrix product": (gflop, "GFLOP/s"),
+            "copy": (2e-9 * copy_size, "GB/s"),  # read and written
+        }
+        if with_torch:
+            import torch
+
+            ta, tb, tc = (torch.from_numpy(array) for array in (a, b, c))
+            self.runs["PyTorch's matrix product"] = lambda: torch.mm(ta, tb, out=tc)
+            self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")

@@ -1,0 +1,65 @@
+"""What a GPU can do at all, for the tables of ``refvt bench --backend cuda``: matrix products and a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refvt import backends
+from refvt.bench.timing import Ceilings
+
+__all__ = ["GpuCeilings", "device_description"]
+
+
+def device_description() -> dict[str, Any]:
+    """Name, compute capability, multiprocessors and memory of the GPU in use, and the CUDA version of its driver."""
+    from refvt.backends.cuda.driver import driver
+
+    found: dict[str, Any] = driver().describe()
+    return found
+
+
+class GpuCeilings(Ceilings):
+    """The peak is the fastest matrix product measured: our tiles', or PyTorch's (cuBLAS), float32 without TF32."""
+
+    def __init__(self, dtype: str, with_torch: bool, gemm_size: int, copy_size: int) -> None:
+        from refvt.backends.cuda.kernel import copy, empty, fill
+        from refvt.backends.cuda.matmul import plain
+
+        n, wait = 2 * gemm_size, backends.get("cuda").arrays.wait
+        rng = np.random.default_rng(0)
+        a, b = (backends.get("cuda").arrays.from_numpy(rng.standard_normal((n, n)), dtype) for _ in range(2))
+        rows = copy_size // 4096, 4096 // np.dtype(dtype).itemsize
+        source, target = fill(empty(rows, dtype), 1), empty(rows, dtype)
+
+        def waited(work: Callable[[], object]) -> Callable[[], object]:
+            def run() -> None:
+                work()
+                wait()
+
+            return run
+
+        self.ahead = lambda: plain(a, b)  # some milliseconds of work, not waited for
+        self.runs = {
+            "matrix product in tiles": waited(lambda: plain(a, b)),
+            "copy": waited(lambda: copy(source, target)),
+        }
+        gflop = 2e-9 * n**3
+        self._work = {
+            "matrix product in tiles": (gflop, "GFLOP/s"),
+            "copy": (2e-9 * copy_size, "GB/s"),  # read and written
+        }
+        if with_torch:
+            import torch
+
+            ta, tb = (torch.tensor(rng.standard_normal((n, n))).to("cuda", getattr(torch, dtype)) for _ in range(2))
+            tc = torch.empty_like(ta)
+
+            def product() -> None:
+                torch.mm(ta, tb, out=tc)
+                torch.cuda.synchronize()
+
+            self.runs["PyTorch's matrix product"] = product
+            self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")

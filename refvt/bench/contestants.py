@@ -1,0 +1,220 @@
+"""Who is timed by ``refvt bench``, and on what: workloads, the material that all are given alike, the contestants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import refvt
+from refvt import backends
+from refvt.array import Array
+from refvt.backends.jit import workspace as pool
+from refvt.bench import torch_model as bench_torch
+from refvt.bench.profiles import profile_parameters
+from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import Decisions
+from refvt.model.parameters import initial_parameters
+
+__all__ = [
+    "EAGER",
+    "SDPA",
+    "Contestant",
+    "Material",
+    "Model",
+    "RefvtModel",
+    "Workload",
+    "chosen_backends",
+    "contestants_of",
+    "limited_threads",
+    "material_of",
+]
+
+EAGER, SDPA = "torch eager", "torch sdpa"
+HEAD_STARTS = (0.0, 0.5, -0.5, 1.0)  # of the clips: their patches begin nearer to or farther from halting
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed. gflops: what one clip is to cost by halting, None if no token halts before the last layer. dense:
+    is the dense execution timed too."""
+
+    describes: str
+    config: HaltingVTConfig
+    gflops: float | None = None
+    dense: bool = False
+
+
+class Model(Protocol):
+    """What a contestant can do. ``run`` is timed, the rest looks at what it returned."""
+
+    def run(self, train: bool, decisions: Decisions) -> Any: ...
+    def logits(self, result: Any) -> Array: ...
+    def decisions(self, result: Any) -> Decisions: ...
+    def loss(self, result: Any) -> float: ...
+    def gradients(self) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all contestants are given alike."""
+
+    config: HaltingVTConfig
+    dtype: str
+    parameters: dict[str, Array]
+    clips: Array
+    labels: Array
+    motion_labels: Array
+    forced: Decisions  # what the workload imposes on them
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch.
+
+    device: "cpu", or "cuda" for PyTorch beside the cuda backend.
+    """
+
+    name: str
+    backend: str | None
+    execution: str = "dense"
+    sdpa: bool = False
+    singly: bool = False
+    device: str = "cpu"
+
+    def build(self, m: Material) -> Model:
+        given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
+        if self.backend is None:
+            return bench_torch.TorchModel(*given, sdpa=self.sdpa, device=self.device)
+        return RefvtModel(*given, backend=self.backend, execution=self.execution, singly=self.singly)
+
+
+class RefvtModel:
+    """A refvt model with given parameters and clips [B, C, T, height, width]."""
+
+    def __init__(
+        self,
+        config: HaltingVTConfig,
+        parameters: Mapping[str, Array],
+        clips: Array,
+        labels: Array,
+        motion_labels: Array,
+        dtype: str,
+        backend: str,
+        execution: str,
+        singly: bool,
+    ) -> None:
+        self._model = refvt.HaltingVT(config, parameters, backend=backend, dtype=dtype)
+        self._moves = backends.get(backend).arrays
+        self._labels, self._motion_labels = labels, motion_labels
+        self._execution = execution
+        B = len(clips)
+        self._batches = [slice(b, b + 1) for b in range(B)] if singly else [slice(0, B)]
+        self._clips = [self._moves.from_numpy(clips[batch], dtype) for batch in self._batches]
+        self._gradients: list[dict[str, Array]] = []
+
+    def run(self, train: bool, decisions: Decisions) -> Any:
+        """A list with the output, or with loss and output, of every batch."""
+        results: list[Any] = []
+        self._gradients = []
+        for batch, clips in zip(self._batches, self._clips, strict=True):
+            cut = Decisions(
+                None if decisions.kept is None else tuple(kept[batch] for kept in decisions.kept),
+                None if decisions.halting_layer is None else decisions.halting_layer[batch],
+            )
+            how: dict[str, Any] = {"execution": self._execution, "decisions": cut, "arrays": "device"}
+            if not train:
+                results.append((self._model(clips, **how), None))
+                continue
+            targets = self._labels[batch], self._motion_labels[batch]
+            loss, gradients = self._model.loss_and_gradients(clips, *targets, **how)
+            results.append((loss.output, loss.total))
+            self._gradients.append(gradients)
+        self._moves.wait()
+        return results
+
+    def logits(self, result: Any) -> Array:
+        """[B, K]"""
+        return np.concatenate([self._moves.to_numpy(output.logits) for output, _ in result])
+
+    def decisions(self, result: Any) -> Decisions:
+        """What the run decided; a token still alive when its clip left early has layer 0."""
+        outputs = [output for output, _ in result]
+        kept = tuple(np.concatenate(parts) for parts in zip(*(o.decisions.kept for o in outputs), strict=True))
+        return Decisions(kept, np.concatenate([o.decisions.halting_layer for o in outputs]))
+
+    def alive(self, result: Any) -> Array:
+        """bool [B, L, N'] who entered each layer."""
+        return np.concatenate([output.alive for output, _ in result])
+
+    def loss(self, result: Any) -> float:
+        """The total loss; all its parts are means over clips."""
+        return float(np.mean([loss for _, loss in result]))
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients of the last training step."""
+        parts = self._gradients
+        return {name: np.mean([self._moves.to_numpy(part[name]) for part in parts], axis=0) for name in parts[0]}
+
+
+def material_of(workload: Workload, B: int, dtype: str) -> Material:
+    config, rng = workload.config, np.random.default_rng(0)
+    clips = rng.standard_normal((B, config.channels, config.num_frames, *config.image_size)).astype(np.float32)
+    forced = Decisions()
+    if workload.gflops is None:
+        parameters = initial_parameters(config, np.random.default_rng(0), dtype)
+        forced = Decisions(None, np.full((B, config.joint_tokens), config.joint_depth))
+    else:
+        parameters = profile_parameters(config, workload.gflops, clips[:1], dtype=dtype)
+        unit = config.halting_center / config.halting_scale  # channel 0 at which a score is one half
+        direction = parameters["patch_embed.proj.weight"][0].astype(np.float64)  # what writes channel 0: [C, P, P]
+        picture = np.tile(direction / np.square(direction).sum(), (1, *config.grid)).astype(np.float32)
+        for clip, head_start in zip(clips, HEAD_STARTS, strict=False):
+            clip += np.float32(head_start * unit) * picture[:, None]
+    labels = np.arange(B) % config.num_classes
+    return Material(config, dtype, parameters, clips, labels, np.arange(B) % 2, forced)
+
+
+def contestants_of(workload: Workload, chosen: Sequence[str], B: int, with_torch: bool) -> list[Contestant]:
+    contestants = []
+    for name in chosen:
+        contestants.append(Contestant(f"refvt {name} compact", name, "compact"))
+        if B > 1:
+            contestants.append(Contestant(f"refvt {name} compact, one by one", name, "compact", singly=True))
+        if workload.dense:
+            contestants.append(Contestant(f"refvt {name} dense", name, "dense"))
+    if with_torch:
+        device = "cuda" if "cuda" in chosen else "cpu"
+        contestants += [Contestant(EAGER, None, device=device), Contestant(SDPA, None, sdpa=True, device=device)]
+    return contestants
+
+
+def chosen_backends(asked: Sequence[str] | None) -> list[str]:
+    """Those to time, each once; the default if none was asked for. ValueError for one that cannot be timed here."""
+    chosen = list(dict.fromkeys(asked or [backends.default()]))
+    for name in chosen:
+        if name not in backends.COLUMNS:
+            raise ValueError(f"--backend: expected some of {', '.join(backends.COLUMNS)}, got {name!r}")
+    if "cuda" in chosen and len(chosen) > 1:
+        raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
+    for name in chosen:
+        backends.get(name)
+    return chosen
+
+
+@contextmanager
+def limited_threads(number: int, chosen: Sequence[str], with_torch: bool) -> Iterator[None]:
+    """The same number of threads for every pool of the process; what was set before comes back at the end."""
+    for name in chosen:
+        backends.get(name)  # loads the BLAS it uses, which can be limited only then
+    with ExitStack() as stack:
+        if with_torch:
+            stack.enter_context(bench_torch.threads(number))
+        stack.enter_context(threadpool_limits(number, user_api="blas"))
+        stack.callback(pool.set_num_threads, pool.num_threads())
+        pool.set_num_threads(number)
+        yield

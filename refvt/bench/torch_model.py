@@ -1,0 +1,147 @@
+"""The PyTorch model as a contestant of ``refvt bench``: dense, with the semantics of the released model.
+
+Halted tokens are set to zero and computed along. Nothing is recorded and no checkpointing is on: it is the model of
+``golden/`` as anybody would run it, under ``torch.no_grad()`` for a forward pass and with ``loss.backward()`` for a
+training step. PyTorch is imported when it is needed and not before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refvt
+from refvt.array import Array
+from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import Decisions
+
+__all__ = ["TorchModel", "finds_gpu", "missing", "threads"]
+
+CHECKOUT = Path(refvt.__file__).resolve().parent.parent
+
+
+def missing() -> str | None:
+    """Why PyTorch cannot take part, in one line; None if it can."""
+    if find_spec("torch") is None:
+        return 'PyTorch is not installed (pip install "refvt[torch]")'
+    if not (CHECKOUT / "golden" / "torch_model.py").is_file():
+        return "the PyTorch model is part of a checkout of the repository, not of an installed package"
+    return None
+
+
+def finds_gpu() -> bool:
+    """Can PyTorch take part on a GPU? It may be a build for the CPU alone."""
+    if missing() is not None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """PyTorch's own threads, set once around everything (changing them costs a new pool), and set back at the end."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class TorchModel:
+    """The model with given parameters and clips [B, C, T, height, width]; ``sdpa`` takes PyTorch's fused attention.
+
+    On a GPU (device "cuda") TF32 is off, for it would drop 13 of float32's 23 bits, and a run is waited for.
+    """
+
+    def __init__(
+        self,
+        config: HaltingVTConfig,
+        parameters: Mapping[str, Array],
+        clips: Array,
+        labels: Array,
+        motion_labels: Array,
+        dtype: str,
+        sdpa: bool,
+        device: str = "cpu",
+    ) -> None:
+        if str(CHECKOUT) not in sys.path:
+            sys.path.insert(0, str(CHECKOUT))
+        import torch
+
+        from golden import torch_model
+
+        self._torch, self._total_loss, self._device = torch, torch_model.total_loss, device
+        if device != "cpu":
+            if not finds_gpu():
+                raise ValueError("PyTorch finds no GPU here: give --no-torch, or install its CUDA build")
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}
+        self._model: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
+        self._model.to(getattr(torch, dtype))
+        self._model.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
+        self._model.to(device)
+        self._clips = torch.tensor(clips).to(device, getattr(torch, dtype))
+        self._labels, self._motion_labels = torch.tensor(labels).to(device), torch.tensor(motion_labels).to(device)
+
+    def run(self, train: bool, decisions: Decisions, wait: bool = True) -> Any:
+        """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own.
+
+        On a GPU the work is waited for, unless more of it follows.
+        """
+        torch = self._torch
+        layers = decisions.halting_layer
+        forced = {
+            "kept": None if decisions.kept is None else [self._there(kept) for kept in decisions.kept],
+            "halting_layer": None if layers is None else self._there(layers),
+        }
+        self._model.train(train)
+        loss = None
+        if train:
+            self._model.zero_grad(set_to_none=True)
+            output = self._model(self._clips, **forced)
+            loss = self._total_loss(output, self._labels, self._motion_labels)["total"]
+            loss.backward()
+        else:
+            with torch.no_grad():
+                output = self._model(self._clips, **forced)
+        if wait and self._device != "cpu":
+            torch.cuda.synchronize()
+        return output, loss
+
+    def _there(self, array: Array) -> Any:
+        return self._torch.tensor(array).to(self._device)
+
+    def logits(self, result: Any) -> Array:
+        """[B, K]"""
+        return np.asarray(result[0].logits.detach().cpu().numpy())
+
+    def decisions(self, result: Any) -> Decisions:
+        """What the run decided."""
+        output = result[0]
+        return Decisions(tuple(kept.cpu().numpy() for kept in output.kept), output.halting_layer.cpu().numpy())
+
+    def loss(self, result: Any) -> float:
+        """The total loss of a training step."""
+        return float(result[1].detach())
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients of the last training step; zero where none arrived."""
+        return {
+            name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.cpu().numpy()
+            for name, p in self._model.named_parameters()
+        }
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """PyTorch's own parameters, for an optimiser."""
+        return iter(self._model.named_parameters())

@@ -1,0 +1,264 @@
+"""Parameters from files and into files, without PyTorch and without trust.
+
+``read_checkpoint`` reads raw tensors from .npz, .safetensors and PyTorch zip checkpoints, ``parameters_from`` turns
+their names and shapes into those of a configuration, ``save_parameters`` writes. A file may come from anyone: nothing
+in it is run, and every size is checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from refvt.array import Array
+from refvt.files import writing
+from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, interpret, shown
+from refvt.model.checkpoints.torch_zip import Archive, read_torch_zip
+from refvt.model.config import HaltingVTConfig
+from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
+
+__all__ = ["CheckpointError", "parameters_from", "read_checkpoint", "save_parameters"]
+
+_TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # opens the files of PyTorch before 1.6
+_CONVERT = "write it again with a recent PyTorch: torch.save(torch.load(path, weights_only=True), path)"
+_SAFETENSORS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "u1",
+}
+_PREFIXES = {"backbone.model.": "", "cls_head.fc_cls.": "head.", "cls_head.fc_motion.": "motion_head."}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, written or fitted to a configuration; the message says which and why."""
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The tensors of a file by name, as fresh C-contiguous arrays: bfloat16 as float32, other types as they are.
+
+    The kind of file is told by its content: .npz (stored or deflated, never with pickled objects), .safetensors, or
+    the zip file that ``torch.save`` writes, of which the first dict under state_dict, model or model_state_dict is
+    taken, else the whole; numbers, strings and None beside its tensors are passed over. FileNotFoundError or
+    IsADirectoryError where there is no file; CheckpointError for any file that is something else, damaged, larger
+    inside than outside, or asks for more than tensors and plain containers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a checkpoint file, got a folder")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a regular file")
+    try:
+        return _read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a hostile file may break a parser in any way: to the caller that is a bad file
+        raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
+
+
+def _read(path: Path) -> dict[str, Array]:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        with Archive(path) as archive:
+            if any(name.endswith("/data.pkl") for name in archive.members):
+                return read_torch_zip(archive)
+            if archive.members and all(name.endswith(".npy") for name in archive.members):
+                return _read_npz(archive)
+        raise ValueError("a zip file, but neither an .npz nor a checkpoint by torch.save")
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
+        return _read_safetensors(path)
+    if _TORCH_MAGIC in head[:32] or head[257:262] == b"ustar":
+        raise ValueError(f"a checkpoint from before PyTorch 1.6: {_CONVERT}")
+    with path.open("rb") as file:
+        data = file.read(min(MAX_PICKLE, path.stat().st_size))
+    if _is_pickle(data):
+        interpret(data)  # for its refusal, which names what the file asks for
+        raise ValueError(f"a bare pickle, expected a zip file: if it holds tensors, {_CONVERT}")
+    raise ValueError(
+        "expected an .npz, a .safetensors or a checkpoint by torch.save, got something else or a damaged one"
+    )
+
+
+def _is_pickle(data: bytes) -> bool:
+    if data[:1] == b"\x80":
+        return True
+    try:
+        return any(opcode.name == "STOP" for opcode, *_ in islice(pickletools.genops(data), 100_000))
+    except ValueError:
+        return False
+
+
+def _read_npz(archive: Archive) -> dict[str, Array]:
+    unpacked = sum(member.size for member in archive.members.values())
+    if unpacked > 100 * archive.size + (64 << 20):  # weights hardly compress
+        raise ValueError(f"its members unpack to {unpacked} bytes, absurd for a file of {archive.size}")
+    return {name.removesuffix(".npy"): _from_npy(name, archive.read(name)) for name in archive.members}
+
+
+def _from_npy(name: str, data: bytes | bytearray) -> Array:
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{shown(name)}: .npy version {version}, expected (1, 0) or (2, 0)")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(stream)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{shown(name)}: expected an array of numbers, got {dtype}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"{shown(name)}: shape {list(shape)} of {dtype} is not what its {len(data)} bytes hold")
+    flat = np.frombuffer(data, dtype, offset=stream.tell()) if math.prod(shape) else np.empty(0, dtype)
+    return np.array(flat.reshape(shape, order="F" if fortran_order else "C"), dtype.newbyteorder("="), order="C")
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
+    for name, entry in deserialize(path.read_bytes()):  # has held names, sizes and places against the file
+        kind, shape = entry["dtype"], entry["shape"]
+        if kind not in _SAFETENSORS:
+            raise ValueError(f"{shown(name)}: expected one of {', '.join(_SAFETENSORS)}, got {kind}")
+        dtype = np.dtype(_SAFETENSORS[kind])
+        flat = np.frombuffer(entry["data"], dtype) if math.prod(shape) else np.empty(0, dtype)
+        if kind == "BF16":
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        elif kind == "BOOL":
+            flat = flat != 0
+        arrays[name] = np.array(flat.reshape(shape), flat.dtype.newbyteorder("="))
+    return arrays
+
+
+# -- fitting -----------------------------------------------------------------------------------------------------------
+
+
+def parameters_from(
+    tensors: Mapping[str, Array],
+    config: HaltingVTConfig,
+    rng_seed: int = 0,
+    checkpoint_grid: tuple[int, int] | None = None,
+) -> dict[str, Array]:
+    """A configuration's parameters from the tensors of a checkpoint.
+
+    Names: refvt's own, or those of the released HaltingVT (``backbone.model.``, ``cls_head.fc_cls.``,
+    ``cls_head.fc_motion.``). Tensors without time_embed, motion_head and temporal layers are an image model's (DeiT-S):
+    its head is dropped, temporal_attn and temporal_norm1 start as copies of the same block's attn and norm1, and
+    temporal_fc, time_embed and the heads are drawn with ``rng_seed``. A distilled DeiT is refused.
+
+    pos_embed for another number of patches, and time_embed for another number of frames, are resized by nearest
+    neighbour, new index i from floor(i · old / new) per axis, CLS kept apart. The checkpoint's patches are taken as a
+    square unless ``checkpoint_grid`` (rows, columns) says otherwise; if their number is the configuration's own and
+    no grid is stated, they stay as they are. CheckpointError that lists everything missing, unexpected, wrongly shaped
+    or not finite. Source: SPEC, Checkpoints; HaltingVT section 4.1.
+    """
+    problems: list[str] = []
+    found: dict[str, Array] = {}
+    for name, value in tensors.items():
+        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+        ours = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
+        if ours in found:
+            problems.append(f"two tensors are {ours}, one of them {name}")
+        found[ours] = np.asarray(value)
+
+    if not any(name.startswith(("time_embed", "motion_head.")) or ".temporal_" in name for name in found):
+        found = _from_image_model(found, config, rng_seed, problems)
+    if "pos_embed" in found:
+        found["pos_embed"] = _resized_places(found["pos_embed"], config, checkpoint_grid, problems)
+    if "time_embed" in found:
+        found["time_embed"] = _resized_times(found["time_embed"], config)
+    try:
+        check_parameters(found, config)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return {name: np.array(found[name], order="C") for name in parameter_shapes(config)}
+
+
+def _from_image_model(
+    found: dict[str, Array], config: HaltingVTConfig, rng_seed: int, problems: list[str]
+) -> dict[str, Array]:
+    if any(name == "dist_token" or name.startswith("head_dist.") for name in found):
+        problems.append("a distilled DeiT, whose patches were trained beside a second token: take the plain one")
+    for name, value in initial_parameters(config, np.random.default_rng(rng_seed)).items():
+        if name == "time_embed" or name.startswith(("head.", "motion_head.")) or ".temporal_fc." in name:
+            found[name] = value
+        elif ".temporal_" in name and (spatial := name.replace(".temporal_", ".")) in found:
+            found[name] = found[spatial]
+    return found
+
+
+def _resized_places(value: Array, config: HaltingVTConfig, grid: tuple[int, int] | None, problems: list[str]) -> Array:
+    if value.ndim != 3 or value.shape[1] < 2 or (grid is None and value.shape[1] == 1 + config.patches_per_frame):
+        return value
+    patches = value.shape[1] - 1
+    old_rows, old_columns = (math.isqrt(patches),) * 2 if grid is None else grid
+    if min(old_rows, old_columns) < 1 or old_rows * old_columns != patches:
+        shape = "a square" if grid is None else f"{old_rows}×{old_columns}"
+        problems.append(f"pos_embed: {patches} patches are not {shape}: state checkpoint_grid=(rows, columns)")
+        return value
+    rows, columns = config.grid
+    row = np.arange(rows) * old_rows // rows
+    column = np.arange(columns) * old_columns // columns
+    index = (row[:, None] * old_columns + column).ravel()
+    return np.concatenate([value[:, :1], value[:, 1 + index]], axis=1)
+
+
+def _resized_times(value: Array, config: HaltingVTConfig) -> Array:
+    if value.ndim != 3 or value.shape[1] in (0, config.num_frames):
+        return value
+    return value[:, np.arange(config.num_frames) * value.shape[1] // config.num_frames]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def save_parameters(parameters: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
+    """Write parameters to a .safetensors or .npz file, bit for bit, whole or not at all.
+
+    The file is written under a temporary name in the same folder, brought to the disk and then renamed: whatever goes
+    wrong, an older file of that name stays as it was. CheckpointError for another suffix or for what are no arrays of
+    numbers; OSError where the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise CheckpointError(f"{path}: expected a name that ends in .safetensors or .npz")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file, got a folder")
+    arrays = {name: np.array(value, order="C") for name, value in parameters.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+            raise CheckpointError(f"{path}: {name}: expected an array of numbers of up to 64 bits, got {array.dtype}")
+
+    with writing(path) as temporary:
+        if path.suffix == ".safetensors":
+            temporary.write_bytes(safetensors.numpy.save(arrays))
+            return
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)

@@ -1,0 +1,100 @@
+"""The state of a training run in one file, from which it goes on as if it had never stopped.
+
+A .safetensors file holds ``parameters/<name>``, and both moments of the optimiser as ``m/<name>`` and ``v/<name>``; its
+metadata is one JSON text with the recipe, how many steps are done, how many bytes of the log belong to them, and what
+the run was made of. No state of a random generator is needed: every draw is counted (see ``loop``), so that the seed
+in the recipe and the step say all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+from refvt.files import write_whole
+from refvt.model.checkpoints import CheckpointError
+from refvt.training.optimiser import Adam
+from refvt.training.recipe import Recipe, difference
+from refvt.training.vectors import Vector
+
+__all__ = ["Progress", "read_progress", "read_state", "write_state"]
+
+FORMAT = 1
+KEY = "refvt.training"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. steps done; bytes of the log that tell of them; seconds of work; clips of the training set and
+    the dtype of the parameters, which must be the same when it goes on."""
+
+    steps: int
+    log_bytes: int
+    seconds: float
+    clips: int
+    dtype: str
+
+
+def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vector, optimiser: Adam) -> None:
+    """Write the checkpoint of a run, whole or not at all."""
+    groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
+    tensors = {
+        f"{g}/{name}": vector.moves.to_numpy(a) for g, vector in groups.items() for name, a in vector.arrays.items()
+    }
+    state = {"format": FORMAT, "recipe": recipe.as_dict(), "progress": asdict(progress)}
+    write_whole(path, safetensors.numpy.save(tensors, {KEY: json.dumps(state)}))
+
+
+def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progress:
+    """How far the run of a checkpoint is. CheckpointError if it is damaged, or of another recipe, training set or
+    dtype: then it says which field differs."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"{path}: expected format {FORMAT} of a training run, got {state['format']!r}")
+        stored, progress = state["recipe"], Progress(**state["progress"])
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({error!r})") from error
+    here = recipe.as_dict()
+    if names := difference(stored, here):
+        listed = "\n".join(f"  {n}: the checkpoint has {_at(stored, n)!r}, now {_at(here, n)!r}" for n in names)
+        raise CheckpointError(f"{path}: the checkpoint of another recipe:\n{listed}")
+    for name, value in (("clips", clips), ("dtype", dtype)):
+        if getattr(progress, name) != value:
+            where = "of the training set" if name == "clips" else "of the parameters"
+            raise CheckpointError(f"{path}: {name} {where}: the checkpoint has {getattr(progress, name)}, now {value}")
+    return progress
+
+
+def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Adam) -> None:
+    """Set parameters and optimiser to what a checkpoint holds. CheckpointError if a tensor is missing or misfits."""
+    groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for group, vector in groups.items():
+                for name, array in vector.arrays.items():
+                    value = file.get_tensor(f"{group}/{name}")
+                    if value.shape != tuple(array.shape) or value.dtype != array.dtype:
+                        expected = f"{array.dtype} {list(array.shape)}"
+                        raise CheckpointError(
+                            f"{path}: {group}/{name}: expected {expected}, got {value.dtype} {list(value.shape)}"
+                        )
+                    vector.moves.write(array, value)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    optimiser.steps = progress.steps
+
+
+def _at(values: dict[str, Any], name: str) -> Any:
+    """The value of ``config.width`` and the like."""
+    for part in name.split("."):
+        values = values.get(part)  # type: ignore[assignment]
+        if values is None:
+            return None
+    return values

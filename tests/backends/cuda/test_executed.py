@@ -1,0 +1,262 @@
+"""The compiled cuda kernels, run without a GPU: their PTX on the machine of tests/support/ptx_machine.py.
+
+The simulator runs the kernels' Python, with bodies of its own for shuffles and vector loads and with tiny tiles. Here
+run the bodies and the tiles that a GPU runs, watched for addresses outside of arrays, unwritten memory and races.
+"""
+
+import os
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from refvt import Decisions, backends
+from refvt.conformance.golden import load_manifest
+from refvt.conformance.verify import verify_case
+from tests.support.compaction_checks import check_compaction, check_index_moves, check_silence
+from tests.support.inference_checks import LIVES, check_inference
+from tests.support.models import small_clips, small_model
+from tests.support.ptx_machine import Fault, Machine
+
+INSTALLED = find_spec("numba_cuda") is not None and find_spec("cuda") is not None
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(not INSTALLED, reason="needs the extra cuda: numba-cuda and NVIDIA's compiler"),
+    pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="the simulator compiles nothing"),
+]
+CASES = {name: case for name, case in load_manifest().items() if case.tiny}
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """The cuda backend on a machine that runs PTX."""
+    from refvt.backends.cuda.kernel import driver as cuda_driver
+    from refvt.backends.cuda.kernel import kernel as cuda
+
+    def forget():
+        """What lies, or is loaded, on another machine."""
+        for kernel in cuda.KERNELS:
+            kernel._loaded.clear()
+        cuda._COPIES.clear()
+        cuda_driver.driver.cache_clear()
+        backends.get.cache_clear()
+
+    machine, patch = Machine(), pytest.MonkeyPatch()
+    patch.setattr(cuda_driver, "Driver", lambda: machine)
+    patch.setattr(backends, "_missing", lambda name: None)
+    forget()
+    yield machine
+    patch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kind == "op"])
+def test_tiny_operation(name, machine):
+    result = verify_case(CASES[name], "cuda", "float32")
+    assert result.comparisons
+    assert not [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+
+
+@pytest.mark.parametrize(("B", "N"), [(1, 300), (5, 40), (33, 3)])
+@pytest.mark.parametrize("early", [False, True])
+def test_compaction(B, N, early, machine):
+    moves, rng = backends.get("cuda").arrays, np.random.default_rng(B + early)
+    assert check_compaction(moves, rng, B, N, True, early)
+    check_silence(moves, rng, N, early)
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_inference_without_counts(life, machine):
+    """From the second call on a recording is played: other clips, other lives."""
+    model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
+    assert len(lives) > 1 or life in ("nobody", "one joint block")
+    assert all(way.recording is not None for way in model._replays._known.values())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_the_report_says_of_recordings(wrong, machine, monkeypatch):
+    from refvt.backends.cuda.kernel import graphs as cuda_replay
+    from refvt.bench import contestants as bench_contestants
+    from refvt.bench import gpu_report
+
+    model = small_model(**LIVES["zero"])
+    clips = small_clips(model.config, 2).astype("float32")
+    material = bench_contestants.Material(
+        model.config, "float32", model.parameters, clips, *[np.zeros(2, np.int64)] * 2, Decisions()
+    )
+    monkeypatch.setattr(bench_contestants, "material_of", lambda *asked: material)
+    first = []
+
+    def stale(self, way, parameters, function, clips):
+        """The clips of the first call, whatever is asked."""
+        first.append((self, clips))
+        return function(next(clips for replays, clips in first if replays is self))
+
+    if wrong:
+        monkeypatch.setattr(cuda_replay.Replays, "__call__", stale)
+    found = gpu_report._recorded(3)
+    assert found["holds"] is not wrong
+    assert set(found["milliseconds"]) == {"launched", "played"}
+    if wrong:
+        assert "call 2, logits" in found["failed"]
+    else:
+        assert "the same numbers" in found["summary"]
+
+
+def test_index_moves(machine):
+    check_index_moves(backends.get("cuda").arrays, np.random.default_rng(0))
+
+
+def test_copies_of_a_row_are_added_in_order(machine):
+    """Whatever order the lists of copies come to have."""
+    gather, rng = backends.get("cuda").gather, np.random.default_rng(0)
+    index = rng.integers(-1, 6, 200)
+    dy = (rng.standard_normal((200, 3)) * 10.0 ** rng.integers(-6, 6, (200, 1))).astype(np.float32)
+    there = backends.get("cuda").arrays.from_numpy
+    _, cache = gather.forward(there(np.zeros((6, 3), np.float32)), index)
+    expected = np.zeros((6, 3), np.float32)
+    for i, j in enumerate(index):
+        if j >= 0:
+            expected[j] += dy[i]
+    assert np.array_equal(gather.backward(there(dy), cache).copy_to_host(), expected)
+
+
+def test_tiny_model_forward_and_backward(machine):
+    result = verify_case(CASES["tiny-model-zero"], "cuda", "float32")
+    assert len(result.comparisons) > 200
+    assert not [(c.name, c.error, c.allowed) for c in result.comparisons if not c.holds]
+
+
+@pytest.mark.parametrize("size", ["LARGE", "SMALL"])
+@pytest.mark.parametrize(("M", "N", "K"), [(150, 70, 21), (128, 64, 16), (3, 5, 1)])
+def test_matrices_in_either_tile(machine, monkeypatch, size, M, N, K):
+    """Whole numbers, whose sums are exact; columns of wider matrices, that a tile fits and does not fit."""
+    from refvt.backends.cuda.kernel import matmul as cuda_matmul
+    from refvt.ops.linear.cuda import _forward
+
+    tile = getattr(cuda_matmul, size)
+    monkeypatch.setattr(cuda_matmul, "LARGE", tile)
+    monkeypatch.setattr(cuda_matmul, "SMALL", tile)
+    monkeypatch.setattr(cuda_matmul, "LEAST", 8)  # so that sums over so few are cut too
+    cuda_matmul.plan.cache_clear()
+    moves, rng = backends.get("cuda").arrays, np.random.default_rng(M)
+
+    def matrix(rows, columns):
+        wide = rng.integers(-9, 9, (rows, columns + 3)).astype(np.float32)
+        return wide[:, 3:], moves.from_numpy(wide).columns(3, columns + 3)
+
+    (a, a_there), (b, b_there), (at, at_there), (bt, bt_there) = (
+        matrix(*shape) for shape in ((M, K), (K, N), (K, M), (N, K))
+    )
+    assert np.array_equal(moves.to_numpy(cuda_matmul.plain(a_there, b_there)), a @ b)
+    assert np.array_equal(moves.to_numpy(cuda_matmul.products(at_there, b_there)), at.T @ b)
+    bias, gain, residual = (rng.integers(-9, 9, n).astype(np.float32) for n in (N, M, (M, N)))
+    given = (moves.from_numpy(x) for x in (bias, gain, residual))
+    expected = residual + gain[:, None] * (a @ bt.T + bias)
+    assert np.array_equal(moves.to_numpy(_forward(a_there, bt_there, *given)), expected)
+    cuda_matmul.plan.cache_clear()
+
+
+@pytest.mark.parametrize("lengths", [[(70, 40), (3, 33), (0, 5), (2, 0)], [(8, 8), (8, 8), (1, 16)]])
+def test_attention_in_real_tiles(machine, lengths):
+    """Heads of 64 channels, in segments of several tiles and in short ones, against the reference in float64."""
+    table, reference = backends.get("cuda"), backends.get("reference").attention
+    up, down, rng, D = table.arrays.from_numpy, table.arrays.to_numpy, np.random.default_rng(1), 128
+    offsets, keys = (np.concatenate([[0], np.cumsum([pair[side] for pair in lengths])]) for side in (0, 1))
+    q, dy = (rng.standard_normal((offsets[-1], D)).astype(np.float32) for _ in range(2))
+    kv = rng.standard_normal((keys[-1], 2 * D)).astype(np.float32)
+    bias = np.log(rng.integers(1, 9, keys[-1])).astype(np.float32)
+    there = up(kv)
+    k, v = there.columns(0, D), there.columns(D, 2 * D)
+    y, cache = table.attention.forward(up(q), k, v, offsets, keys, 2, bias)
+    gradients = table.attention.backward(up(dy), cache)
+    wide = [x.astype(np.float64) for x in (q, *np.split(kv, 2, axis=1))]
+    expected, kept = reference.forward(*wide, offsets, keys, 2, bias.astype(np.float64))
+    pairs = zip((y, *gradients), (expected, *reference.backward(dy.astype(np.float64), kept)), strict=True)
+    for mine, theirs in pairs:  # some hundred roundings of numbers of order one to ten
+        np.testing.assert_allclose(down(mine), theirs, rtol=0, atol=200 * np.finfo(np.float32).eps)
+
+
+# ---- what the machine sees that a GPU would not say
+
+
+def run(machine, function, arguments, *given, threads=64):
+    from refvt.backends.cuda.kernel import Kernel
+
+    Kernel(function, arguments, function.__name__).blocks((1,), (threads,), *given)
+
+
+def test_the_machine_sees_a_race_and_not_one_where_threads_wait(machine):
+    from numba import cuda
+
+    moves = backends.get("cuda").arrays
+    y = moves.zeros(64, "float32")
+
+    def racing(y):
+        shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
+        shared[i] = i
+        y[i] = shared[63 - i]
+
+    def waiting(y):
+        shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
+        shared[i] = i
+        cuda.syncthreads()
+        y[i] = shared[63 - i]
+
+    def overwriting(y):
+        shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
+        shared[i] = i
+        cuda.syncthreads()
+        y[i] = shared[63 - i]
+        shared[i] = 0
+
+    def within_a_warp(y):
+        shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
+        shared[i] = i
+        cuda.syncwarp()
+        y[i] = shared[i ^ 31]
+
+    run(machine, waiting, "f", y)
+    assert moves.to_numpy(y).tolist() == list(range(63, -1, -1))
+    run(machine, within_a_warp, "f", y)
+    assert moves.to_numpy(y).tolist() == [i ^ 31 for i in range(64)]
+    for function in (racing, overwriting):
+        with pytest.raises(Fault, match="a race for shared memory"):
+            run(machine, function, "f", y)
+
+
+def test_the_machine_sees_where_nobody_may_read_or_write(machine):
+    from numba import cuda
+
+    from refvt.backends.cuda.kernel import empty
+
+    moves = backends.get("cuda").arrays
+    x, y = moves.zeros(64, "float32"), moves.zeros(60, "float32")
+
+    def copying(x, y):
+        i = cuda.threadIdx.x
+        y[i] = x[i]
+
+    with pytest.raises(Fault, match="lies in no array"):
+        run(machine, copying, "ff", x, y)
+    with pytest.raises(Fault, match="nobody has written there"):
+        run(machine, copying, "ff", empty(64, "float32"), x)
+    shifted = x[1:]
+    shifted.words = (*shifted.words[:4], shifted.address - 2, *shifted.words[5:])
+    with pytest.raises(Fault, match="no multiple of 4 bytes"):
+        run(machine, copying, "ff", shifted, x, threads=32)
+
+
+def test_the_machine_does_not_wait_for_ever(machine):
+    from numba import cuda
+
+    def parted(y):
+        if cuda.threadIdx.x < 32:
+            cuda.syncthreads()
+            y[cuda.threadIdx.x] = 1
+        else:
+            cuda.syncthreads()
+            y[cuda.threadIdx.x] = 2
+
+    with pytest.raises(Fault, match="different barriers"):
+        run(machine, parted, "f", backends.get("cuda").arrays.zeros(64, "float32"))

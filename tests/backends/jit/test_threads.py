@@ -1,0 +1,214 @@
+"""The team of threads and the memory it works in: every tile once, the same bits for any number of threads."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from refvt.backends.jit import matmul as products
+from refvt.backends.jit import threads as team
+from refvt.backends.jit import workspace as pool
+from refvt.backends.jit.compile import kernel
+from tests.support.models import small_batch, small_clips, small_model
+
+
+@pytest.fixture
+def threads():
+    before = pool.num_threads()
+    yield pool.set_num_threads
+    pool.set_num_threads(before)
+
+
+@kernel
+def count_tiles(share, done):
+    i = team.take(share)
+    while i >= 0:
+        done[i] += 1
+        i = team.take(share)
+
+
+def remember_who(share, seen):
+    """A kernel in Python: slow, so that everybody comes."""
+    while team.take(share) >= 0:
+        seen.add(threading.current_thread().name)
+        time.sleep(0.03)
+
+
+def fails_at_once(share):
+    1 / (share.tiles - 4)
+
+
+def fails_in_its_leader(share):
+    team.take(share)
+    1 / (1 - min(share.number, 1))
+    remember_who(share, set())
+
+
+def fails_in_helpers(share):
+    """A kernel that only its leader (whose number is not 0) can do."""
+    1 / share.number
+    remember_who(share, set())
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_every_tile_is_done_once(threads, number):
+    threads(number)
+    done = np.zeros(1000, dtype=int)
+    for round_ in range(1, 21):  # helpers join some rounds early, some late, some not at all
+        team.run(count_tiles, len(done), done)
+        assert (done == round_).all()
+    team.run(count_tiles, 0, done)
+    assert (done == 20).all()
+
+
+def test_tiles_run_on_several_threads(threads):
+    threads(3)
+    seen = set()
+    team.run(remember_who, 12, seen)
+    assert len(seen) == 3
+
+
+def test_an_error_in_a_kernel_reaches_the_caller_and_the_team_survives(threads):
+    threads(2)
+    for number in (1, 2):
+        threads(number)
+        with pytest.raises(ZeroDivisionError):
+            team.run(fails_at_once, 4)
+        with pytest.raises(ZeroDivisionError):
+            team.run(fails_in_its_leader, 20)
+    done = np.zeros(100, dtype=int)
+    team.run(count_tiles, len(done), done)
+    assert (done == 1).all()
+
+
+def test_an_error_in_a_helper_reaches_the_caller_too(threads):
+    threads(2)
+    with pytest.raises(ZeroDivisionError):
+        team.run(fails_in_helpers, 20)
+
+
+def test_a_forked_child_has_a_team_of_its_own(threads):
+    threads(2)
+    done = np.zeros(100, dtype=int)
+    team.run(count_tiles, len(done), done)
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of what is tested here
+        child = os.fork()
+    if child == 0:
+        again = np.zeros(100, dtype=int)
+        team.run(count_tiles, len(again), again)
+        os._exit(0 if (again == 1).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_two_callers_at_once(threads):
+    """Two threads of the user's, each with a model of its own, do not disturb each other."""
+    threads(2)
+    models = [small_model(seed=s, backend="jit") for s in (1, 2)]
+    clips = [small_clips(model.config, 2, seed=s) for s, model in enumerate(models)]
+    alone = [model(c).logits for model, c in zip(models, clips, strict=True)]
+    found: dict[int, list] = {0: [], 1: []}
+
+    def call(i):
+        found[i] = [models[i](clips[i]).logits for _ in range(10)]
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in (0, 1)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for i in (0, 1):
+        assert len(found[i]) == 10
+        assert all(np.array_equal(logits, alone[i]) for logits in found[i])
+
+
+def everything(model, batch):
+    loss, gradients = model.loss_and_gradients(*batch, ponder_weight=0.3)
+    return {"logits": loss.output.logits, "ponder": loss.output.ponder, **gradients}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_runs_are_the_same_to_the_bit(threads, number):
+    threads(number)
+    model = small_model(push=0.3, backend="jit", dtype="float32", width=208, num_heads=2)
+    batch = small_batch(model.config, 3)
+    first = everything(model, batch)
+    for _ in range(3):
+        again = everything(model, batch)
+        assert all(np.array_equal(again[name], first[name]) for name in first)
+
+
+def test_the_number_of_threads_changes_nothing(threads):
+    """Tasks are cut for the threads there are; what a number of a result is does not depend on where it was cut."""
+    model = small_model(push=0.3, backend="jit", dtype="float32", width=208, num_heads=2)
+    batch = small_batch(model.config, 3)
+    threads(1)
+    alone = everything(model, batch)
+    for number in (2, 3, 4):
+        threads(number)
+        for name, value in everything(model, batch).items():
+            assert np.array_equal(value, alone[name]), name
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [(1, 1, 1), (0, 384, 7), (60, 384, 64), (473, 1152, 384), (1569, 384, 1536), (3000, 40, 9)],
+)
+def test_a_grid_covers_everything_once_and_gives_everybody_work(threads, number, itemsize, rows, columns, depth):
+    threads(number)
+    for cut in (products.grid(rows, columns, depth, itemsize), products._weight_grid(rows, columns, itemsize)):
+        covered = np.zeros((rows, columns), dtype=int)
+        for i in range(cut.tasks):
+            top, bottom, left, right = products.edges(i, cut, rows, columns)
+            assert -(-(right - left) // cut.wide) * cut.wide * depth <= products.room(cut, columns, depth)
+            covered[top:bottom, left:right] += 1
+        assert (covered == 1).all()
+        if rows >= 400 and columns >= 8 * number * cut.wide:
+            assert cut.tasks >= number
+
+
+def test_workspace_is_used_again_and_belongs_to_its_thread():
+    first = pool.workspace("test", (4, 5), np.float32)
+    assert pool.workspace("test", (2, 3), np.float64).base is not None
+    assert np.may_share_memory(first, pool.workspace("test", (5, 4), np.float32))
+    other = []
+    thread = threading.Thread(target=lambda: other.append(pool.workspace("test", (4, 5), np.float32)))
+    thread.start()
+    thread.join()
+    assert not np.may_share_memory(first, other[0])
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this system's memory is not handed out by glibc")
+def test_what_was_freed_is_used_again():
+    """In a process of its own, for what is asked of glibc cannot be taken back."""
+    code = """if True:
+        import resource, sys
+        import numpy as np
+        from refvt.backends.jit import workspace as pool
+
+        def touch():
+            results = [np.ones(500_000) for _ in range(30)]
+
+        assert pool.keep_freed_memory()
+        touch()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        touch()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30 * 500_000 * 8 / 4096 / 100  # of so many pages, had they been given back
+
+
+def test_number_of_threads_must_be_positive(threads):
+    with pytest.raises(ValueError, match="at least 1 thread, got 0"):
+        threads(0)

@@ -1,0 +1,75 @@
+"""What is said while kernels are compiled."""
+
+import pytest
+from numba import njit
+
+from refvt.backends import progress as compiling
+from refvt.backends.progress import compilation_shown
+
+
+def fresh(module="refvt.ops.somewhere.jit"):
+    """A kernel that has not been compiled."""
+
+    def doubled(x):
+        return x + x
+
+    doubled.__module__ = module
+    return njit(doubled)
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    monkeypatch.delenv("REFVT_QUIET")
+
+
+def test_kernels_are_counted_on_one_line(capsys):
+    first, second = fresh(), fresh()
+    with compilation_shown(silent=0):
+        assert first(2) == 4
+        assert second(2) == 4
+        assert first(3) == 6  # ready
+    said = capsys.readouterr().err
+    begun = [line.strip() for line in said.split("\r")[1:-1]]
+    assert [line.split(": ")[-1].split(",")[0] for line in begun] == ["1", "2"]
+    assert all(line.endswith("doubled") for line in begun)
+    assert said.split("\r")[-1].strip() == "refvt: compiling kernels, once on this machine: 2, 0 s done"
+    assert all(len(line) <= 79 for line in said.replace("\n", "").split("\r"))
+
+
+def test_the_outer_one_counts_and_the_line_ends_with_the_inner_one(capsys):
+    """As the runs of a model within warmup, or the steps of a training."""
+    with compilation_shown(silent=0):
+        for number in (1, 2):
+            with compilation_shown():
+                fresh()(2)
+            said = capsys.readouterr().err
+            assert said.split("\r")[-1].rstrip(" \n").endswith(f": {number}, 0 s done")
+            assert said.endswith("\n")
+        with compilation_shown():
+            pass
+    assert capsys.readouterr().err == ""
+
+
+def test_only_compilation_takes_time(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(compiling.time, "perf_counter", lambda: now)
+    with compilation_shown(silent=0):
+        fresh()(2)
+        now = 3600.0
+        fresh()(2)
+    assert capsys.readouterr().err.rstrip().endswith(": 2, 0 s done")
+
+
+def test_nothing_is_said_of_what_is_ready_or_quick_or_not_ours(capsys, monkeypatch):
+    ready = fresh()
+    ready(1)
+    with compilation_shown(silent=0):
+        ready(2)
+        fresh("somebody.elses")(2)
+        fresh(None)(2)
+    with compilation_shown(silent=60):
+        fresh()(2)
+    monkeypatch.setenv("REFVT_QUIET", "1")
+    with compilation_shown(silent=0):
+        fresh()(2)
+    assert capsys.readouterr().err == ""
