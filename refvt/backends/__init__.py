@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from refvt.ops import ROOMS, Operation
+from refvt.ops import FAMILIES, Operation
 
-__all__ = ["COLUMNS", "Backend", "DeviceError", "Implementation", "Unavailable", "available", "default", "get"]
+__all__ = ["BACKENDS", "Backend", "DeviceError", "Implementation", "Unavailable", "available", "default", "get"]
 
 # column of the rooms, module with the moves on its arrays
-COLUMNS = {
+BACKENDS = {
     "reference": ("reference", "refvt.backends.reference.arrays"),
     "jit": ("jit", "refvt.backends.jit.arrays"),
     "cuda": ("cuda", "refvt.backends.cuda.arrays"),
@@ -52,7 +52,7 @@ class Backend:
     """The table of operations of one column, as attributes, and its array moves as ``arrays``."""
 
     def __init__(self, name: str) -> None:
-        column, moves = COLUMNS[name]
+        column, moves = BACKENDS[name]
         self.name = name
         self.arrays: ModuleType = import_module(moves)
         # held around a whole run of the model: what the column's threads need, what its device's errors mean
@@ -63,7 +63,7 @@ class Backend:
         elif name == "cuda":
             self.session = self.arrays.session
         self.operations: dict[str, Implementation] = {}
-        for room in ROOMS:
+        for room in FAMILIES:
             signatures = import_module(f"refvt.ops.{room}").OPERATIONS
             module = import_module(f"refvt.ops.{room}.{column}")
             for signature in signatures:
@@ -105,7 +105,7 @@ def _missing(name: str) -> str | None:
 
 def available() -> tuple[str, ...]:
     """The names of the backends that can run on this machine."""
-    return tuple(name for name in COLUMNS if _missing(name) is None)
+    return tuple(name for name in BACKENDS if _missing(name) is None)
 
 
 def default() -> str:
@@ -116,8 +116,8 @@ def default() -> str:
 @cache
 def get(name: str) -> Backend:
     """The table of one backend. ValueError for a name that is not there, Unavailable if this machine cannot run it."""
-    if name not in COLUMNS:
-        raise ValueError(f"backend: expected one of {list(COLUMNS)}, got {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {list(BACKENDS)}, got {name!r}")
     missing = _missing(name)
     if missing is not None:
         raise Unavailable(f"backend {name!r}: {missing}")

@@ -1,1 +1,1 @@
-"""."""
+"""The stopwatch: refvt against PyTorch and against what the machine can do, interleaved."""

@@ -16,12 +16,12 @@ __all__ = ["CpuCeilings"]
 
 
 @kernel
-def _copy(share: Any, source: Array, parts: int, target: Array) -> None:
-    i = team.take(share)
+def _copy(ticket: Any, source: Array, parts: int, target: Array) -> None:
+    i = team.next_tile(ticket)
     while i >= 0:
         top, bottom = team.span(i, parts, len(source))
         target[top:bottom] = source[top:bottom]
-        i = team.take(share)
+        i = team.next_tile(ticket)
 
 
 class CpuCeilings(Ceilings):

@@ -197,8 +197,8 @@ def chosen_backends(asked: Sequence[str] | None) -> list[str]:
     """Those to time, each once; the default if none was asked for. ValueError for one that cannot be timed here."""
     chosen = list(dict.fromkeys(asked or [backends.default()]))
     for name in chosen:
-        if name not in backends.COLUMNS:
-            raise ValueError(f"--backend: expected some of {', '.join(backends.COLUMNS)}, got {name!r}")
+        if name not in backends.BACKENDS:
+            raise ValueError(f"--backend: expected some of {', '.join(backends.BACKENDS)}, got {name!r}")
     if "cuda" in chosen and len(chosen) > 1:
         raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
     for name in chosen:

@@ -224,7 +224,7 @@ def _recorded(repeats: int) -> dict[str, Any]:
             if not np.array_equal(right, mine, equal_nan=name == "ponder"):
                 failed[f"call {call}, {name}"] = f"differs by {np.nanmax(np.abs(1.0 * right - 1.0 * mine)):.3g}"
         lives.add(tuple(b.tokens_per_layer.ravel().tolist()))
-    recorded = [way.recording is not None for way in played._replays._known.values()]
+    recorded = [way.recording is not None for way in played._graphs._known.values()]
     if recorded != [True]:
         failed["recording"] = "there is none: passes were launched kernel by kernel"
     if len(lives) < 2:

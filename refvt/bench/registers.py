@@ -14,7 +14,7 @@ from importlib import import_module
 from types import SimpleNamespace
 
 from refvt.backends.cuda.kernel import KERNELS, Kernel
-from refvt.ops import ROOMS
+from refvt.ops import FAMILIES
 
 __all__ = ["CAPABILITIES", "Cost", "assemble", "compiled", "every_kernel", "table"]
 
@@ -37,7 +37,7 @@ class Cost:
 
 def every_kernel(itemsize: int = 4) -> list[Kernel]:
     """All kernels of all rooms, attention's for heads of 64 channels and numbers of so many bytes; by name."""
-    for room in ROOMS:
+    for room in FAMILIES:
         import_module(f"refvt.ops.{room}.cuda")
     import_module("refvt.backends.cuda.arrays")
     import_module("refvt.ops.optimiser.cuda")

@@ -19,11 +19,11 @@ import numpy as np
 import refvt
 from refvt import backends
 from refvt.bench import forward as bench
+from refvt.cli import evaluate as evaluation
 from refvt.cli import experiment as experiments
 from refvt.cli import golden as conformance
 from refvt.cli import halt as halt_video
 from refvt.cli import train as training
-from refvt.evaluation import evaluate as evaluation
 from refvt.model import flops
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.warmup import compile_all

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--publish", type=Path, default=None, metavar="FOLDER", help="write page, numbers and pictures here too"
         )
         sub.add_argument(
-            "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest there is"
+            "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest there is"
         )
         sub.add_argument("--json", action="store_true", help="no progress bars; print the numbers as JSON")
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions of ``refvt golden`` and their options."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     verify = actions.add_parser("verify", help="hold a backend against every golden case (needs no torch)")
-    verify.add_argument("--backend", default="reference", choices=list(backends.COLUMNS))
+    verify.add_argument("--backend", default="reference", choices=list(backends.BACKENDS))
     verify.add_argument("--dtype", default="float64", choices=["float64", "float32"])
     verify.add_argument("--golden", type=Path, default=None, help="another folder of golden files")
     verify.add_argument("--tiny", action="store_true", help="only the tiny cases, for slow machines")

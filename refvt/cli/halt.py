@@ -27,7 +27,7 @@ UNTRAINED = (
 def picture_options(parser: argparse.ArgumentParser) -> None:
     """What ``refvt halt`` and ``refvt demo`` both ask for."""
     parser.add_argument(
-        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
+        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
     )
     parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
 

@@ -15,7 +15,7 @@ from refvt.array import Array
 from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
-from refvt.evaluation.evaluate import Evaluation
+from refvt.evaluation import Evaluation
 from refvt.training.batches import TrainingError
 from refvt.training.loop import train
 from refvt.training.parallel import Ranks, ranks
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a field of the recipe: epochs=5, config.depth=8, data_settings.noise=20 (a value is JSON)",
     )
     parser.add_argument(
-        "--backend", default=None, choices=list(backends.COLUMNS), help="default: the fastest on the CPU"
+        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
     )
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default: 100")
     parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: 10")

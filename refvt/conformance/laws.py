@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from refvt.ops import ROOMS, operations
+from refvt.ops import FAMILIES, operations
 from refvt.ops.laws import GENERIC_LAWS, Law
 
 __all__ = ["laws_of"]
@@ -19,6 +19,6 @@ def laws_of(operation: str) -> tuple[Law, ...]:
         else tuple(law for law in GENERIC_LAWS if law.__name__ == "nothing_is_mutated")
     )
     own: dict[str, tuple[Law, ...]] = {}
-    for room in ROOMS:
+    for room in FAMILIES:
         own.update(import_module(f"refvt.ops.{room}.laws").LAWS)
     return (*generic, *own[operation])

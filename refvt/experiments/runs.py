@@ -20,7 +20,7 @@ from refvt.array import Array
 from refvt.cli.train import digits_of
 from refvt.data.dataset import Dataset
 from refvt.data.sampling import sample_indices
-from refvt.evaluation.evaluate import Evaluation, evaluate
+from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT

@@ -183,7 +183,7 @@ def _merged(scope: Scope, first: str, second: str) -> tuple[Array, Array]:
     """Weight and bias of second(first(·)): W₂ W₁ and W₂ b₁ + b₂."""
     (W1, b1), (W2, b2) = scope.pair(first), scope.pair(second)
     bias, _ = scope.ops.linear.forward(b1.reshape(1, -1), W2, b2, keep=False)
-    return scope.ops.arrays.product(W2, W1), bias.reshape(-1)
+    return scope.ops.arrays.matmul(W2, W1), bias.reshape(-1)
 
 
 def glimpser_forward(
@@ -255,8 +255,8 @@ def glimpser_forward(
         weight, bias = scope.pair(f"{block}.attn.qkv")
         q, _ = ops.linear.forward(asking, weight[: config.width], bias[: config.width], keep=False)  # [B·T, D]
         chosen = select(ops.gather.forward(q, order.of_cls, keep=False)[0], k)
-        rows = arrays.picked(order.frames, chosen).reshape(-1)
-        residual, residual_cache = ops.gather.forward(x, arrays.taken(residual_rows, rows), keep=keep)
+        rows = arrays.take_patches(order.frames, chosen).reshape(-1)
+        residual, residual_cache = ops.gather.forward(x, arrays.take(residual_rows, rows), keep=keep)
         return rows, residual
 
     standing, residual = (wanted, None) if few_ask else (S, frames)
@@ -285,9 +285,9 @@ def glimpser_forward(
         fused, fused_cache = ops.fuse_dropped.forward(patches, scores, places, keep=keep)  # [B·T, D]
         scope.see(f"{block}.fused", fused)
         frames = arrays.join_rows([frames, fused])
-        index = arrays.turned(arrays.picked(_with_fused(B, T, S), places, tail=1), T)
+        index = arrays.frames_to_patches(arrays.take_patches(_with_fused(B, T, S), places, tail=1), T)
     elif selects and not few_ask:
-        index = arrays.turned(arrays.picked(_leaving(B, T, S).rows, places), T)
+        index = arrays.frames_to_patches(arrays.take_patches(_leaving(B, T, S).rows, places), T)
     x, leaving_cache = ops.gather.forward(frames, index, keep=keep)
     x, mean_cache = ops.segment_mean.forward(x, _leaving(B, T, wanted + fuses).means, keep=keep)  # [B·(1+S'·T), D]
     scope.see(f"{block}.selected", x)

@@ -110,7 +110,7 @@ class HaltingVT:
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
         check_parameters(parameters, config)
-        self._replays = self._ops.arrays.Replays()
+        self._graphs = self._ops.arrays.GraphCache()
         from_numpy = self._ops.arrays.from_numpy
         with self._ops.session():
             self.parameters: dict[str, Array] = {n: from_numpy(np.array(v), dtype) for n, v in parameters.items()}
@@ -155,7 +155,7 @@ class HaltingVT:
                 )[0]
 
             free = forced.kept is None and forced.halting_layer is None
-            found = self._replays((compact, leave_early), self.parameters, heads, clips) if free else heads(clips)
+            found = self._graphs((compact, leave_early), self.parameters, heads, clips) if free else heads(clips)
             result, _ = network_result(scope, self.config, found, len(clips), leave_early)
             return self._output(result, full_ponder, bring)
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["ROOMS", "Operation", "operations"]
+__all__ = ["FAMILIES", "Operation", "operations"]
 
-ROOMS = ("embedding", "layernorm", "linear", "attention", "mlp", "tokens", "glimpser", "halting", "losses")
+FAMILIES = ("embedding", "layernorm", "linear", "attention", "mlp", "tokens", "glimpser", "halting", "losses")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def operations() -> dict[str, Operation]:
     from importlib import import_module
 
     table: dict[str, Operation] = {}
-    for room in ROOMS:
+    for room in FAMILIES:
         table.update({op.name: op for op in import_module(f"refvt.ops.{room}").OPERATIONS})
     return table

@@ -1,1 +1,1 @@
-"""."""
+"""Every picture that refvt draws."""

@@ -4,7 +4,7 @@
 docs/training.md and docs/data.md.
 """
 
-from refvt.evaluation.evaluate import Evaluation, evaluate
+from refvt.evaluation import Evaluation, evaluate
 from refvt.training.batches import TrainingError
 from refvt.training.loop import train
 from refvt.training.recipe import RECIPES, Recipe, paper_recipe

@@ -23,7 +23,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.evaluation.evaluate import Evaluation, records, summarise
+from refvt.evaluation import Evaluation, records, summarise
 from refvt.files import left_behind, write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes

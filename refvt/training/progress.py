@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from refvt.evaluation.evaluate import Evaluation
+from refvt.evaluation import Evaluation
 
 __all__ = ["Bar", "headline"]
 

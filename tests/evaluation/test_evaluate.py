@@ -18,8 +18,7 @@ from sklearn.metrics import average_precision_score
 import refvt
 from refvt.cli import main
 from refvt.data import MovingDigits, UnreadableClipError, find_sample_video, read_clip, read_frames
-from refvt.evaluation import evaluate as evaluation
-from refvt.evaluation.evaluate import Record, average_precision, records, summarise
+from refvt.evaluation import Record, average_precision, records, summarise
 from refvt.training import Evaluation, evaluate
 from refvt.weights.shipped import shipped, shipped_files
 
@@ -373,7 +372,7 @@ def test_the_stride_is_the_papers(videos: Path, preset: str, stride: int, monkey
     (videos / "list.txt").write_text("bikes 20 3")
     seen = []
     monkeypatch.setattr(refvt, "load", lambda *_, **__: None)
-    monkeypatch.setattr(evaluation, "evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING))
+    monkeypatch.setattr("refvt.cli.evaluate.evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING))
     assert main(["evaluate", "--preset", preset, "--weights", "x", "--annotations", str(videos / "list.txt")]) == 1
     assert seen[0].stride == stride
     assert seen[0].root == videos

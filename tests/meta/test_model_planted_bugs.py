@@ -45,9 +45,9 @@ BUGS = [
     ("glimpser", "return np.asarray(match.argmax(axis=-1))", "return np.sort(match.argmax(axis=-1))", "model-prune-two-zero"),
     ("glimpser", "rows_of(gains.temporal, T)", "rows_of(gains.temporal, T) ** 0", "model-drop-path"),
     ("glimpser", "rows_of(gains.spatial, 1 + standing)", "rows_of(gains.spatial.T, 1 + standing)", "model-drop-path-prune"),
-    ("glimpser", "arrays.taken(residual_rows, rows)", "arrays.taken(order.frame_rows, rows)", "model-prune-one"),
+    ("glimpser", "arrays.take(residual_rows, rows)", "arrays.take(order.frame_rows, rows)", "model-prune-one"),
     ("glimpser", "select(ops.gather.forward(q, order.of_cls, keep=False)[0], k)", "select(k, k)", "model-prune-one"),
-    ("glimpser", "arrays.picked(_with_fused(B, T, S), places, tail=1)", "arrays.picked(_with_fused(B, T, S)[::-1], places, tail=1)", "model-fuse"),
+    ("glimpser", "arrays.take_patches(_with_fused(B, T, S), places, tail=1)", "arrays.take_patches(_with_fused(B, T, S)[::-1], places, tail=1)", "model-fuse"),
     ("backends.reference.arrays", "np.take_along_axis(table, 1 + places, axis=1)", "np.take_along_axis(table, places, axis=1)", "model-prune-one"),
     ("backends.reference.arrays", "rows.reshape(-1, T, rows.shape[1]).transpose(0, 2, 1)", "rows.reshape(-1, T, rows.shape[1])", "model-prune-two-zero"),
     # who takes part

@@ -89,14 +89,14 @@ def check_index_moves(moves, rng):
     places = np.stack([rng.permutation(S)[:k] for _ in range(B * T)])
     there = moves.from_numpy(places)
     for tail in (0, 1):
-        rows = moves.picked(table if tail else table[:, :-1], there, tail)
+        rows = moves.take_patches(table if tail else table[:, :-1], there, tail)
         expected = [
             [row[0], *(row[1 + p] for p in chosen), *([row[-1]] if tail else [])]
             for row, chosen in zip(table.tolist(), places.tolist(), strict=True)
         ]
         assert moves.to_numpy(rows).tolist() == expected
         flat = [expected[b * T + t][m] for b in range(B) for m in range(1 + k + tail) for t in range(T)]
-        assert moves.to_numpy(moves.turned(rows, T)).tolist() == flat
+        assert moves.to_numpy(moves.frames_to_patches(rows, T)).tolist() == flat
     index = rng.integers(0, 40, 33)
     x = rng.permutation(40)
-    assert moves.to_numpy(moves.taken(x, moves.from_numpy(index))).tolist() == [x[i] for i in index]
+    assert moves.to_numpy(moves.take(x, moves.from_numpy(index))).tolist() == [x[i] for i in index]

@@ -14,7 +14,7 @@ from refvt.array import Array
 from refvt.backends import DeviceError
 from refvt.backends.cuda.device_array import DeviceArray, layout_of
 from refvt.backends.cuda.driver import LEGACY_STREAM, driver
-from refvt.backends.cuda.graphs import Replays as Replays
+from refvt.backends.cuda.graphs import GraphCache as GraphCache
 from refvt.backends.cuda.kernel import cell, copied, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.backends.cuda.matmul import plain
 from refvt.backends.progress import compilation_shown
@@ -97,7 +97,7 @@ def _take(x, index, y):  # type: ignore[no-untyped-def]
         y[i] = x[index[i]]
 
 
-def taken(x: Array, index: Array) -> Array:
+def take(x: Array, index: Array) -> Array:
     """x[index], of integers."""
     y = empty(index.shape[0], np.int64)
     _take.each(index.shape[0], read_only(x), index, y)
@@ -116,7 +116,7 @@ def _pick(table, places, rows):  # type: ignore[no-untyped-def]
         rows[f, j] = table[f, chosen]
 
 
-def picked(table: Array, places: Array, tail: int = 0) -> Array:
+def take_patches(table: Array, places: Array, tail: int = 0) -> Array:
     """Of each row its first number, those at 1 + places, and its last if ``tail`` is 1: indices of a frame's rows.
 
     table [n, 1+S+tail], places [n, k] → [n, 1+k+tail].
@@ -135,7 +135,7 @@ def _turn(rows, T, y):  # type: ignore[no-untyped-def]
         y[f // T * m * T + place * T + f % T] = rows[f, place]
 
 
-def turned(rows: Array, T: int) -> Array:
+def frames_to_patches(rows: Array, T: int) -> Array:
     """From frame after frame to place after place: [B·T, m] → [B·m·T] flat, the T of one place next to one another."""
     n, m = rows.shape
     y = empty(n * m, np.int64)
@@ -201,7 +201,7 @@ def add(*terms: Array | None) -> Array:
     return total
 
 
-def product(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     """a b, of two weights: the weight of b followed by a."""
     return plain(a, b)
 

@@ -19,7 +19,7 @@ from refvt.backends.cuda.driver import driver
 from refvt.backends.cuda.kernel import WATCHERS, copies_used, empty
 from refvt.backends.cuda.memory import DriverError, Recording
 
-__all__ = ["Replays"]
+__all__ = ["GraphCache"]
 
 MOST = 8  # recordings of a model: each holds the memory of a forward pass
 TRIES = 3  # of a recording that does not come about
@@ -35,7 +35,7 @@ class _Way:
         self.copies: list[Any] = []  # arrays of others that it reads
 
 
-class Replays:
+class GraphCache:
     """Of one model. The first call of a kind is made as it stands: kernels are loaded. The second is recorded."""
 
     def __init__(self) -> None:

@@ -9,31 +9,31 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.matmul import affine
-from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.threads import next_tile, run, span
 from refvt.backends.reference.arrays import (
-    Replays,
+    GraphCache,
     add_scaled,
     add_to_column,
     column,
     columns,
     compact,
     fill,
+    frames_to_patches,
     from_numpy,
     join_columns,
     join_rows,
     on_device,
-    picked,
     silence,
-    taken,
+    take,
+    take_patches,
     to_numpy,
-    turned,
     wait,
     write,
     zeros,
 )
 
 __all__ = [
-    "Replays",
+    "GraphCache",
     "add",
     "add_scaled",
     "add_to_column",
@@ -42,17 +42,17 @@ __all__ = [
     "compact",
     "copied",
     "fill",
+    "frames_to_patches",
     "from_numpy",
     "join_columns",
     "join_rows",
+    "matmul",
     "on_device",
-    "picked",
-    "product",
     "scaled",
     "silence",
-    "taken",
+    "take",
+    "take_patches",
     "to_numpy",
-    "turned",
     "wait",
     "write",
     "zeros",
@@ -62,14 +62,14 @@ NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
 
 
 @kernel
-def _add(share: Any, a: Array, b: Array, parts: int, total: Array) -> None:
-    i = take(share)
+def _add(ticket: Any, a: Array, b: Array, parts: int, total: Array) -> None:
+    i = next_tile(ticket)
     while i >= 0:
         first, last = span(i, parts, len(total))
         x, y, z = a[first:last], b[first:last], total[first:last]
         for j in range(len(z)):
             z[j] = x[j] + y[j]
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def add(*terms: Array | None) -> Array:
@@ -88,8 +88,8 @@ def add(*terms: Array | None) -> Array:
 
 
 @kernel
-def _scaled(share: Any, x: Array, gain: Array | None, parts: int, y: Array) -> None:
-    i = take(share)
+def _scaled(ticket: Any, x: Array, gain: Array | None, parts: int, y: Array) -> None:
+    i = next_tile(ticket)
     while i >= 0:
         first, last = span(i, parts, len(x))
         for r in range(first, last):
@@ -99,7 +99,7 @@ def _scaled(share: Any, x: Array, gain: Array | None, parts: int, y: Array) -> N
                 factor = gain[r]
             for j in range(len(row)):
                 place[j] = factor * row[j]
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def scaled(x: Array, gain: Array | None) -> Array:
@@ -110,7 +110,7 @@ def scaled(x: Array, gain: Array | None) -> Array:
     return y
 
 
-def product(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     """a b, of two weights: the weight of b followed by a."""
     return affine(a, b.T)
 

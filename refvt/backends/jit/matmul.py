@@ -16,7 +16,7 @@ from refvt.array import Array
 from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.layouts import by_rows, packable
 from refvt.backends.jit.microkernel import ROWS, VECTOR, VECTORS, add_rows, copy_rows, tile, turn, view
-from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.threads import next_tile, run, span
 from refvt.backends.jit.workspace import num_threads
 
 __all__ = ["Cut", "affine", "dots", "edges", "few", "grid", "multiply", "pack", "packed", "room", "weight_gradients"]
@@ -173,7 +173,7 @@ def packed(b: Array, cut: Cut, space: Array, fresh: bool) -> Array:
 
 @kernel
 def _affine(
-    share: Any,
+    ticket: Any,
     space: Array,
     x: Array,
     weight: Array,
@@ -185,7 +185,7 @@ def _affine(
     y: Array,
 ) -> None:
     """What is not there comes as an empty array, and a weight may come transposed: one kernel is compiled for all."""
-    i, before = take(share), -1
+    i, before = next_tile(ticket), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *y.shape)
         shift = bias[left:right]
@@ -197,7 +197,7 @@ def _affine(
             for a in range(top, bottom, ROWS):
                 b = min(a + ROWS, bottom)
                 multiply(x[a:b], panels, y[a:b, left:right], shift, gain[a:b], residual[a:b, left:right])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def affine(
@@ -241,7 +241,7 @@ def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
 
 
 @kernel
-def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
+def _sums(ticket: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Array, dbias: Array) -> None:
     n = len(x)
     wide = AHEAD * ROWS
     ready, sums, rest = (
@@ -249,7 +249,7 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
         space[DEPTH * wide : (DEPTH + 1) * wide],
         space[(DEPTH + 1) * wide :],
     )
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *dweight.shape)
         for first in range(0, max(n, 1), DEPTH):  # without any row the gradient is zero
@@ -264,7 +264,7 @@ def _sums(share: Any, space: Array, dy: Array, x: Array, cut: Cut, dweight: Arra
                     b = min(a + ROWS, until)
                     strip, sum_ = ready[: last - first, a - ahead : b - ahead].T, dweight[a:b, left:right]
                     multiply(strip, panels, sum_, None, None, sum_ if first > 0 else sum_[:0])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:

@@ -2,10 +2,10 @@
 
 A kernel asks for its tiles itself,
 
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         …                 # tile i
-        i = take(share)
+        i = next_tile(ticket)
 
 so a thread enters it once per operation and holds no interpreter lock between two tiles. Waking a sleeping thread takes
 longer than many of the kernels do; the helpers therefore watch the board for a moment after each job before they go to
@@ -37,7 +37,7 @@ from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.workspace import num_threads, workspace
 from refvt.backends.progress import compilation_shown
 
-__all__ = ["Share", "run", "session", "span", "take"]
+__all__ = ["Ticket", "next_tile", "run", "session", "span"]
 
 OPEN, NEXT, COUNT, SEATS, ACTIVE = range(0, 80, 16)  # each on a cache line (pair) of its own
 PATIENCE = 400_000  # looks at the board before a helper goes to sleep: about a millisecond
@@ -46,7 +46,7 @@ NAP = 0.002  # seconds
 CAN_YIELD = hasattr(os, "sched_yield")
 
 
-class Share(NamedTuple):
+class Ticket(NamedTuple):
     """One thread's part in a job."""
 
     board: Array  # int64
@@ -117,15 +117,15 @@ def _close(board: Array) -> None:
 
 
 @kernel
-def take(share: Share) -> int:
+def next_tile(ticket: Ticket) -> int:
     """The next tile, −1 if there is none left. The leader opens the job with its first tile and waits at the end."""
-    board = share.board
+    board = ticket.board
     i = _add(board, NEXT, 1)
-    if i == 0 and share.number > 0:
-        _write(board, OPEN, share.number)
-    if i < share.tiles:
+    if i == 0 and ticket.number > 0:
+        _write(board, OPEN, ticket.number)
+    if i < ticket.tiles:
         return i  # type: ignore[no-any-return]
-    if share.number > 0:
+    if ticket.number > 0:
         _close(board)
     return -1
 
@@ -179,7 +179,7 @@ class _Helper:
             served, nap = last, NAP
             try:
                 kernel, count, space, arguments = team.job
-                _enter(kernel, Share(team.board, count, 0), space, arguments)
+                _enter(kernel, Ticket(team.board, count, 0), space, arguments)
             except BaseException as error:
                 team.error = error
 
@@ -217,7 +217,7 @@ class _Team:
         self.leading = True
         self.wake(helpers)
         try:
-            _enter(kernel, Share(self.board, count, self.number), space, arguments)
+            _enter(kernel, Ticket(self.board, count, self.number), space, arguments)
         except BaseException:
             board[NEXT] = count
             _close(board)
@@ -233,11 +233,11 @@ _Space = tuple[int, Any] | None
 _team = _Team()
 
 
-def _enter(kernel: Callable[..., None], share: Share, space: _Space, arguments: tuple[Any, ...]) -> None:
+def _enter(kernel: Callable[..., None], ticket: Ticket, space: _Space, arguments: tuple[Any, ...]) -> None:
     if space is None:
-        kernel(share, *arguments)
+        kernel(ticket, *arguments)
     else:
-        kernel(share, workspace("team", (space[0],), space[1]), *arguments)
+        kernel(ticket, workspace("team", (space[0],), space[1]), *arguments)
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def session() -> Iterator[None]:
 
 
 def run(kernel: Callable[..., None], count: int, *arguments: Any, space: _Space = None) -> None:
-    """kernel(share, *arguments) on all threads, until its tiles 0 … count − 1 are done.
+    """kernel(ticket, *arguments) on all threads, until its tiles 0 … count − 1 are done.
 
     space: (numbers, dtype) of memory that each thread has to itself, the kernel's second argument.
     """
@@ -261,5 +261,5 @@ def run(kernel: Callable[..., None], count: int, *arguments: Any, space: _Space 
             _team.lead(kernel, count, space, arguments)
         finally:
             _team.lock.release()
-    else:  # too little work to share, or the team is busy with another caller's
-        _enter(kernel, Share(np.zeros(96, np.int64), count, 1), space, arguments)
+    else:  # too little work to ticket, or the team is busy with another caller's
+        _enter(kernel, Ticket(np.zeros(96, np.int64), count, 1), space, arguments)

@@ -12,7 +12,7 @@ from refvt.ops.compaction.reference import compact as compact
 from refvt.ops.compaction.reference import silence as silence
 
 
-class Replays:
+class GraphCache:
     """Where launching costs something, the second forward pass of a kind is recorded; here each is made anew."""
 
     def __call__(self, way: Any, parameters: Any, function: Callable[[Any], Any], clips: Any) -> Any:
@@ -68,12 +68,12 @@ def column(x: Array, i: int) -> Array:
     return x[:, i]
 
 
-def taken(x: Array, index: Array) -> Array:
+def take(x: Array, index: Array) -> Array:
     """x[index], of integers."""
     return np.asarray(x[index])
 
 
-def picked(table: Array, places: Array, tail: int = 0) -> Array:
+def take_patches(table: Array, places: Array, tail: int = 0) -> Array:
     """Of each row its first number, those at 1 + places, and its last if ``tail`` is 1: indices of a frame's rows.
 
     table [n, 1+S+tail], places [n, k] → [n, 1+k+tail].
@@ -82,7 +82,7 @@ def picked(table: Array, places: Array, tail: int = 0) -> Array:
     return np.concatenate([table[:, :1], chosen, table[:, table.shape[1] - tail :]], axis=1)
 
 
-def turned(rows: Array, T: int) -> Array:
+def frames_to_patches(rows: Array, T: int) -> Array:
     """From frame after frame to place after place: [B·T, m] → [B·m·T] flat, the T of one place next to one another."""
     return np.ascontiguousarray(rows.reshape(-1, T, rows.shape[1]).transpose(0, 2, 1)).reshape(-1)
 
@@ -116,7 +116,7 @@ def add(*terms: Array | None) -> Array:
     return total
 
 
-def product(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     """a b, of two weights: the weight of b followed by a."""
     result: Array = a @ b
     return result

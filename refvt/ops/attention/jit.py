@@ -16,7 +16,7 @@ from refvt.array import Array
 from refvt.backends.jit.compile import exp2, kernel
 from refvt.backends.jit.layouts import columns_of
 from refvt.backends.jit.microkernel import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
-from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.threads import next_tile, run
 from refvt.backends.jit.workspace import num_threads
 
 TILES = 16  # of queries in one task of the forward pass, at most
@@ -168,7 +168,7 @@ def _tile(t: int, n: int, wide: int, lanes: int) -> tuple[int, int, int]:
 
 @kernel
 def _attend(
-    share: Any,
+    ticket: Any,
     space: Array,
     q: Array,
     k: Array,
@@ -191,7 +191,7 @@ def _attend(
     biased, wanted = len(key_bias) > 0, len(level) > 0
     e = d + 1 if biased else d
     one, zero, raised = q.dtype.type(1), q.dtype.type(0), q.dtype.type(LOG2E)
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
             top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
@@ -234,7 +234,7 @@ def _attend(
                         place[c] = inverse * row[c]
                     if wanted:
                         level[head, top + a + r] = shift + np.log2(total) if total > zero else np.inf
-        i = take(share)
+        i = next_tile(ticket)
 
 
 @kernel
@@ -324,7 +324,7 @@ def _softmax_backward(logits: Array, dweights: Array) -> None:
 
 @kernel
 def _attend_backward(
-    share: Any,
+    ticket: Any,
     space: Array,
     dy: Array,
     y: Array,
@@ -353,7 +353,7 @@ def _attend_backward(
     biased = len(key_bias) > 0
     e = d + 2 if biased else d + 1
     raised = q.dtype.type(LOG2E)
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
             top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
@@ -418,7 +418,7 @@ def _attend_backward(
                 copy_rows(rows[a:b, :d], dq[top + a : top + b, dat[0] + left : dat[0] + right])
             copy_rows(dkeys[:, :d], dk[first:last, dat[1] + left : dat[1] + right])
             copy_rows(dvalues[:, :d], dv[first:last, dat[2] + left : dat[2] + right])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:

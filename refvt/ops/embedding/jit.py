@@ -11,7 +11,7 @@ from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.layouts import packable
 from refvt.backends.jit.matmul import Cut, edges, grid, multiply, packed, room, weight_gradients
 from refvt.backends.jit.microkernel import ROWS, copy_rows, view
-from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.threads import next_tile, run, span
 from refvt.backends.jit.workspace import num_threads, workspace
 
 
@@ -36,20 +36,20 @@ def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
 
 
 @kernel
-def _cut_all(share: Any, clips: Array, P: int, parts: int, patches: Array) -> None:
+def _cut_all(ticket: Any, clips: Array, P: int, parts: int, patches: Array) -> None:
     each = len(patches) // len(clips)
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         b, part = divmod(i, parts)  # some patches of one clip
         first, last = span(part, parts, each)
         # 1. cut
         _cut(clips[b], P, first, patches[b * each + first : b * each + last])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 @kernel
 def _project(
-    share: Any,
+    ticket: Any,
     space: Array,
     patches: Array,
     weight: Array,
@@ -60,7 +60,7 @@ def _project(
     y: Array,
 ) -> None:
     T, each = len(time), len(pos) * len(time)
-    i, before = take(share), -1
+    i, before = next_tile(ticket), -1
     while i >= 0:
         clip, part = divmod(i, cut.down * cut.across)
         top, bottom, left, right = edges(part, cut, each, len(weight))
@@ -76,7 +76,7 @@ def _project(
                 place = places[r, left:right]
                 for j in range(right - left):
                     place[j] += pos[s, left + j] + time[t, left + j]
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def embed_forward(

@@ -10,7 +10,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.compile import exp, kernel
 from refvt.backends.jit.layouts import columns_of
-from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.glimpser import check_k, equal_lengths
 
 
@@ -55,13 +55,13 @@ def _segment_scores(
 
 @kernel
 def _scores(
-    share: Any, q: Array, k: Array, at: tuple[int, ...], d: int, scale: Any, weights: Array, scores: Array
+    ticket: Any, q: Array, k: Array, at: tuple[int, ...], d: int, scale: Any, weights: Array, scores: Array
 ) -> None:
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         # passes 1–3
         _segment_scores(q, k, at, i * weights.shape[2], d, scale, weights[i], scores[i])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def cls_scores_forward(
@@ -110,15 +110,15 @@ def _segment_scores_backward(
 
 @kernel
 def _scores_backward(
-    share: Any, dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
+    ticket: Any, dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
 ) -> None:
     n = weights.shape[2]
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         a, b = i * n, (i + 1) * n
         # passes 3–1
         _segment_scores_backward(dscores[i], q[a], k[a:b], weights[i], scale, dq[a:b], dk[a:b])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, Array]:
@@ -132,9 +132,9 @@ def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, A
 
 
 @kernel
-def _top_k(share: Any, scores: Array, kept: Array) -> None:
+def _top_k(ticket: Any, scores: Array, kept: Array) -> None:
     S, k = scores.shape[1], kept.shape[1]
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         taken = np.zeros(S, np.bool_)
         for rank in range(k):
@@ -145,7 +145,7 @@ def _top_k(share: Any, scores: Array, kept: Array) -> None:
                     best = s
             taken[best] = True
             kept[i, rank] = best
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -167,9 +167,9 @@ class FuseDroppedCache(NamedTuple):
 
 
 @kernel
-def _fuse(share: Any, x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
+def _fuse(ticket: Any, x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
     S = scores.shape[1]
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         # 1. who was dropped
         dropped[i] = True
@@ -181,7 +181,7 @@ def _fuse(share: Any, x: Array, scores: Array, kept: Array, dropped: Array, fuse
             if dropped[i, s]:
                 for c in range(x.shape[1]):
                     fused[i, c] += scores[i, s] * x[i * S + s, c]
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def fuse_dropped_forward(
@@ -202,10 +202,10 @@ def fuse_dropped_forward(
 
 @kernel
 def _fuse_backward(
-    share: Any, dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array
+    ticket: Any, dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array
 ) -> None:
     S = scores.shape[1]
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         for s in range(S):
             # 2. the weighted sum; 1. the choice itself carries no gradient
@@ -214,7 +214,7 @@ def _fuse_backward(
                 dx[i * S + s, c] = scores[i, s] * dfused[i, c] if dropped[i, s] else 0
                 if dropped[i, s]:
                     dscores[i, s] += dfused[i, c] * x[i * S + s, c]
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.threads import next_tile, run, span
 
 EPS = 1e-6
 ROWS = 128  # rows of a tile: enough to be worth taking
@@ -46,14 +46,14 @@ def _normalise(
 
 @kernel
 def _forward(
-    share: Any, x: Array, weight: Array, bias: Array, eps: Any, parts: int, y: Array, mean: Array, inverse_std: Array
+    ticket: Any, x: Array, weight: Array, bias: Array, eps: Any, parts: int, y: Array, mean: Array, inverse_std: Array
 ) -> None:
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         top, bottom = span(i, parts, len(x))
         # passes 1–3
         _normalise(x, weight, bias, eps, top, bottom, y, mean, inverse_std)
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
@@ -100,7 +100,7 @@ def _denormalise(
 
 @kernel
 def _backward(
-    share: Any,
+    ticket: Any,
     dy: Array,
     x: Array,
     mean: Array,
@@ -111,12 +111,12 @@ def _backward(
     dweight: Array,
     dbias: Array,
 ) -> None:
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         top, bottom = span(i, parts, len(x))
         # passes 3–1
         _denormalise(dy, x, mean, inverse_std, weight, top, bottom, dx, dweight[i], dbias[i])
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:

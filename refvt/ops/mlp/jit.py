@@ -13,7 +13,7 @@ from refvt.backends.jit.compile import bell, kernel
 from refvt.backends.jit.layouts import packable
 from refvt.backends.jit.matmul import Cut, affine, dots, edges, few, grid, multiply, packed, room, weight_gradients
 from refvt.backends.jit.microkernel import ROWS, copy_rows
-from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.threads import next_tile, run
 from refvt.backends.jit.workspace import workspace
 
 
@@ -65,11 +65,11 @@ class MlpCache(NamedTuple):
 
 @kernel
 def _widen(
-    share: Any, space: Array, x: Array, weight: Array, bias: Array, cut: Cut, hidden: Array, before: Array
+    ticket: Any, space: Array, x: Array, weight: Array, bias: Array, cut: Cut, hidden: Array, before: Array
 ) -> None:
     """What stands before GELU goes to ``before`` too, unless that is empty."""
     one, zero, nothing = x.dtype.type(1), x.dtype.type(0), space[:0]
-    i, column = take(share), -1
+    i, column = next_tile(ticket), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *hidden.shape)
         part, shift = weight[left:right], bias[left:right]
@@ -91,7 +91,7 @@ def _widen(
                 for j in range(len(row)):
                     _, tail = bell(row[j])
                     row[j] *= tail if row[j] < zero else one - tail
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def mlp_forward(
@@ -138,9 +138,9 @@ def _gelu_again(before: Array, dbefore: Array, hidden: Array, top: int, bottom: 
 
 @kernel
 def _narrow_backward(
-    share: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
+    ticket: Any, space: Array, dy: Array, weight: Array, before: Array, cut: Cut, dbefore: Array, hidden: Array
 ) -> None:
-    i, column = take(share), -1
+    i, column = next_tile(ticket), -1
     while i >= 0:
         top, bottom, left, right = edges(i, cut, *before.shape)
         panels, column = packed(weight[:, left:right], cut, space, left != column), left
@@ -150,7 +150,7 @@ def _narrow_backward(
             multiply(dy[a:b], panels, dbefore[a:b, left:right], None, None, None)
             # 2. activate: hidden once more, and its derivative
             _gelu_again(before, dbefore, hidden, a, b, left, right)
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array, Array, Array | None]:

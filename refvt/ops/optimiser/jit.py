@@ -8,7 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.threads import run, take
+from refvt.backends.jit.threads import next_tile, run
 
 __all__ = ["TILE", "move", "prepared", "squared_norm"]
 
@@ -16,14 +16,14 @@ TILE = 1 << 14  # numbers of a task
 
 
 @kernel
-def _squares(share: Any, vector: Array, sums: Array) -> None:
-    i = take(share)
+def _squares(ticket: Any, vector: Array, sums: Array) -> None:
+    i = next_tile(ticket)
     while i >= 0:
         total = 0.0
         for j in range(i * TILE, min((i + 1) * TILE, len(vector))):
             total += float(vector[j]) * float(vector[j])
         sums[i] = total
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def squared_norm(vector: Array) -> float:
@@ -48,12 +48,12 @@ def prepared(runs: list[tuple[int, int, bool]]) -> Tiles:
 
 @kernel
 def _move(
-    share: Any, edges: Array, decays: Array, w: Array, m: Array, v: Array, gradients: Array, numbers: tuple[float, ...]
+    ticket: Any, edges: Array, decays: Array, w: Array, m: Array, v: Array, gradients: Array, numbers: tuple[float, ...]
 ) -> None:
     real = w.dtype.type
     scale, keep1, more1, keep2, more2 = numbers[:5]
     step, inverse, epsilon, shrink, pull = numbers[5:]
-    i = take(share)
+    i = next_tile(ticket)
     while i >= 0:
         start, stop = edges[i]
         left, more = real(shrink if decays[i] else 1.0), real(pull if decays[i] else 0.0)
@@ -62,7 +62,7 @@ def _move(
             m[j] = real(keep1) * m[j] + real(more1) * g
             v[j] = real(keep2) * v[j] + real(more2) * g * g
             w[j] = left * w[j] - real(step) * m[j] / (np.sqrt(v[j] * real(inverse)) + real(epsilon))
-        i = take(share)
+        i = next_tile(ticket)
 
 
 def move(w: Array, m: Array, v: Array, gradients: Array, tiles: Tiles, numbers: tuple[float, ...]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.threads import run, span, take
+from refvt.backends.jit.threads import next_tile, run, span
 from refvt.ops.tokens import segment_lengths
 
 ROWS = 256  # rows of a tile: nothing here but copying
@@ -22,8 +22,8 @@ class GatherCache(NamedTuple):
 
 
 @kernel
-def _gather(share: Any, x: Array, index: Array, parts: int, y: Array) -> None:
-    part = take(share)
+def _gather(ticket: Any, x: Array, index: Array, parts: int, y: Array) -> None:
+    part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(index))
         # 1. copy rows
@@ -36,7 +36,7 @@ def _gather(share: Any, x: Array, index: Array, parts: int, y: Array) -> None:
             else:
                 for c in range(len(row)):
                     row[c] = 0
-        part = take(share)
+        part = next_tile(ticket)
 
 
 def _flat(x: Array) -> Array:
@@ -54,8 +54,8 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
 
 
 @kernel
-def _scatter(share: Any, dy: Array, index: Array, parts: int, dx: Array) -> None:
-    part = take(share)
+def _scatter(ticket: Any, dy: Array, index: Array, parts: int, dx: Array) -> None:
+    part = next_tile(ticket)
     while part >= 0:
         # 1. every thread walks all rows in order, in its own columns: the same sum on every run
         start, stop = span(part, parts, dx.shape[1])
@@ -74,7 +74,7 @@ def _scatter(share: Any, dy: Array, index: Array, parts: int, dx: Array) -> None
         for j in range(len(dx)):
             if not seen[j]:
                 dx[j, start:stop] = 0
-        part = take(share)
+        part = next_tile(ticket)
 
 
 def gather_backward(dy: Array, cache: GatherCache) -> Array:
@@ -94,8 +94,8 @@ class SegmentMeanCache(NamedTuple):
 
 
 @kernel
-def _means(share: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
-    part = take(share)
+def _means(ticket: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
+    part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(y))
         for i in range(top, bottom):
@@ -110,7 +110,7 @@ def _means(share: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
                 length = x.dtype.type(offsets[i + 1] - offsets[i])
                 for c in range(x.shape[1]):
                     y[i, c] /= length
-        part = take(share)
+        part = next_tile(ticket)
 
 
 def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[Array, SegmentMeanCache | None]:
@@ -127,8 +127,8 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
 
 
 @kernel
-def _spread(share: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> None:
-    part = take(share)
+def _spread(ticket: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> None:
+    part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(dy))
         # 2, 1. every row had an equal share in the mean
@@ -137,7 +137,7 @@ def _spread(share: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> Non
             for j in range(offsets[i], offsets[i + 1]):
                 for c in range(dy.shape[1]):
                     dx[j, c] = dy[i, c] / length
-        part = take(share)
+        part = next_tile(ticket)
 
 
 def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:

@@ -70,7 +70,7 @@ def test_inference_without_counts(life, machine):
     """From the second call on a recording is played: other clips, other lives."""
     model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
     assert len(lives) > 1 or life in ("nobody", "one joint block")
-    assert all(way.recording is not None for way in model._replays._known.values())
+    assert all(way.recording is not None for way in model._graphs._known.values())
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -93,7 +93,7 @@ def test_what_the_report_says_of_recordings(wrong, machine, monkeypatch):
         return function(next(clips for replays, clips in first if replays is self))
 
     if wrong:
-        monkeypatch.setattr(cuda_replay.Replays, "__call__", stale)
+        monkeypatch.setattr(cuda_replay.GraphCache, "__call__", stale)
     found = gpu_report._recorded(3)
     assert found["holds"] is not wrong
     assert set(found["milliseconds"]) == {"launched", "played"}

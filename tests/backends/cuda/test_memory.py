@@ -276,10 +276,10 @@ def test_a_recording_has_its_own_stream_and_memory(column, monkeypatch):
 
 
 def test_recordings_are_given_up_for_memory(column):
-    from refvt.backends.cuda.graphs import Replays
+    from refvt.backends.cuda.graphs import GraphCache
 
     column, bindings = column
-    replays = Replays()
+    replays = GraphCache()
     x = column.upload(np.ones(4, np.float32))
 
     def work(x):
@@ -310,10 +310,10 @@ def test_what_needs_the_host_cannot_be_recorded(column, monkeypatch):
 
 
 def test_a_pass_that_cannot_be_recorded_runs_as_before(column):
-    from refvt.backends.cuda.graphs import TRIES, Replays
+    from refvt.backends.cuda.graphs import TRIES, GraphCache
 
     column, bindings = column
-    replays = Replays()
+    replays = GraphCache()
 
     def double(x):
         room = column.empty(1 << 14, "float32")  # which it has when it fails
@@ -338,10 +338,10 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before(column):
 
 
 def test_a_first_pass_that_fails_is_first_once_more(column):
-    from refvt.backends.cuda.graphs import Replays
+    from refvt.backends.cuda.graphs import GraphCache
 
     column, _ = column
-    replays, x, calls = Replays(), column.upload(np.arange(3.0)), []
+    replays, x, calls = GraphCache(), column.upload(np.arange(3.0)), []
 
     def work(x):
         calls.append(x)
@@ -358,10 +358,10 @@ def test_a_first_pass_that_fails_is_first_once_more(column):
 
 
 def test_what_a_recording_reads_stays(column):
-    from refvt.backends.cuda.graphs import Replays
+    from refvt.backends.cuda.graphs import GraphCache
 
     column, _ = column
-    replays, x = Replays(), column.upload(np.arange(3.0))
+    replays, x = GraphCache(), column.upload(np.arange(3.0))
     places = []
 
     def work(x):
@@ -381,10 +381,10 @@ def test_what_a_recording_reads_stays(column):
 
 def test_a_new_pass_may_have_the_memory_of_recordings(column):
     """Also of the same model, and in the midst of its first pass."""
-    from refvt.backends.cuda.graphs import Replays
+    from refvt.backends.cuda.graphs import GraphCache
 
     column, _ = column
-    replays, x = Replays(), column.upload(np.arange(3.0))
+    replays, x = GraphCache(), column.upload(np.arange(3.0))
 
     def work(size):
         return lambda x: [column.fill(column.empty(size, "float32"), 1.0)]

@@ -119,7 +119,7 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
     from refvt.backends.cuda.driver import driver
 
     model, clips = small
-    model._replays._known.clear()
+    model._graphs._known.clear()
     there, copied = backends.get("cuda").arrays.from_numpy(clips), []
     download, heads = driver().download, []
     monkeypatch.setattr(driver(), "download", lambda host, address: copied.append(host) or download(host, address))
@@ -150,21 +150,21 @@ def test_compaction(B, N, ghosts, early, cuda):
 
 def test_from_the_second_call_on_a_recording_is_played(small):
     model, clips = small
-    model._replays._known.clear()
+    model._graphs._known.clear()
     right = HaltingVT(model.config, on_the_host(model), backend="reference", dtype="float64")
     for factor in (1.0, -1.0, 3.0):
         mine, expected = model(factor * clips), right(factor * clips)
         assert np.allclose(mine.logits, expected.logits, rtol=1e-10)
         assert np.allclose(mine.ponder, expected.ponder, rtol=1e-10, equal_nan=True)
         assert np.array_equal(mine.alive, expected.alive)
-    (way,) = model._replays._known.values()
+    (way,) = model._graphs._known.values()
     assert way.recording is not None
     # other parameters are another pass
     model.parameters["head.bias"] = backends.get("cuda").arrays.from_numpy(np.ones(len(mine.logits[0])))
     right.parameters["head.bias"] = np.ones(len(mine.logits[0]))
     for _ in range(2):
         assert np.allclose(model(clips).logits, right(clips).logits, rtol=1e-10)
-    assert len(model._replays._known) == 2
+    assert len(model._graphs._known) == 2
 
 
 def on_the_host(model):
@@ -210,7 +210,7 @@ def test_moves_are_those_of_the_host(cuda):
     assert np.array_equal(moves.to_numpy(there), wide)
     assert not moves.to_numpy(moves.zeros((2, 3), "float32")).any()
     square, other = rng.standard_normal((3, 3)), rng.standard_normal((3, 3))
-    assert np.allclose(moves.to_numpy(moves.product(moves.from_numpy(square), moves.from_numpy(other))), square @ other)
+    assert np.allclose(moves.to_numpy(moves.matmul(moves.from_numpy(square), moves.from_numpy(other))), square @ other)
     with pytest.raises(TypeError, match="expected a device array of float32"):
         moves.from_numpy(there, "float32")
 

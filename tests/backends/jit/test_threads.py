@@ -26,34 +26,34 @@ def threads():
 
 
 @kernel
-def count_tiles(share, done):
-    i = team.take(share)
+def count_tiles(ticket, done):
+    i = team.next_tile(ticket)
     while i >= 0:
         done[i] += 1
-        i = team.take(share)
+        i = team.next_tile(ticket)
 
 
-def remember_who(share, seen):
+def remember_who(ticket, seen):
     """A kernel in Python: slow, so that everybody comes."""
-    while team.take(share) >= 0:
+    while team.next_tile(ticket) >= 0:
         seen.add(threading.current_thread().name)
         time.sleep(0.03)
 
 
-def fails_at_once(share):
-    1 / (share.tiles - 4)
+def fails_at_once(ticket):
+    1 / (ticket.tiles - 4)
 
 
-def fails_in_its_leader(share):
-    team.take(share)
-    1 / (1 - min(share.number, 1))
-    remember_who(share, set())
+def fails_in_its_leader(ticket):
+    team.next_tile(ticket)
+    1 / (1 - min(ticket.number, 1))
+    remember_who(ticket, set())
 
 
-def fails_in_helpers(share):
+def fails_in_helpers(ticket):
     """A kernel that only its leader (whose number is not 0) can do."""
-    1 / share.number
-    remember_who(share, set())
+    1 / ticket.number
+    remember_who(ticket, set())
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])

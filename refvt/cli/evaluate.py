@@ -1,0 +1,151 @@
+"""``refvt evaluate``: how often a model is right on labelled clips, and what that costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import refvt
+from refvt import backends
+from refvt.data.annotations import AnnotatedVideos
+from refvt.data.dataset import Dataset
+from refvt.data.moving_digits import MovingDigits
+from refvt.evaluation import evaluate
+from refvt.evaluation.metrics import Evaluation
+from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.model.haltingvt import HaltingVT
+from refvt.training.recipe import Recipe
+from refvt.weights.shipped import shipped, shipped_files
+
+__all__ = ["add_arguments", "run"]
+
+DEFAULT_PRESET = "minik-g03-b10"
+_LISTED = 20  # skipped videos, at most, in the report for people
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``refvt evaluate``."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
+    )
+    which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="another one, as JSON")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=None,
+        help="a checkpoint: .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
+    )
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--annotations", type=Path, metavar="LIST", help="an annotation list, as MMAction's")
+    data.add_argument("--data", choices=["digits"], help="moving digits, in the size that the configuration asks for")
+    parser.add_argument("--root", type=Path, default=None, help="where the list's paths start; default: its own folder")
+    parser.add_argument("--stride", type=int, default=None, help="frames between samples; default: 32, anet-…: 64")
+    parser.add_argument("--multi-label", action="store_true", help="several labels a video: mAP instead of top-1")
+    parser.add_argument("--strict", action="store_true", help="refuse a list with any line that cannot be used")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=N", help="of --data digits: clips, clutter, noise, seed …"
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
+    parser.add_argument(
+        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
+    )
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.jsonl", help="a line of JSON for every video")
+    parser.add_argument("--resume", action="store_true", help="go on with --out where it was broken off")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print; 0, or 1 if no clip could be read. ValueError or OSError for a request that cannot be met."""
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the file to go on with")
+    if options.weights is None:
+        model, recipe = _shipped(options)
+        config, options.weights = recipe.config, shipped_files().weights
+        dataset, problems = _dataset(options, config, recipe.data_settings)
+    else:
+        config = _config(options)
+        dataset, problems = _dataset(options, config, {})
+        model = refvt.load(options.weights, config, backend=options.backend)
+    done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, progress=not options.json)
+    done = replace(done, skipped=[*problems, *done.skipped])
+    if options.json:
+        print(json.dumps({"weights": str(options.weights), "data": repr(dataset), **asdict(done)}, indent=1))
+    else:
+        print(f"{options.weights} on {dataset!r}")
+        print("\n".join(_report(done, config)))
+    return 0 if done.clips else 1
+
+
+def _shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
+    if options.data != "digits":
+        raise ValueError(
+            "--weights: needed with --annotations; the model that comes with refvt knows moving digits only"
+        )
+    for option, given in (("--preset", options.preset), ("--config", options.config)):
+        if given is not None:
+            raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
+    return shipped("digits", options.backend)
+
+
+def _config(options: argparse.Namespace) -> HaltingVTConfig:
+    path = options.config
+    if path is None:
+        return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
+    try:
+        return HaltingVTConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no configuration: {error}") from None
+
+
+def _dataset(
+    options: argparse.Namespace, config: HaltingVTConfig, settings: Mapping[str, Any]
+) -> tuple[Dataset, Sequence[str]]:
+    """The labelled clips, and what is wrong with an annotation list. settings: those of the model's own recipe."""
+    if options.annotations is not None:
+        if options.set:
+            raise ValueError("--set is for --data digits")
+        stride = options.stride
+        if stride is None:
+            stride = 64 if (options.preset or "").startswith("anet-") else 32
+        root = options.annotations.parent if options.root is None else options.root
+        videos = AnnotatedVideos(options.annotations, root, config, stride, options.multi_label, strict=options.strict)
+        return videos, videos.problems
+    if config.image_size[0] != config.image_size[1]:
+        raise ValueError(f"--data digits: expected a square image_size in the configuration, got {config.image_size}")
+    known = {"clips", "digit_size", "clutter", "noise", "seed"}
+    asked: dict[str, int] = {name: value for name, value in settings.items() if name in known}
+    for setting in options.set:
+        name, _, number = setting.partition("=")
+        try:
+            asked[name] = int(number)
+        except ValueError:
+            raise ValueError(f"--set: expected NAME=N with a whole number N, got {setting!r}") from None
+    if asked.keys() - known:
+        raise ValueError(f"--set: expected settings among {', '.join(sorted(known))}, got {', '.join(asked)}")
+    size, T, channels = config.image_size[0], config.num_frames, config.channels
+    return MovingDigits("test", frames=T, size=size, channels=channels, **asked), ()
+
+
+def _report(done: Evaluation, config: HaltingVTConfig) -> Iterator[str]:
+    yield f"clips read        {done.clips}"
+    if done.clips:
+        if done.mean_average_precision is not None:
+            left_out = f"  ({done.classes_without_clips} classes without a clip left out)"
+            yield f"mAP               {done.mean_average_precision:.2%}{left_out if done.classes_without_clips else ''}"
+        if done.top1 is not None and done.top5 is not None:
+            yield f"top-1, top-5      {done.top1:.2%}, {done.top5:.2%}"
+        yield f"recognition loss  {done.loss:.4f}"
+        yield f"GFLOPs            {done.gflops:.3f}"
+        tokens = ", ".join(f"{n:.1f}" for n in done.tokens_per_layer or ())
+        yield f"tokens per layer  {tokens}  (of {config.joint_tokens})"
+    for title, lines in (("notes", done.notes), ("skipped", done.skipped)):
+        if lines:
+            yield f"{title}: {len(lines)}"
+            yield from (f"  {line}" for line in lines[:_LISTED])
+            if len(lines) > _LISTED:
+                yield f"  … and {len(lines) - _LISTED} more; --json lists all"
