@@ -25,7 +25,7 @@ import numpy as np
 
 import refvt
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench import torch_model as bench_torch
 from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import (
@@ -110,7 +110,7 @@ def run(
         options.passes or ("forward" if options.quick else "both")
     ]
     repeats = options.repeats or (3 if options.quick else 9)
-    threads = options.threads or pool.num_threads()
+    threads = options.threads or workspace.num_threads()
     why_not = "--no-torch was given" if options.no_torch else bench_torch.missing()
     notes = [] if why_not is None else [f"PyTorch left out: {why_not}"]
     if "OPENBLAS_CORETYPE" in os.environ:

@@ -19,7 +19,7 @@ import numpy as np
 import refvt
 from refvt import backends
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench import torch_model as bench_torch
 from refvt.bench.contestants import chosen_backends, limited_threads
 from refvt.bench.profiles import profile_parameters
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, *, _workloads: dict[str, Workload] = WORKLO
     why_not = "--no-torch was given" if options.no_torch else bench_torch.missing()
     if why_not is not None:
         print(f"refvt bench: warning: PyTorch left out: {why_not}", file=sys.stderr)
-    threads, repeats = options.threads or pool.num_threads(), options.repeats or 9
+    threads, repeats = options.threads or workspace.num_threads(), options.repeats or 9
     results = []
     with limited_threads(threads, chosen, why_not is None):
         for name in names:

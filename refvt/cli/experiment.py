@@ -12,7 +12,7 @@ from typing import Any
 
 import refvt
 from refvt import backends
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench.report import machine
 from refvt.cli.train import digits_of
 from refvt.experiments import figure3, frontier, table1, variants
@@ -124,7 +124,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "command": _command(options),
         "quick": options.quick,
         "refvt": refvt.__version__,
-        "environment": machine(pool.num_threads(), with_torch=False),
+        "environment": machine(workspace.num_threads(), with_torch=False),
         "backend": options.backend or backends.default(),
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 
 __all__ = ["Alone", "Mpi", "Ranks", "ranks"]
 
@@ -119,15 +119,15 @@ def ranks() -> Iterator[Ranks]:
         raise ModuleNotFoundError('training with mpiexec needs mpi4py: pip install "refvt[mpi]"', name="mpi4py")
     from mpi4py import MPI
 
-    threads = pool.num_threads()
+    threads = workspace.num_threads()
     if not os.environ.get("REFVT_NUM_THREADS"):
         beside = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
         processors = threads
         if hasattr(os, "sched_getaffinity"):  # each rank may be bound to processors of its own
             processors = len(set().union(*beside.allgather(os.sched_getaffinity(0))))
-        pool.set_num_threads(max(1, processors // beside.Get_size()))
+        workspace.set_num_threads(max(1, processors // beside.Get_size()))
         beside.Free()
     try:
         yield Mpi(MPI.COMM_WORLD)
     finally:
-        pool.set_num_threads(threads)
+        workspace.set_num_threads(threads)

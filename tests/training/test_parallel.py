@@ -166,7 +166,7 @@ def test_the_command_under_mpiexec(tmp_path):
     assert found.returncode == 2
     assert found.stderr.splitlines()[0] == "refvt: epochs: expected a whole number, got 'zero'"
     assert found.stderr.count("refvt: ") == 1
-    code, printed, _ = together("from refvt.backends import pool; say(pool.num_threads())", tmp_path)
+    code, printed, _ = together("from refvt.backends.jit import workspace; say(workspace.num_threads())", tmp_path)
     assert code == 0
     share = str(max(1, len(os.sched_getaffinity(0)) // 2)) if not os.environ.get("REFVT_NUM_THREADS") else None
     assert printed.split() == [share or os.environ["REFVT_NUM_THREADS"]] * 2
