@@ -174,7 +174,7 @@ class _Run:
         # everybody starts where rank 0 stands
         self.done = self.optimiser.steps = self.ranks.from_first(self.done)
         for part in (self.parameters, self.optimiser.m, self.optimiser.v) if self.ranks.size > 1 else ():
-            part.moves.write(part.vector, self.ranks.from_first(part.numpy()))
+            part.ops.arrays.write(part.vector, self.ranks.from_first(part.numpy()))
         self._started = time.monotonic()
         self._file = None
         if self.ranks.rank == 0:
@@ -265,13 +265,13 @@ class _Run:
             gradients.add(found, n)  # a mean over clips becomes a sum, and below a mean again
             losses = [n * x for x in (loss.total, loss.recognition, loss.ponder, loss.motion)]
             # right answers and cost are those of the moving clips: their twins would flatter both
-            logits = gradients.moves.to_numpy(out.logits)
+            logits = gradients.ops.arrays.to_numpy(out.logits)
             own = _sums(logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])
             sums += [n, *losses, *own]
         if self.ranks.size > 1:
             everybodys = gradients.numpy()
             self.ranks.add_up(everybodys)
-            gradients.moves.write(gradients.vector, everybodys)
+            gradients.ops.arrays.write(gradients.vector, everybodys)
         self.ranks.add_up(sums)
         if sums[0] == 0:
             raise TrainingError(f"none of the clips of step {step + 1} can be read")
