@@ -13,10 +13,10 @@ from typing import Any
 import refvt
 from refvt import backends
 from refvt.backends.jit import workspace as pool
-from refvt.bench.report import machine
 from refvt.cli.train import digits_of
+from refvt.environment import describe_machine
 from refvt.experiments import figure3, frontier, table1, variants
-from refvt.experiments.report import Findings, as_markdown, write
+from refvt.experiments.report import Findings, render_page, write
 from refvt.experiments.runs import Grid
 from refvt.training.batches import steps_per_epoch
 from refvt.training.recipe import Recipe, find_recipe
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
-        print(as_markdown(report, findings))
+        print(render_page(report, findings))
         print("\n".join(f"written: {path}" for path in written))
     return 0
 
@@ -124,7 +124,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "command": _command(options),
         "quick": options.quick,
         "refvt": refvt.__version__,
-        "environment": machine(pool.num_threads(), with_torch=False),
+        "environment": describe_machine(pool.num_threads(), with_torch=False),
         "backend": options.backend or backends.default(),
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),
