@@ -31,7 +31,7 @@ from refvt.model.decisions import Decisions
 from refvt.model.parameters import initial_parameters
 from refvt.training.optimiser import Adam, without_decay
 from refvt.training.recipe import RECIPES
-from refvt.training.scratch import start_of
+from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
 __all__ = ["WORKLOADS", "Workload", "run"]
@@ -156,7 +156,7 @@ def _result(workload: Workload, chosen: list[str], dtype: str, repeats: int, wit
     if workload.gflops is not None:
         start = profile_parameters(config, workload.gflops, clips[:1], dtype=dtype)
     elif workload.recipe is not None:
-        start = start_of(RECIPES[workload.recipe], dtype)
+        start = initialise(RECIPES[workload.recipe], dtype)
     else:
         start = initial_parameters(config, rng, dtype)
     both, moving = refvt.static_twins(clips, rng)

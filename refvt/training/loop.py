@@ -41,8 +41,8 @@ from refvt.training.parallel import Alone, Ranks
 from refvt.training.progress import Bar
 from refvt.training.recipe import Recipe
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
-from refvt.training.schedule import ponder_weight_at, rate_at
-from refvt.training.scratch import start_of
+from refvt.training.schedule import learning_rate_at, ponder_weight_at
+from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
 __all__ = ["train"]
@@ -142,7 +142,7 @@ class _Run:
         self.seconds, self.log_bytes = 0.0, 0
         self.checkpoint, self.log = out / CHECKPOINT, out / LOG
 
-        self.model = HaltingVT(recipe.config, parameters or start_of(recipe, dtype), backend=backend, dtype=dtype)
+        self.model = HaltingVT(recipe.config, parameters or initialise(recipe, dtype), backend=backend, dtype=dtype)
         shapes = parameter_shapes(recipe.config)
         self.parameters = Vector(shapes, dtype, self.model.backend).set(self.model.parameters)
         self.model.parameters = self.parameters.arrays  # they are moved in place from now on
@@ -278,22 +278,22 @@ class _Run:
         norm = global_norm(gradients) / sums[0]
         if not np.isfinite(norm):
             raise TrainingError(f"the gradients of step {step + 1} have the norm {norm}")
-        rate = rate_at(
+        learning_rate = learning_rate_at(
             step,
             self.per_epoch,
             recipe.epochs,
-            recipe.rate,
+            recipe.learning_rate,
             recipe.warmup_epochs,
             recipe.warmup_start,
-            recipe.rate_by,
+            recipe.lr_per,
         )
-        self.optimiser.step(gradients, rate, clip_scale(norm, recipe.clip_norm) / sums[0])
+        self.optimiser.step(gradients, learning_rate, clip_scale(norm, recipe.max_grad_norm) / sums[0])
         total, recognition, ponder, motion, right, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
         return {
             "step": step + 1,
             "epoch": step // self.per_epoch + 1,
             "clips": int(sums[0]),
-            "rate": rate,
+            "learning_rate": learning_rate,
             "loss": total,
             "recognition": recognition,
             "ponder": ponder,

@@ -56,8 +56,8 @@ def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
     printed = capsys.readouterr()
     assert json.loads(printed.out)["clips"] == 7
     assert printed.err == ""
-    assert main([*line, "--resume", "--set", "rate=0.5"]) == 2
-    assert "rate: the checkpoint has 0.003, now 0.5" in capsys.readouterr().err
+    assert main([*line, "--resume", "--set", "learning_rate=0.5"]) == 2
+    assert "learning_rate: the checkpoint has 0.003, now 0.5" in capsys.readouterr().err
 
 
 def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe):
@@ -67,7 +67,7 @@ def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe)
     assert main(["train", "--recipe", str(first / "recipe.json"), "--out", str(second), *common]) == 0
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     # and the model is a start for another run
-    weights = ["--weights", str(first / "model.safetensors"), "--set", "rate=0", "--set", "warmup_epochs=0"]
+    weights = ["--weights", str(first / "model.safetensors"), "--set", "learning_rate=0", "--set", "warmup_epochs=0"]
     assert main(["train", "--recipe", str(first / "recipe.json"), "--out", str(tmp_path / "c"), *weights, *common]) == 0
     assert (tmp_path / "c" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 

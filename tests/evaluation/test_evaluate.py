@@ -372,7 +372,9 @@ def test_the_stride_is_the_papers(videos: Path, preset: str, stride: int, monkey
     (videos / "list.txt").write_text("bikes 20 3")
     seen = []
     monkeypatch.setattr(refvt, "load", lambda *_, **__: None)
-    monkeypatch.setattr("refvt.cli.evaluate.evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING))
+    monkeypatch.setattr(
+        "refvt.cli.evaluate.evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING)
+    )
     assert main(["evaluate", "--preset", preset, "--weights", "x", "--annotations", str(videos / "list.txt")]) == 1
     assert seen[0].stride == stride
     assert seen[0].root == videos

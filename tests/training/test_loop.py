@@ -10,7 +10,7 @@ import refvt
 from refvt.data.dataset import UnreadableClipError
 from refvt.training import TrainingError, evaluate, train
 from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
-from refvt.training.scratch import start_of
+from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
 
 QUIET = {"progress": False, "backend": "reference"}
@@ -37,7 +37,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("backend", ["reference", "jit"])
 def test_training_lowers_the_loss(tmp_path, backend):
-    recipe = small_recipe(epochs=12, rate=0.01, drop_path=0.0)
+    recipe = small_recipe(epochs=12, learning_rate=0.01, drop_path=0.0)
     found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, progress=False, log_every=1, backend=backend)
     loss = [line["loss"] for line in lines(tmp_path, "step")]
     assert len(loss) == 12 * 6
@@ -73,13 +73,15 @@ def test_two_runs_are_the_same_to_the_bit_and_the_seed_matters(tmp_path):
 
 def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
     """One step put together by hand from the public parts."""
-    recipe = small_recipe(epochs=1, batch=4, micro_batch=4, drop_path=0.0, warmup_epochs=0, rate=0.01, clip_norm=None)
+    recipe = small_recipe(
+        epochs=1, batch=4, micro_batch=4, drop_path=0.0, warmup_epochs=0, learning_rate=0.01, max_grad_norm=None
+    )
     data = SlidingBars(4)
     train(recipe, data, SlidingBars(3), tmp_path, **QUIET)
     order = np.random.default_rng([0, 0, 0]).permutation(4)
     clips = np.stack([data.clip(i, np.random.default_rng([0, 1, 0, i])) for i in order])
     clips, moving = refvt.static_twins(clips, np.random.default_rng([0, 2, 0, 0]))
-    start = start_of(recipe)
+    start = initialise(recipe)
     model = refvt.HaltingVT(CONFIG, start, backend="reference")
     labels = np.tile(order % 3, 2)
     _, gradients = model.loss_and_gradients(clips, labels, moving, label_smoothing=0.1)
@@ -192,7 +194,7 @@ def test_a_step_or_a_set_without_any_readable_clip_ends_the_run(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    start = start_of(small_recipe())
+    start = initialise(small_recipe())
     start["head.weight"][:] = 3e38
     with (
         np.errstate(all="ignore"),
@@ -203,8 +205,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 
 
 def test_a_start_can_be_given(tmp_path):
-    start = start_of(small_recipe(seed=7))
-    run(small_recipe(epochs=1, warmup_epochs=0, rate=0.0), tmp_path, parameters=start)
+    start = initialise(small_recipe(seed=7))
+    run(small_recipe(epochs=1, warmup_epochs=0, learning_rate=0.0), tmp_path, parameters=start)
     assert same(parameters(tmp_path), start)
 
 

@@ -133,7 +133,7 @@ def begun(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rate": 1.0}, "rate: the checkpoint has 0.003, now 1.0"),
+        ({"learning_rate": 1.0}, "learning_rate: the checkpoint has 0.003, now 1.0"),
         ({"epochs": 2}, "epochs: the checkpoint has 1, now 2"),
         ({"config.depth": 5}, "config.depth: the checkpoint has 4, now 5"),
         ({"data_settings.noise": 3}, "data_settings.noise: the checkpoint has None, now 3"),

@@ -438,7 +438,14 @@ def test_training_is_that_of_the_host(small, tmp_path):
 
 
 def recipe_of(config):
-    steps = {"epochs": 1, "batch": 1, "micro_batch": 1, "rate": 0.01, "clip_norm": 0.5, "static_twins": False}
+    steps = {
+        "epochs": 1,
+        "batch": 1,
+        "micro_batch": 1,
+        "learning_rate": 0.01,
+        "max_grad_norm": 0.5,
+        "static_twins": False,
+    }
     return Recipe(config, "digits", **steps)
 
 
