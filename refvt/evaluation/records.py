@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from refvt.checks import check_int
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.data.sampling import whole
 from refvt.evaluation.journal import Journal, Record
 from refvt.evaluation.metrics import Evaluation, summarise
 from refvt.model.haltingvt import HaltingVT
@@ -44,7 +44,7 @@ def evaluate(
     Raises FileExistsError if `out` is there without `resume`; ValueError if it holds no evaluation of this model on
     these data with this batch, and for data of another number of classes than the model's.
     """
-    batch = whole("batch", batch)
+    batch = check_int("batch", batch)
     if dataset.num_classes != model.config.num_classes:
         raise ValueError(f"the data have {dataset.num_classes} classes, the model has {model.config.num_classes}")
     journal = Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None

@@ -21,7 +21,7 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refvt.data.sampling import whole
+from refvt.checks import check_int
 from refvt.files import write_whole
 from refvt.plots.page import BLUE, FAINT, GREY, Page, as_count, as_number, as_percent, scaled, with_256_colours, wrapped
 
@@ -78,7 +78,7 @@ def halting_gif(
     count in, and the last one three times as long.
     """
     clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
-    step = 10 * max(1, round(whole("milliseconds", milliseconds) / 10))
+    step = 10 * max(1, round(check_int("milliseconds", milliseconds) / 10))
     steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
     images = with_256_colours(np.stack(steps))
     durations = [step] * clip.num_layers + [3 * step]
@@ -226,7 +226,7 @@ def _check(
     gflops_per_layer_dense: ArrayLike,
 ) -> _Clip:
     frames, kept, alive = np.asarray(frames), np.asarray(kept), np.asarray(alive)
-    P = whole("patch_size", patch_size)
+    P = check_int("patch_size", patch_size)
     if frames.dtype != np.uint8:
         raise TypeError(f"frames must be uint8, not {frames.dtype}")
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:

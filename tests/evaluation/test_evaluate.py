@@ -181,7 +181,7 @@ def test_other_errors_are_not_swallowed() -> None:
         evaluate(model(), Buggy(set()))
     with pytest.raises(ValueError, match="the data have 8 classes, the model has 5"):
         evaluate(model(num_classes=5), DIGITS)
-    with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         evaluate(model(), DIGITS, 0)
 
 

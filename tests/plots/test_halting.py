@@ -205,7 +205,7 @@ def test_without_matplotlib(tmp_path: Path, write: Callable[..., None], monkeypa
         ("frames", np.zeros((4, 32, 32, 3)), TypeError, "frames must be uint8, not float64"),
         ("frames", np.zeros((4, 32, 32), np.uint8), ValueError, r"frames must be \[T, height, width, 3\]"),
         ("patch_size", 7, ValueError, "frames of 32×32 .* cannot be cut in patches of 7×7"),
-        ("patch_size", 2.0, TypeError, "patch_size must be a whole number"),
+        ("patch_size", 2.0, TypeError, "patch_size: expected a whole number"),
         ("kept", np.zeros((4, 16)), TypeError, "kept must be of an integer dtype, not float64"),
         (
             "kept",
