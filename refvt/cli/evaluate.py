@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import refvt
 from refvt import backends
+from refvt.cli.progress import EvaluationBar
 from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
@@ -71,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
         config = _config(options)
         dataset, problems = _dataset(options, config, {})
         model = refvt.load(options.weights, config, backend=options.backend)
-    done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, progress=not options.json)
+    with closing(EvaluationBar(len(dataset))) as bar:
+        observer = None if options.json else bar.add
+        done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, observer=observer)
     done = replace(done, skipped=[*problems, *done.skipped])
     if options.json:
         print(json.dumps({"weights": str(options.weights), "data": repr(dataset), **asdict(done)}, indent=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import refvt
 from refvt import backends
 from refvt.backends.jit import workspace as pool
 from refvt.bench.report import machine
-from refvt.cli.train import digits_of
+from refvt.cli.progress import ProgressBar, TrainingBar
 from refvt.experiments import figure3, frontier, table1, variants
 from refvt.experiments.report import Findings, as_markdown, write
-from refvt.experiments.runs import Grid
+from refvt.experiments.runs import Grid, Run
 from refvt.training.batches import steps_per_epoch
-from refvt.training.recipe import Recipe, find_recipe
+from refvt.training.recipe import Recipe, find_recipe, make_moving_digits
 
 __all__ = ["add_arguments", "run"]
 
@@ -102,7 +102,9 @@ def run(options: argparse.Namespace) -> int:
         # the ponder weight is left alone: were it to grow in fewer epochs too, tokens would halt before anything is
         # learnt, and with them what could be learnt
         recipe = recipe.changed({"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs)})
-    grid = Grid(recipe, seeds, out, options.backend, progress=not options.json)
+    grid = Grid(
+        recipe, seeds, out, options.backend, TrainingBar(visible=not options.json), iter if options.json else _track
+    )
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, weights)
     else:
@@ -115,6 +117,15 @@ def run(options: argparse.Namespace) -> int:
         print(as_markdown(report, findings))
         print("\n".join(f"written: {path}" for path in written))
     return 0
+
+
+def _track(runs: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
+    """Pass on the runs and count them in a bar."""
+    with ProgressBar(len(runs), "run") as bar:
+        for run, seed in runs:
+            bar.describe(f"{run.name} seed {seed}")
+            yield run, seed
+            bar.advance()
 
 
 def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def _command(options: argparse.Namespace) -> str:
 
 def _epochs(recipe: Recipe, steps: int) -> int:
     """As many whole epochs as fit in so many steps, at least one and at most the recipe's."""
-    per_epoch = steps_per_epoch(recipe, len(digits_of(recipe)[0]))
+    per_epoch = steps_per_epoch(recipe, len(make_moving_digits(recipe)[0]))
     return max(1, min(recipe.epochs, steps // per_epoch))
 
 

@@ -12,17 +12,16 @@ from typing import Any
 import refvt
 from refvt import backends
 from refvt.array import Array
+from refvt.cli.progress import TrainingBar, headline
 from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
-from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation import Evaluation
 from refvt.training.batches import TrainingError
 from refvt.training.loop import train
 from refvt.training.parallel import Ranks, ranks
-from refvt.training.progress import headline
-from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe
+from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe, make_moving_digits
 
-__all__ = ["add_arguments", "digits_of", "run"]
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
                 backend=options.backend,
                 checkpoint_every=options.checkpoint_every,
                 log_every=options.log_every,
-                progress=not options.json,
+                observer=TrainingBar(visible=group.rank == 0 and not options.json),
             )
         except (ValueError, TypeError, OSError, ImportError):
             if group.rank == 0:
@@ -127,18 +126,7 @@ def _digits(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Datas
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')}: the recipe's data are moving digits; --data videos")
-    return digits_of(recipe)
-
-
-def digits_of(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
-    """The moving digits that a recipe learns from and is tested with, in the size its model asks for."""
-    c, settings = recipe.config, dict(recipe.data_settings)
-    if c.image_size[0] != c.image_size[1]:
-        raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
-    numbers = {"train": settings.pop("train_clips", 4096), "test": settings.pop("test_clips", 1024)}
-    shape = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
-    train_set, test_set = (MovingDigits(split, clips=number, **shape, **settings) for split, number in numbers.items())
-    return train_set, test_set
+    return make_moving_digits(recipe)
 
 
 def _videos(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tuple[Dataset, Dataset]:

@@ -7,6 +7,7 @@ docs/training.md and docs/data.md.
 from refvt.evaluation import Evaluation, evaluate
 from refvt.training.batches import TrainingError
 from refvt.training.loop import train
+from refvt.training.observer import Observer
 from refvt.training.recipe import RECIPES, Recipe, paper_recipe
 
-__all__ = ["RECIPES", "Evaluation", "Recipe", "TrainingError", "evaluate", "paper_recipe", "train"]
+__all__ = ["RECIPES", "Evaluation", "Observer", "Recipe", "TrainingError", "evaluate", "paper_recipe", "train"]

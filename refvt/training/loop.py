@@ -36,9 +36,9 @@ from refvt.training.batches import (
     micro_batches,
     steps_per_epoch,
 )
+from refvt.training.observer import Observer
 from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
 from refvt.training.parallel import Alone, Ranks
-from refvt.training.progress import Bar
 from refvt.training.recipe import Recipe
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
 from refvt.training.schedule import learning_rate_at, ponder_weight_at
@@ -63,20 +63,23 @@ def train(
     dtype: str = "float32",
     checkpoint_every: int = 100,
     log_every: int = 10,
-    progress: bool = True,
+    observer: Observer | None = None,
 ) -> Evaluation:
     """Run a recipe and return its last evaluation.
 
     The folder ``out`` gets recipe.json, log.jsonl (a line for every ``log_every``-th step and one per evaluation, after
     every epoch), checkpoint.safetensors (every ``checkpoint_every`` steps and after every evaluation) and, at the end,
-    model.safetensors. resume: go on from the checkpoint of that folder, or begin if there is none yet; the run then
-    ends with the same parameters, to the bit, as one that was never interrupted. parameters: what to start from instead
-    of a fresh initialisation. progress: a bar on stderr.
-    ``train_set.clip`` is called from a thread beside the caller's.
-    Clips that cannot be read are left out, and named on stderr. TrainingError for data that do not fit the recipe, a
-    folder that holds a run already, or a loss that is not finite; CheckpointError for a checkpoint of another recipe.
+    model.safetensors.
+
+    resume: continue from the checkpoint in that folder, or begin if there is none yet; the run then ends with the same
+    parameters, to the bit, as one that was never interrupted. parameters: initial parameters instead of the recipe's.
+    observer: called at every step, and for every clip that cannot be read and is left out (a warning by default).
+    ``train_set.clip`` is called from another thread than the caller's.
+
+    Raises TrainingError for data that do not fit the recipe, a folder that already holds a run, or a loss that is not
+    finite; CheckpointError for the checkpoint of another recipe.
     """
-    group = ranks or Alone()
+    group, observer = ranks or Alone(), observer or Observer()
     session = backends.get(backend or backends.default()).session
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:
@@ -90,15 +93,20 @@ def train(
 
     run = _together(group, begin)
     try:
-        with session(), run, Bar(run.steps, run.done, progress and group.rank == 0) as bar:
-            return run.to_the_end(bar, checkpoint_every, log_every)
+        with session(), run:
+            observer.on_start(run.steps, run.done)
+            return run.to_the_end(observer, checkpoint_every, log_every)
     except BaseException as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         message = f"{what}; {run.what_is_left()}"
-        group.abort(message)
+        if group.size > 1:
+            observer.on_abort(f"rank {group.rank} of {group.size}: {message}")
+            group.abort()
         if isinstance(error, Exception):
             raise TrainingError(message) from error
         raise
+    finally:
+        observer.on_end()
 
 
 def _together(ranks: Ranks, begin: Callable[[], T]) -> T:
@@ -193,7 +201,7 @@ class _Run:
         if self._file is not None:
             self._file.close()
 
-    def to_the_end(self, bar: Bar, checkpoint_every: int, log_every: int) -> Evaluation:
+    def to_the_end(self, observer: Observer, checkpoint_every: int, log_every: int) -> Evaluation:
         """All steps that are left, an evaluation after every epoch; returns the last one."""
         found: Evaluation | None = None
         wanted = ((step, number) for step in range(self.done, self.steps) for number in self._numbers(step))
@@ -203,7 +211,7 @@ class _Run:
 
         with closing(made_ready(make, wanted)) as ready:
             for step in range(self.done, self.steps):
-                line = self._step(step, (next(ready) for _ in self._numbers(step)), bar)
+                line = self._step(step, (next(ready) for _ in self._numbers(step)), observer)
                 self.done = step + 1
                 epoch, inside = divmod(self.done, self.per_epoch)
                 if self.done % log_every == 0:
@@ -211,7 +219,7 @@ class _Run:
                 if inside == 0:
                     found = self._evaluate()
                     self._write({"event": "evaluation", "epoch": epoch, "step": self.done, **_figures(found)})
-                bar.show(line, found)
+                observer.on_step(line, found)
                 if inside == 0 or self.done % checkpoint_every == 0:
                     self._save()
         if self.ranks.rank == 0:
@@ -236,7 +244,7 @@ class _Run:
         own = [record for cut in cuts for record in records(self.model, self.test_set, cut)]
         return summarise(self.ranks.everybodys(own), self.test_set.num_classes, self.test_set.multi_label)
 
-    def _step(self, step: int, share: Iterable[MicroBatch], bar: Bar) -> dict[str, Any]:
+    def _step(self, step: int, share: Iterable[MicroBatch], observer: Observer) -> dict[str, Any]:
         """One step on this rank's micro-batches and everybody's gradients; returns the line of the log."""
         recipe, gradients = self.recipe, self.gradients
         gradients.clear()
@@ -245,7 +253,7 @@ class _Run:
         sums = np.zeros(7 + recipe.config.joint_depth)
         for batch in share:
             for problem in batch.unreadable:
-                bar.say(problem)
+                observer.on_unreadable_clip(problem)
             if batch.size == 0:
                 continue
             loss, found = self.model.loss_and_gradients(

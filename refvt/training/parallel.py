@@ -7,7 +7,6 @@ micro-batches; the gradients are summed over all ranks, and every rank then make
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,9 +46,8 @@ class Ranks(Protocol):
         """The problem of the first rank that has one, on every rank; None if nobody has."""
         ...
 
-    def abort(self, message: str) -> None:
-        """End the processes of all ranks with one line that says whose problem it was. A run of one process is left to
-        the caller."""
+    def abort(self) -> None:
+        """End the processes of all ranks. A run of one process is left to the caller."""
         ...
 
 
@@ -71,7 +69,7 @@ class Alone:
     def agree(self, problem: str | None) -> str | None:
         return problem
 
-    def abort(self, message: str) -> None:
+    def abort(self) -> None:
         pass
 
 
@@ -97,9 +95,7 @@ class Mpi:
     def agree(self, problem: str | None) -> str | None:
         return next((found for found in self._communicator.allgather(problem) if found is not None), None)
 
-    def abort(self, message: str) -> None:
-        sys.stderr.write(f"refvt: rank {self.rank} of {self.size}: {message}\n")
-        sys.stderr.flush()
+    def abort(self) -> None:
         time.sleep(FORWARDING)
         self._communicator.Abort(2)
         os._exit(2)  # MPICH's Abort may return before mpiexec has ended this process

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from refvt.data.moving_digits import MovingDigits
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.training.optimiser import OPTIMISERS
 
-__all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "paper_recipe"]
+__all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "make_moving_digits", "paper_recipe"]
 
 DATA = ("digits", "videos")
 
@@ -280,3 +281,18 @@ def find_recipe(name_or_file: str) -> Recipe:
         return Recipe.from_dict(values)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
+    """Training and test set of moving digits, in the sizes of the recipe's model.
+
+    ValueError or TypeError that names the setting if the sizes or ``data_settings`` do not fit.
+    """
+    c, settings = recipe.config, dict(recipe.data_settings)
+    if c.image_size[0] != c.image_size[1]:
+        raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
+    train_clips, test_clips = settings.pop("train_clips", 4096), settings.pop("test_clips", 1024)
+    sizes = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
+    train_set = MovingDigits("train", clips=train_clips, **sizes, **settings)
+    test_set = MovingDigits("test", clips=test_clips, **sizes, **settings)
+    return train_set, test_set

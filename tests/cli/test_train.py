@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refvt.cli import main
-from refvt.cli import train as command
 from refvt.cli.train import _settings
+from refvt.training import recipe as recipes
 from tests.support.sliding_bars import SlidingBars, small_recipe
 
 
@@ -25,7 +25,7 @@ def digits(monkeypatch):
             raise TypeError("MovingDigits.__init__() got an unexpected keyword argument 'fog'")
         return SlidingBars(settings["clips"])
 
-    monkeypatch.setattr(command, "MovingDigits", make)
+    monkeypatch.setattr(recipes, "MovingDigits", make)
     return asked
 
 

@@ -17,7 +17,7 @@ RUNS = [Run("as-it-is", {}), Run("fast", {"learning_rate": 1e-3}), Run("frames2"
 
 
 def grid(out, seeds=1, **changes):
-    return Grid(tiny_recipe(**changes), seeds, out, backend="reference", progress=False)
+    return Grid(tiny_recipe(**changes), seeds, out, backend="reference")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ SETTINGS = {
     "ponder_weight": 1e-3,
     "motion_weight": 0.2,
     "static_twins": True,
-    "start": "paper",
+    "init": "paper",
 }
 
 

@@ -8,12 +8,13 @@ import pytest
 
 import refvt
 from refvt.data.dataset import UnreadableClipError
-from refvt.training import TrainingError, evaluate, train
+from refvt.training import Observer, TrainingError, evaluate, train
 from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
+from refvt.training.observer import UnreadableClipWarning
 from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
 
-QUIET = {"progress": False, "backend": "reference"}
+QUIET = {"backend": "reference"}
 
 
 def run(recipe, out, clips=30, **options):
@@ -38,7 +39,7 @@ def same(one, other):
 @pytest.mark.parametrize("backend", ["reference", "jit"])
 def test_training_lowers_the_loss(tmp_path, backend):
     recipe = small_recipe(epochs=12, learning_rate=0.01, drop_path=0.0)
-    found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, progress=False, log_every=1, backend=backend)
+    found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, log_every=1, backend=backend)
     loss = [line["loss"] for line in lines(tmp_path, "step")]
     assert len(loss) == 12 * 6
     assert np.mean(loss[-6:]) < np.mean(loss[:6]) - 0.2
@@ -177,20 +178,71 @@ class Damaged(SlidingBars):
         return super().clip(index, rng)
 
 
-def test_unreadable_clips_are_left_out_and_named(tmp_path, capsys):
-    train(small_recipe(), Damaged({0, 4, 17}), Damaged({2, 3}, 15), tmp_path, **QUIET, log_every=1)
-    errors = capsys.readouterr().err.splitlines()
-    assert sorted(errors) == sorted(2 * [f"refvt: film {i} is cut" for i in (0, 4, 17)])  # once an epoch
+class Problems(Observer):
+    """Keeps what it is told of clips that cannot be read."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_unreadable_clip(self, problem):
+        self.found.append(problem)
+
+
+def test_unreadable_clips_are_left_out_and_named(tmp_path):
+    problems = Problems()
+    data = Damaged({0, 4, 17}), Damaged({2, 3}, 15)
+    train(small_recipe(), *data, tmp_path, **QUIET, log_every=1, observer=problems)
+    assert sorted(problems.found) == sorted(2 * [f"film {i} is cut" for i in (0, 4, 17)])  # once an epoch
     assert [sum(line["clips"] for line in lines(tmp_path, "step")[e : e + 4]) for e in (0, 4)] == [27, 27]
     last = lines(tmp_path, "evaluation")[-1]
     assert (last["clips"], last["skipped"]) == (13, 2)
+
+
+def test_without_an_observer_unreadable_clips_are_warnings(tmp_path, capsys):
+    with pytest.warns(UnreadableClipWarning, match="film 4 is cut"):
+        train(small_recipe(epochs=1, warmup_epochs=0), Damaged({4}), SlidingBars(3), tmp_path, **QUIET)
+    assert capsys.readouterr() == ("", "")  # the library prints nothing
+
+
+class Calls(Observer):
+    """Keeps the order of calls."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_start(self, steps, done):
+        self.found.append(("start", steps, done))
+
+    def on_step(self, line, evaluation):
+        self.found.append((line["step"], evaluation is not None))
+
+    def on_end(self):
+        self.found.append("end")
+
+
+def test_an_observer_sees_every_step_and_evaluation(tmp_path):
+    whole, rest, failed = Calls(), Calls(), Calls()
+    run(small_recipe(), tmp_path / "a", observer=whole)
+    assert whole.found == [("start", 8, 0), *((step, step >= 4) for step in range(1, 9)), "end"]
+    with pytest.raises(TrainingError):
+        train(
+            small_recipe(),
+            Interrupted(34, OSError("no film")),
+            SlidingBars(3),
+            tmp_path / "b",
+            **QUIET,
+            observer=failed,
+        )
+    assert failed.found[-1] == "end"
+    run(small_recipe(), tmp_path / "a", resume=True, observer=rest)
+    assert rest.found == [("start", 8, 8), "end"]
 
 
 def test_a_step_or_a_set_without_any_readable_clip_ends_the_run(tmp_path):
     with pytest.raises(TrainingError, match="test set: none of its 15 clips can be read"):
         train(small_recipe(), SlidingBars(), Damaged(range(15), 15), tmp_path / "a", **QUIET)
     with pytest.raises(TrainingError, match="none of the clips of step 1 can be read"):
-        train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET)
+        train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET, observer=Problems())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -236,16 +288,3 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(TrainingError, match=r"holds a run already; go on with it \(--resume\)"):
         run(small_recipe(epochs=1), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_the_bar_shows_parts_tokens_and_gflops(tmp_path, capsys):
-    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
-    shown = capsys.readouterr().err
-    for part in ("4/4", "loss", "rec", "ponder", "motion", "acc", "tokens 13", "GFLOPs", "test"):
-        assert part in shown
-
-
-def test_without_tqdm_there_is_a_hint_and_no_bar(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
-    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
-    assert capsys.readouterr().err == 'refvt: for a progress bar: pip install "refvt[demo]"\n'

@@ -34,6 +34,7 @@ def mpi(test):
 CHILD = """
 import os, signal, sys
 from pathlib import Path
+from refvt.cli.progress import TrainingBar
 from refvt.training import TrainingError, train
 from refvt.training.parallel import ranks
 from tests.support.sliding_bars import SlidingBars, small_recipe
@@ -52,7 +53,7 @@ def say(*words):  # in one piece: mpiexec mixes what the ranks print
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def go(group, recipe=small_recipe(epochs=3), data=SlidingBars(30), **options):
-    named = {"progress": False, "backend": "reference", "log_every": 1, **options}
+    named = {"observer": TrainingBar(visible=False), "backend": "reference", "log_every": 1, **options}
     return train(recipe, data, SlidingBars(15), OUT, ranks=group, **named)
 
 with ranks() as group:
@@ -166,7 +167,7 @@ def test_the_command_under_mpiexec(tmp_path):
     assert found.returncode == 2
     assert found.stderr.splitlines()[0] == "refvt: epochs: expected a whole number, got 'zero'"
     assert found.stderr.count("refvt: ") == 1
-    code, printed, _ = together("from refvt.backends import pool; say(pool.num_threads())", tmp_path)
+    code, printed, _ = together("from refvt.backends.jit import workspace; say(workspace.num_threads())", tmp_path)
     assert code == 0
     share = str(max(1, len(os.sched_getaffinity(0)) // 2)) if not os.environ.get("REFVT_NUM_THREADS") else None
     assert printed.split() == [share or os.environ["REFVT_NUM_THREADS"]] * 2
