@@ -23,7 +23,7 @@ from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.batches import TrainingError
+from refvt.training.errors import TrainingError
 from refvt.training.loop import LOG, MODEL, RECIPE, train
 from refvt.training.observer import Observer
 from refvt.training.recipe import Recipe, difference, make_moving_digits

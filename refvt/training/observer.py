@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from refvt.evaluation import Evaluation
+from refvt.training.errors import UnreadableClipWarning
 
-__all__ = ["Observer", "UnreadableClipWarning"]
-
-
-class UnreadableClipWarning(UserWarning):
-    """A training clip could not be read and was left out of its step."""
+__all__ = ["Observer"]
 
 
 class Observer:

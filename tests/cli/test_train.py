@@ -51,7 +51,7 @@ def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
     ]
     assert json.loads((out / "recipe.json").read_text(encoding="utf-8"))["optimiser"] == "adam"
     assert main(line) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert main([*line, "--resume", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["clips"] == 7
@@ -80,8 +80,8 @@ def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe)
         (["--recipe", "digits", "--set", "epoch=3"], "recipe: unknown: epoch;"),
         (["--recipe", "digits", "--set", "data_settings.fog=3"], "data_settings: "),
         (["--recipe", "digits", "--root", "."], "--root: the recipe's data are moving digits"),
-        (["--recipe", "digits", "--data", "videos"], "--annotations: needed where the recipe's data are videos"),
-        (["--recipe", "paper-minik-g03-b10"], "--annotations: needed where the recipe's data are videos"),
+        (["--recipe", "digits", "--data", "videos"], "--annotations: required if the recipe's data are videos"),
+        (["--recipe", "paper-minik-g03-b10"], "--annotations: required if the recipe's data are videos"),
         (["--recipe", "digits", "--set", "config.image_size=[32, 64]"], "config.image_size: expected a square"),
         (["--recipe", "digits", "--weights", "none.safetensors"], "none.safetensors"),
     ],

@@ -8,9 +8,8 @@ import pytest
 
 import refvt
 from refvt.data.dataset import UnreadableClipError
-from refvt.training import Observer, TrainingError, evaluate, train
+from refvt.training import Observer, TrainingError, UnreadableClipWarning, evaluate, train
 from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
-from refvt.training.observer import UnreadableClipWarning
 from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
 
@@ -161,7 +160,7 @@ def test_a_failing_run_says_what_is_left(tmp_path):
     with pytest.raises(TrainingError, match="no film; no checkpoint had been written yet"):
         train(small_recipe(), Interrupted(1, OSError("no film")), SlidingBars(3), tmp_path / "a", **QUIET)
     data = Interrupted(41, OSError("no film"))
-    with pytest.raises(TrainingError, match=r"no film; the run goes on from .*checkpoint\.safetensors with --resume"):
+    with pytest.raises(TrainingError, match=r"no film; resume from .*checkpoint\.safetensors with --resume"):
         train(small_recipe(), data, SlidingBars(3), tmp_path / "b", **QUIET)
 
 
@@ -241,7 +240,7 @@ def test_an_observer_sees_every_step_and_evaluation(tmp_path):
 def test_a_step_or_a_set_without_any_readable_clip_ends_the_run(tmp_path):
     with pytest.raises(TrainingError, match="test set: none of its 15 clips can be read"):
         train(small_recipe(), SlidingBars(), Damaged(range(15), 15), tmp_path / "a", **QUIET)
-    with pytest.raises(TrainingError, match="none of the clips of step 1 can be read"):
+    with pytest.raises(TrainingError, match="step 1: none of its clips can be read"):
         train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET, observer=Problems())
 
 
@@ -250,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     start["head.weight"][:] = 3e38
     with (
         np.errstate(all="ignore"),
-        pytest.raises(TrainingError, match=r"the loss of step 1 is (nan|inf); no checkpoint"),
+        pytest.raises(TrainingError, match=r"step 1: expected a finite loss, got (nan|inf); no checkpoint"),
     ):
         run(small_recipe(), tmp_path, parameters=start)
     assert not (tmp_path / CHECKPOINT).exists()
@@ -285,6 +284,6 @@ def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, data, re
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(small_recipe(epochs=1), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(TrainingError, match=r"holds a run already; go on with it \(--resume\)"):
+    with pytest.raises(TrainingError, match=r"already holds a run; resume it \(--resume\)"):
         run(small_recipe(epochs=1), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_or_log_is_refused(begun):
         run(recipe, begun, resume=True)
     file.write_bytes(whole)
     (begun / LOG).write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"log\.jsonl: expected the \d+ bytes that the checkpoint speaks of"):
+    with pytest.raises(TrainingError, match=r"log\.jsonl: expected at least the \d+ bytes the checkpoint names"):
         run(recipe, begun, resume=True)
 
 
