@@ -26,7 +26,7 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import initial_parameters
 from refvt.training.optimiser import Adam, without_decay
 from refvt.training.recipe import RECIPES
-from refvt.training.scratch import start_of
+from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
 __all__ = ["WORKLOADS", "RefvtStep", "TrainingWorkload", "measure_steps", "render_steps"]
@@ -148,7 +148,7 @@ def _make_steps(
     if workload.gflops is not None:
         start = profile_parameters(config, workload.gflops, clips[:1], dtype=dtype)
     elif workload.recipe is not None:
-        start = start_of(RECIPES[workload.recipe], dtype)
+        start = initialise(RECIPES[workload.recipe], dtype)
     else:
         start = initial_parameters(config, rng, dtype)
     both, moving = refvt.static_twins(clips, rng)

@@ -8,7 +8,7 @@ moment and goes on from its checkpoint, and one that is finished is not done aga
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ import numpy as np
 
 import refvt
 from refvt.array import Array
-from refvt.cli.train import digits_of
 from refvt.data.dataset import Dataset
 from refvt.data.sampling import sample_indices
 from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.batches import TrainingError
+from refvt.training.errors import TrainingError
 from refvt.training.loop import LOG, MODEL, RECIPE, train
-from refvt.training.recipe import Recipe, difference
+from refvt.training.observer import Observer
+from refvt.training.recipe import Recipe, difference, make_moving_digits
 
 __all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "without_halting"]
 
@@ -97,15 +97,22 @@ class Grid:
     """Runs of one recipe on moving digits. ``results`` holds all that were measured, in order.
 
     recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs.
-    progress: bars on stderr, one for the runs and one for the steps of the run at work.
+    observer: sees every step of every run. track: passes on the (run, seed) pairs; it may count them, as tqdm does.
     """
 
     def __init__(
-        self, recipe: Recipe, seeds: int, out: Path, backend: str | None = None, progress: bool = True
+        self,
+        recipe: Recipe,
+        seeds: int,
+        out: Path,
+        backend: str | None = None,
+        observer: Observer | None = None,
+        track: Callable[[Sequence[tuple[Run, int]]], Iterable[tuple[Run, int]]] = iter,
     ) -> None:
-        self.recipe, self.seeds, self.out, self.backend, self.progress = recipe, seeds, out, backend, progress
+        self.recipe, self.seeds, self.out, self.backend = recipe, seeds, out, backend
+        self.observer, self.track = observer, track
         self.results: list[Result] = []
-        self.data = digits_of(recipe)
+        self.data = make_moving_digits(recipe)
 
     def measure(self, runs: Sequence[Run]) -> dict[str, list[Result]]:
         """Results of runs by name, one per seed; runs that are not finished yet are trained.
@@ -117,7 +124,7 @@ class Grid:
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
         jobs = [(run, seed) for seed in range(self.seeds) for run in runs]
         found: dict[str, list[Result]] = {name: [] for name in names}
-        for run, seed in self._counted(jobs):
+        for run, seed in self.track(jobs):
             found[run.name].append(self._result(run, seed))
         for name in names:
             self.results += found[name]
@@ -142,7 +149,7 @@ class Grid:
         folder = self.out / name / f"seed{seed}"
         if not _is_finished(folder, recipe):
             train_set, test_set = self._data_of(recipe)
-            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, progress=self.progress)
+            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, observer=self.observer)
         last = _last_evaluation(folder)
         return Result(
             run.name,
@@ -162,21 +169,6 @@ class Grid:
         if frames == of:
             return train_set, test_set
         return SampledFrames(train_set, of, frames), SampledFrames(test_set, of, frames)
-
-    def _counted(self, jobs: list[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
-        """The jobs, with a bar that counts them."""
-        if not self.progress:
-            yield from jobs
-            return
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:  # the run itself says how to get one
-            yield from jobs
-            return
-        with tqdm(jobs, unit="run", dynamic_ncols=True) as bar:
-            for run, seed in bar:
-                bar.set_description(f"{run.name} seed {seed}")
-                yield run, seed
 
 
 def without_halting(config: HaltingVTConfig) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refvt.data.sampling import whole
+from refvt.checks import check_int
 from refvt.evaluation.patches import ALIVE, DONE, DROPPED, HALTED, kept_patches, patch_states
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
@@ -107,7 +107,7 @@ class ClipStates:
 
     def _check_frames(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        frames, P = self.frames, whole("patch_size", self.patch_size)
+        frames, P = self.frames, check_int("patch_size", self.patch_size)
         if frames.dtype != np.uint8:
             raise TypeError(f"frames: expected uint8, got {frames.dtype}")
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
@@ -169,7 +169,7 @@ def halting_gif(clip: ClipStates, title: str, note: str, path: str | Path, milli
     A step lasts ``milliseconds``, rounded to the 10 ms that GIFs count in, and the last one three times as long. The
     rest as in ``halting_picture``.
     """
-    whole("milliseconds", milliseconds)
+    check_int("milliseconds", milliseconds)
     steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
     save_gif(path, steps, milliseconds, hold=3)
 

@@ -13,11 +13,11 @@ from refvt.model import flops
 from refvt.training import TrainingError
 from tests.support.tiny_sweep import tiny_recipe
 
-RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
+RUNS = [Run("as-it-is", {}), Run("fast", {"learning_rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
 
 
 def grid(out, seeds=1, **changes):
-    return Grid(tiny_recipe(**changes), seeds, out, backend="reference", progress=False)
+    return Grid(tiny_recipe(**changes), seeds, out, backend="reference")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_every_run_is_measured_with_every_seed(unbroken):
         for r in results:
             config = r.recipe.config
             stored = json.loads((r.folder / "recipe.json").read_text())
-            assert (stored["seed"], stored["rate"]) == (r.seed, r.recipe.rate)
+            assert (stored["seed"], stored["learning_rate"]) == (r.seed, r.recipe.learning_rate)
             # the figures are those of the model that lies there, on the clips it is meant for
             clips, classes = MovingDigits("test", clips=10, frames=4, size=16, noise=4).arrays()
             clips = clips[:, :, :: 4 // config.num_frames]
@@ -105,7 +105,7 @@ def test_a_finished_run_of_another_recipe_is_refused(unbroken, trained):
 
 def test_names_are_unique(tmp_path):
     with pytest.raises(ValueError, match="a name for each, got one, one"):
-        grid(tmp_path).measure([Run("one", {}), Run("one", {"rate": 1e-4})])
+        grid(tmp_path).measure([Run("one", {}), Run("one", {"learning_rate": 1e-4})])
 
 
 def test_a_trained_model_can_be_tested_under_another_configuration(unbroken, tmp_path):

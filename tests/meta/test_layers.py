@@ -16,7 +16,7 @@ import refvt
 PACKAGE = Path(refvt.__file__).parent
 
 LAYERS = (
-    ("refvt.array",),
+    ("refvt.array", "refvt.checks"),
     ("refvt.files", "refvt.environment"),
     ("refvt.backends.reference", "refvt.backends.jit", "refvt.backends.cuda", "refvt.backends.progress"),
     ("refvt.ops",),
@@ -39,7 +39,6 @@ UPWARD: dict[tuple[str, str], str] = {
     ("refvt.backends.cuda.arrays", "refvt.ops.compaction.cuda.silence"): "to be moved",
     ("refvt.backends.reference.arrays", "refvt.ops.compaction.reference.compact"): "to be moved",
     ("refvt.backends.reference.arrays", "refvt.ops.compaction.reference.silence"): "to be moved",
-    ("refvt.experiments.runs", "refvt.cli.train.digits_of"): "to be moved",
 }
 
 # Files outside refvt/cli that print, each with its reason.
@@ -47,8 +46,6 @@ PRINTING = {
     "backends/progress.py": "the line that shows compilation, which any call may start",
     "bench/gpu_report.py": "a command, python -m refvt.bench.gpu_report",
     "bench/registers.py": "a command, python -m refvt.bench.registers",
-    "training/progress.py": "to be moved",
-    "training/parallel.py": "to be moved",
 }
 
 NUMBA_CUDA = ("backends/cuda/", "backends/__init__.py", "bench/registers.py")  # and every ops/*/cuda.py

@@ -235,7 +235,7 @@ def test_without_matplotlib(tmp_path: Path, write: Callable[..., None], monkeypa
             r"frames: expected \[T, height, width, 3\], got \[4, 32, 32\]",
         ),
         ("patch_size", 7, ValueError, "frames: expected height and width to be multiples of 7, got 32 and 32"),
-        ("patch_size", 2.0, TypeError, "patch_size must be a whole number"),
+        ("patch_size", 2.0, TypeError, "patch_size: expected a whole number"),
         ("kept", np.zeros((4, 16)), TypeError, "kept: expected integers, got float64"),
         (
             "kept",
