@@ -27,7 +27,7 @@ __all__ = ["HELP", "add_arguments", "run"]
 HELP = "Repeat one of the paper's experiments in small, on moving digits."
 SEEDS, QUICK_SEEDS = 3, 1
 # Steps of each run, in whole epochs and at most the recipe's own, and those with --quick. At 0.06 s a step, twice that
-# with static twins (the recipe digits on two cores), an experiment takes up to two hours, and --quick five minutes.
+# with static twins (the recipe digits on two cores), an experiment takes two to four hours, and --quick five minutes.
 STEPS = {"table1": (2560, 512), "frontier": (2560, 512), "figure3": (8192, 2048), "variants": (6144, 1024)}
 
 Measure = Callable[[Grid, bool], Findings]

@@ -196,7 +196,7 @@ EDGE, GAP, LEFT, PANEL, BETWEEN = 18, 5, 130, 184, 26  # of the page, of cells, 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where the rows and columns of the picture stand."""
+    """Positions and sizes of the rows and cells of the picture, in pixels."""
 
     cell_width: int
     cell_height: int

@@ -39,7 +39,7 @@ LINE_HEIGHT = {15: 30, 12: 25, 11: 22, 10: 20, 9.5: 18, 9: 17}  # by type size
 
 
 class Paragraph:
-    """Text wrapped to a width, measured before there is a page: its height decides about the height of the page."""
+    """Text wrapped to a width. Its height is known before there is a page, whose height depends on it."""
 
     def __init__(self, text: str, width: int, size: float, **style: Any) -> None:
         # a letter is about 0.62 of the type size wide on average
@@ -150,7 +150,7 @@ def format_count(value: float, unit: str) -> str:
 
 
 def format_percent(part: float, total: float) -> str:
-    """A part of a total in per cent; a dash if there is nothing to take a part of."""
+    """A part of a total in per cent; a dash if the total is zero."""
     return f"{100 * part / total:.0f} %" if total else "–"
 
 

@@ -56,7 +56,7 @@ def test_dense_execution_computes_every_token_in_every_layer():
     compact = bench.multiply_adds(TINY, alive, compact=True, train=True, torch=False) // 3
     dense = bench.multiply_adds(TINY, alive, compact=False, train=False, torch=False)
     # all live: what compact execution saves is the patches' queries, projections and MLPs in the last block, and the
-    # queries and projections of the patches that a Glimpser block drops, where CLS is asked twice
+    # queries and projections of the patches that a Glimpser block drops, where CLS is a query twice
     last_block = (N - 1) * (2 * D * D + 2 * D * F + 2 * N * D)
     sizes, T = TINY.patches_entering(), TINY.num_frames
     selecting = [g for g, rate in enumerate(TINY.keep_rates) if rate < 1]

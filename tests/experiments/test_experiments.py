@@ -134,8 +134,8 @@ def test_every_experiment_writes_page_numbers_and_pictures(done):
         for run in report["runs"]:
             assert f"{100 * run['top1']:.1f} %" in page
         for kind in ("md", "json"):
-            beside = folder / "runs" / f"experiment-{name}.{kind}"
-            assert beside.read_bytes() == (folder / "docs/results" / beside.name).read_bytes()
+            own = folder / "runs" / f"experiment-{name}.{kind}"
+            assert own.read_bytes() == (folder / "docs/results" / own.name).read_bytes()
     assert "--seeds 2 --recipe tiny.json --backend reference" in reports["table1"]["command"]
 
 
@@ -174,9 +174,9 @@ def test_frontier_sets_halting_beside_dropping_of_the_same_cost(done):
     assert {pair["halting"] for pair in pairs} == {p["run"] for p in points.values() if p["kind"] == "halting"}
     recipe = tiny_recipe()
     for pair in pairs:
-        cost, beside = (points[pair[kind]]["gflops"]["mean"] for kind in ("halting", "static"))
+        cost, static = (points[pair[kind]]["gflops"]["mean"] for kind in ("halting", "static"))
         step = [without_halting(recipe.changed(frontier.keep_run(recipe, k).changes).config) for k in range(1, 17)]
-        assert beside == pytest.approx(min(step, key=lambda c: abs(c - cost)))
+        assert static == pytest.approx(min(step, key=lambda c: abs(c - cost)))
     assert points["frames2"]["gflops"]["mean"] < points["keep8"]["gflops"]["mean"]
     assert len(reports["frontier"]["reading"]) == len(pairs) + 3
 
