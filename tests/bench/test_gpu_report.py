@@ -34,7 +34,8 @@ def pretended(monkeypatch):
     laws = {"holds": True, "laws": 5, "examples_each": 2, "failed": {}}
     monkeypatch.setattr(gpu_report, "_laws", lambda examples: laws)
     timed = {"holds": True, "bench": {"results": []}, "markdown": "# refvt bench\n\n## dense\n\n| | ms |\n"}
-    monkeypatch.setattr(gpu_report, "_bench", lambda arguments: timed)
+    monkeypatch.setattr(gpu_report, "_bench", lambda workload, repeats: timed)
+    monkeypatch.setattr(gpu_report, "_training_step", lambda repeats: timed)
     monkeypatch.setattr(gpu_report, "_recorded", lambda repeats: {"holds": True, "summary": "the same numbers"})
     monkeypatch.setattr(gpu_report, "_kernels", lambda repeats: {**timed, "markdown": "# dense, forward pass\n"})
     return golden, laws

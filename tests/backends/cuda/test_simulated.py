@@ -363,14 +363,14 @@ def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_pa
         with pytest.raises(backends.DeviceError, match=said):
             run()
     with pytest.raises(TrainingError, match=said + ".*no checkpoint had been written yet"):
-        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda")
     monkeypatch.setattr("refvt.backends.cuda.arrays.upload", broken)
     with pytest.raises(backends.DeviceError, match=said):
         HaltingVT(model.config, backend="cuda")
     monkeypatch.undo()
     monkeypatch.setattr("refvt.backends.cuda.arrays.zeros", broken)  # the optimiser's vectors
     with pytest.raises(backends.DeviceError, match=said):
-        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda")
 
 
 @pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")])
@@ -418,7 +418,7 @@ def test_training_is_that_of_the_host(small, tmp_path):
     for backend in ("cuda", "jit"):
         out = tmp_path / backend
         data = Blinks(), Blinks()
-        train(recipe, *data, out, backend=backend, dtype="float64", log_every=1, progress=False)
+        train(recipe, *data, out, backend=backend, dtype="float64", log_every=1)
         lines[backend] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     for mine, theirs in zip(lines["cuda"], lines["jit"], strict=True):
         assert {k for k in mine if k != "seconds"} == {k for k in theirs if k != "seconds"}
@@ -432,13 +432,20 @@ def test_training_is_that_of_the_host(small, tmp_path):
     for backend in ("cuda", "jit"):
         again = tmp_path / f"again-{backend}"
         shutil.copytree(tmp_path / "cuda", again, ignore=shutil.ignore_patterns("model*"))
-        train(recipe, Blinks(), Blinks(), again, resume=True, backend=backend, dtype="float64", progress=False)
+        train(recipe, Blinks(), Blinks(), again, resume=True, backend=backend, dtype="float64")
         found = read_checkpoint(again / "model.safetensors")
         assert all(np.array_equal(found[name], value) for name, value in ends[0].items())
 
 
 def recipe_of(config):
-    steps = {"epochs": 1, "batch": 1, "micro_batch": 1, "rate": 0.01, "clip_norm": 0.5, "static_twins": False}
+    steps = {
+        "epochs": 1,
+        "batch": 1,
+        "micro_batch": 1,
+        "learning_rate": 0.01,
+        "max_grad_norm": 0.5,
+        "static_twins": False,
+    }
     return Recipe(config, "digits", **steps)
 
 
