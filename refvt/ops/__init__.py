@@ -19,7 +19,19 @@ from dataclasses import dataclass
 
 __all__ = ["FAMILIES", "Operation", "operations"]
 
-FAMILIES = ("embedding", "layernorm", "linear", "attention", "mlp", "tokens", "glimpser", "halting", "losses")
+FAMILIES = (
+    "embedding",
+    "layernorm",
+    "linear",
+    "attention",
+    "mlp",
+    "tokens",
+    "glimpser",
+    "halting",
+    "compaction",
+    "losses",
+    "optimiser",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class Operation:
     ``arguments`` maps every array argument to its shape, in order; ``gradients`` are those with a gradient;
     ``optional`` may be left out; ``settings`` are the plain Python arguments that follow the required arrays.
     ``results`` maps every result to its shape; ``differentiable`` are those that have a cotangent (all, if not given).
-    ValueError if ``gradients`` or ``optional`` name something that is not an argument.
+    ``in_place`` are the arguments that are written to: an optimiser's vectors and the record of a decision, nothing
+    else. ValueError if ``gradients``, ``optional`` or ``in_place`` name something that is not an argument.
     """
 
     name: str
@@ -39,11 +52,12 @@ class Operation:
     settings: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ fills it in
+    in_place: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.differentiable is None:
             object.__setattr__(self, "differentiable", tuple(self.results))
-        unknown = [name for name in (*self.gradients, *self.optional) if name not in self.arguments]
+        unknown = [n for n in (*self.gradients, *self.optional, *self.in_place) if n not in self.arguments]
         if unknown:
             raise ValueError(f"operation {self.name}: expected names among {list(self.arguments)}, got {unknown}")
 

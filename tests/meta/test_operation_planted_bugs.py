@@ -11,7 +11,7 @@ import types
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from refvt.backends import Implementation
+from refvt.backends import ForwardOnly, Implementation
 from refvt.conformance.laws import laws_of
 from refvt.conformance.strategies import inputs_for
 from refvt.ops import operations
@@ -85,6 +85,21 @@ BUGS = [
     ("losses", "cross_entropy", "label_smoothing / K", "label_smoothing"),
     ("losses", "ponder_loss", "dloss / np.prod(cache.shape)", "dloss / cache.shape[0]"),
     ("losses", "motion_loss", "(logits, moving, 0.0, keep)", "(logits, 1 - moving)"),
+    # compaction
+    ("compaction", "compact", "halting_layer[tokens[halted]] = layer", "halting_layer[halted.nonzero()] = layer"),
+    ("compaction", "compact", "& (has_cls[clip] > 0) if leave_early", "if leave_early"),
+    ("compaction", "compact", "offsets[:-1] - offsets_of(counts_next[0])[:-1]", "0 * offsets[:-1]"),
+    ("compaction", "compact", "offsets[:-1][in_block > 0] if cls_only", "offsets[:-1] if cls_only"),
+    ("compaction", "compact", "and not ghost.any()", ""),
+    ("compaction", "mask_halted", "halted & (halting_layer == 0)", "halted"),
+    ("compaction", "mask_halted", "-np.inf, 0.0", "0.0, -np.inf"),
+    # optimiser
+    ("optimiser", "squared_norm", "np.square(x, dtype=np.float64).sum()", "np.square(x).max()"),
+    ("optimiser", "adam_step", "g += real(f.l2) * w_run", "g += real(f.l2)"),
+    ("optimiser", "adam_step", "w_run *= real(f.shrink)", "pass"),
+    ("optimiser", "adam_step", "v_run * real(f.correction2)", "v_run"),
+    ("optimiser", "adam_step", "real(f.one_minus_beta2) * g * g", "real(f.one_minus_beta2) * g"),
+    ("optimiser", "adam_step", "real(f.clip) * gradient[start:stop]", "gradient[start:stop]"),
 ]  # fmt: skip
 
 
@@ -96,7 +111,7 @@ def planted(family, operation, right, wrong):
     exec(compile(source.replace(right, wrong), f"{family} with a bug", "exec"), broken.__dict__)
     signature = operations()[operation]
     if not signature.has_backward:
-        return Implementation(signature, getattr(broken, operation), None)
+        return ForwardOnly(signature, getattr(broken, operation))
     forward, backward = getattr(broken, f"{operation}_forward"), getattr(broken, f"{operation}_backward")
     return Implementation(signature, forward, backward)
 

@@ -40,11 +40,11 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_layout_of_arrays_does_not_matter(name, layout, dtype):
-    operation, lay = backends.get("jit").operations[name.split()[0]], LAYOUTS[layout]
+    operation, lay = backends.get("jit")[name.split()[0]], LAYOUTS[layout]
     straight = [x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in CASES[name]]
-    transposed = [lay(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in straight]
+    other_layout = [lay(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in straight]
     results = []
-    for arguments, cotangent in ((straight, np.ascontiguousarray), (transposed, lay)):
+    for arguments, cotangent in ((straight, np.ascontiguousarray), (other_layout, lay)):
         y, cache = operation.forward(*arguments)
         dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
         results.append([y, *operation.backward(cotangent(dy), cache)])
