@@ -379,41 +379,6 @@ def _load_tile(
 
 
 @kernel
-def _tile_backward(
-    keys: Array,
-    values: Array,
-    panel: Array,
-    dpanel: Array,
-    rows: Array,
-    drows: Array,
-    logits: Array,
-    dlogits: Array,
-    dkeys: Array,
-    dvalues: Array,
-    dquery: Array,
-    add: bool,
-) -> None:
-    """Some queries and keys: their terms are added to dkeys, dvalues [keys, …] and, if ``add``, to dquery [d, w].
-
-    keys, values [keys, …], panel, dpanel [d + …, w] and rows, drows [queries, …] as in ``_load_tile``; logits, dlogits
-    are scratch memory for [keys, w] numbers.
-    """
-    m, n, d, w = len(keys), len(rows), len(dquery), panel.shape[1]
-    weights, dweights = view(logits[0], 0, m, w), view(dlogits[0], 0, m, w)
-    # passes 1–2, again: logits less the lse of their query
-    _multiply(keys, panel, weights, False)
-    # 3a. the weighted mean: dweights, less Σ_keys w · dw, since only differences from it pass the softmax
-    _multiply(values, dpanel, dweights, False)
-    # 2. softmax, again and backward
-    _softmax_backward(weights, dweights)
-    # 3b. the weighted mean: dv, which needed the weights
-    _multiply(weights[:, :n], drows, dvalues, True)
-    # 1. logits
-    _multiply(dweights[:, :n], rows, dkeys, True)
-    _multiply(keys[:, :d].T, dweights, dquery, add)
-
-
-@kernel
 def _attend_backward(
     ticket: Any, scratch: Array, dy: Array, y: Array, qkv: Qkv, lse: Array, work: Work, key_bias: Array, dqkv: Qkv
 ) -> None:
@@ -462,12 +427,18 @@ def _attend_backward(
                 ks, vs, dks, dvs = keys[some], values[some], dkeys[some], dvalues[some]
                 for t in range(tiles):
                     a, b, w = _tile(t, n, wide, lanes)
-                    panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
-                    dquery = view(dqueries[t], 0, d, w)
-                    # passes 3–1
-                    _tile_backward(
-                        ks, vs, panel, dpanel, rows[a:b], drows[a:b], logits, dlogits, dks, dvs, dquery, from_key > 0
-                    )
+                    weights, dweights = view(logits[0], 0, len(ks), w), view(dlogits[0], 0, len(ks), w)
+                    # passes 1–2, again: logits less the lse of their query
+                    _multiply(ks, view(panels[t], 0, e, w), weights, False)
+                    # 3a. the weighted mean: dweights, less Σ_keys w · dw, as only differences pass the softmax
+                    _multiply(vs, view(dpanels[t], 0, d + 1, w), dweights, False)
+                    # 2. softmax, again and backward
+                    _softmax_backward(weights, dweights)
+                    # 3b. the weighted mean: dv, which needed the weights
+                    _multiply(weights[:, : b - a], drows[a:b], dvs, True)
+                    # 1. logits
+                    _multiply(dweights[:, : b - a], rows[a:b], dks, True)
+                    _multiply(ks[:, :d].T, dweights, view(dqueries[t], 0, d, w), from_key > 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 _scale(view(dqueries[t], 0, d, w), scale)
