@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt import backends
+from refvt import backends, weights
+from refvt.cli.data_sets import open_annotated_videos
 from refvt.cli.progress import EvaluationBar
-from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation import evaluate
@@ -21,7 +21,6 @@ from refvt.evaluation.metrics import Evaluation
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
-from refvt.weights.shipped import shipped, shipped_files
 
 __all__ = ["add_arguments", "run"]
 
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--resume needs --out, the file to go on with")
     if options.weights is None:
         model, recipe = _shipped(options)
-        config, options.weights = recipe.config, shipped_files().weights
+        config, options.weights = recipe.config, weights.find_files().weights
         dataset, problems = _dataset(options, config, recipe.data_settings)
     else:
         config = _config(options)
@@ -93,7 +92,7 @@ def _shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
     for option, given in (("--preset", options.preset), ("--config", options.config)):
         if given is not None:
             raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
-    return shipped("digits", options.backend)
+    return weights.load("digits", options.backend)
 
 
 def _config(options: argparse.Namespace) -> HaltingVTConfig:
@@ -117,7 +116,8 @@ def _dataset(
         if stride is None:
             stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
-        videos = AnnotatedVideos(options.annotations, root, config, stride, options.multi_label, strict=options.strict)
+        settings = {"stride": stride, "multi_label": options.multi_label, "strict": options.strict}
+        videos = open_annotated_videos(options.annotations, root, config, **settings)
         return videos, videos.problems
     if config.image_size[0] != config.image_size[1]:
         raise ValueError(f"--data digits: expected a square image_size in the configuration, got {config.image_size}")

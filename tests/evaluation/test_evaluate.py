@@ -16,11 +16,11 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import refvt
+from refvt import weights
 from refvt.cli import main
 from refvt.data import MovingDigits, UnreadableClipError, find_sample_video, read_clip, read_frames
 from refvt.evaluation import Record, average_precision, records, summarise
 from refvt.training import Evaluation, evaluate
-from refvt.weights.shipped import shipped, shipped_files
 
 TINY = refvt.HaltingVTConfig(
     image_size=(16, 16), patch_size=8, channels=1, num_frames=2, width=8, num_heads=2, depth=4, num_classes=8
@@ -420,9 +420,9 @@ def test_the_command_without_weights_takes_the_model_that_comes_with_refvt(
 ) -> None:
     assert main(["evaluate", "--data", "digits", "--json", "--set", "clips=32", "seed=3"]) == 0
     report = json.loads(capsys.readouterr().out)
-    net, recipe = shipped("digits")
+    net, recipe = weights.load("digits")
     data = MovingDigits("test", clips=32, frames=recipe.config.num_frames, size=recipe.config.image_size[0], seed=3)
-    assert report["weights"] == str(shipped_files("digits").weights)
+    assert report["weights"] == str(weights.find_files("digits").weights)
     assert report["loss"] == evaluate(net, data).loss
     assert f"size={recipe.config.image_size[0]}" in report["data"]
     for more, words in (
