@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from refvt import weights
 from refvt.array import Array
 from refvt.data import MovingDigits, find_sample_video, read_frames, resize_and_crop
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
-from refvt.weights.shipped import shipped
 
 __all__ = ["GROUPS", "alive_around", "alive_by_group", "digit_groups", "join_windows", "run", "windows"]
 
@@ -34,7 +34,7 @@ SHARPER = 4  # so many times finer than the model sees it is the scene in the pi
 
 def run(out: Path, backend: str | None = None) -> None:
     """Classify, measure, print and draw into the folder `out`. Errors: those of what is used, each one sentence."""
-    model, recipe = shipped("digits", backend)
+    model, recipe = weights.load("digits", backend)
     known = {name: value for name, value in recipe.data_settings.items() if not name.endswith("_clips")}
     c = model.config
     data = MovingDigits("test", clips=CLIPS, frames=c.num_frames, size=c.image_size[0], channels=c.channels, **known)
