@@ -23,7 +23,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.evaluation import Evaluation, records, summarise
+from refvt.evaluation import Evaluation, compute_records, summarise
 from refvt.files import left_behind, write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
@@ -223,7 +223,7 @@ class _Run:
         size, clips = self.recipe.micro_batch, len(self.test_set)
         starts = range(0, clips, size)[self.communicator.rank :: self.communicator.size]
         cuts = [range(start, min(start + size, clips)) for start in starts]
-        own = [record for cut in cuts for record in records(self.model, self.test_set, cut)]
+        own = [record for cut in cuts for record in compute_records(self.model, self.test_set, cut)]
         return summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
 
     def _step(self, step: int, batches: Iterable[MicroBatch], observer: Observer) -> dict[str, Any]:

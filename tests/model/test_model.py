@@ -166,7 +166,7 @@ def test_handmade_weights_let_the_moving_live():
 
 
 def test_handmade_weights_say_what_they_need():
-    with pytest.raises(ValueError, match="glimpser_depth: the handmade weights need at least 2"):
+    with pytest.raises(ValueError, match="glimpser_depth: expected at least 2 for the handmade weights"):
         handmade_parameters(refvt.HaltingVTConfig(glimpser_depth=1, keep_rates=(0.5,)))
-    with pytest.raises(ValueError, match="width: the handmade weights need at least 54 channels, got 48"):
+    with pytest.raises(ValueError, match="width: expected at least 54 for the handmade weights, got 48"):
         handmade_parameters(refvt.HaltingVTConfig(width=48))
