@@ -9,6 +9,7 @@ once the halting runs are done. *Fewer frames*: halting switched off, and every 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import NO_HALTING, Grid, Result, Run, without_halting
