@@ -18,7 +18,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
-from refvt.model.glimpser import merges
+from refvt.model.plan import merge_pays
 
 __all__ = [
     "clip_gflops",
@@ -94,7 +94,7 @@ def executed_fixed_multiply_adds(config: HaltingVTConfig, training: bool = False
         S, kept, block = sizes[g], sizes[g + 1], f"blocks.{g}"
         # temporal_fc runs over all rows of the state; CLS's row is multiplied too, and then scaled by zero
         counts[f"{block}.temporal_fc"] += D * D
-        if not training and merges(config, S):  # the projection is part of temporal_fc then
+        if not training and merge_pays(config, S):  # the projection is part of temporal_fc then
             counts[f"{block}.temporal_attn"] -= S * T * D * D
             counts[f"{block}.merged"] = D**3 + D * D
         if rate < 1:

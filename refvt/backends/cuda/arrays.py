@@ -18,9 +18,8 @@ from refvt.backends.cuda.graphs import GraphCache as GraphCache
 from refvt.backends.cuda.kernel import cell, copied, empty, fill, kernel, read_only, rows_there, there, upload
 from refvt.backends.cuda.matmul import plain
 from refvt.backends.progress import compilation_shown
-from refvt.ops.compaction.cuda import compact as compact
-from refvt.ops.compaction.cuda import silence as silence
 
+IN_MAIN_MEMORY = False
 DLPACK_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
 COMPLAINTS = {FULL} | {  # and those after which a process has lost its GPU

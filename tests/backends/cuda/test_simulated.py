@@ -30,7 +30,7 @@ from refvt.ops import operations
 from refvt.training import Recipe, TrainingError, train
 from refvt.training.optimiser import Adam, global_norm
 from refvt.training.vectors import Vector
-from tests.support.compaction_checks import check_compaction, check_index_moves, check_silence
+from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
 from tests.support.cudasim import prepare
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -123,14 +123,14 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
     there, copied = backends.get("cuda").arrays.from_numpy(clips), []
     download, heads = driver().download, []
     monkeypatch.setattr(driver(), "download", lambda host, address: copied.append(host) or download(host, address))
-    motion_head, right = model.parameters["motion_head.weight"], model._ops.operations["linear"]
+    motion_head, right = model.parameters["motion_head.weight"], model._ops["linear"]
 
     def linear(x, weight, *arguments, **settings):
         if weight is motion_head:
             heads.append(len(copied))
         return right.forward(x, weight, *arguments, **settings)
 
-    monkeypatch.setitem(model._ops.operations, "linear", type(right)(right.operation, linear, right.backward))
+    monkeypatch.setattr(model._ops, "linear", type(right)(right.operation, linear, right.backward))
     model(there, execution=execution, arrays="device")
     (before_the_last_head,) = heads
     (finite,) = copied[:before_the_last_head]
@@ -143,9 +143,9 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
 @pytest.mark.parametrize(("ghosts", "early"), [(True, False), (True, True), (False, False)])
 def test_compaction(B, N, ghosts, early, cuda):
     rng = np.random.default_rng(B + N)
-    moved = sum(check_compaction(cuda.arrays, rng, B, N, ghosts, early) for _ in range(3))
+    moved = sum(check_compaction(cuda, rng, B, N, ghosts, early) for _ in range(3))
     assert moved or N == 1
-    check_silence(cuda.arrays, rng, N, ghosts)
+    check_mask_halted(cuda, rng, N, ghosts)
 
 
 def test_from_the_second_call_on_a_recording_is_played(small):
@@ -172,7 +172,7 @@ def on_the_host(model):
 
 
 def test_index_moves(cuda):
-    check_index_moves(cuda.arrays, np.random.default_rng(0))
+    check_index_functions(cuda.arrays, np.random.default_rng(0))
 
 
 def test_clips_on_the_device_are_checked(small):
@@ -396,7 +396,7 @@ def test_the_optimiser_moves_as_on_the_host(cuda, decoupled, dtype):
         values = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
         for _, gradients, adam in sides:
             gradients.clear()
-            gradients.add({name: gradients.moves.from_numpy(value) for name, value in values.items()}, 2)
+            gradients.add({name: gradients.ops.arrays.from_numpy(value) for name, value in values.items()}, 2)
             assert global_norm(gradients) == pytest.approx(
                 2 * np.sqrt(sum(float((v.astype(float) ** 2).sum()) for v in values.values())),
                 rel=float(20 * np.finfo(dtype).eps),
@@ -407,7 +407,7 @@ def test_the_optimiser_moves_as_on_the_host(cuda, decoupled, dtype):
     for a, b in ((mine, theirs), (mine_adam.m, theirs_adam.m), (mine_adam.v, theirs_adam.v)):
         assert not isinstance(a.vector, np.ndarray)
         assert np.abs(a.numpy() - b.numpy()).max() <= allowed
-        assert np.array_equal(a.moves.to_numpy(a.arrays["head.weight"]).ravel(), a.numpy()[3:15])
+        assert np.array_equal(a.ops.arrays.to_numpy(a.arrays["head.weight"]).ravel(), a.numpy()[3:15])
 
 
 def test_training_is_that_of_the_host(small, tmp_path):
