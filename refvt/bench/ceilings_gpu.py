@@ -9,6 +9,7 @@ import numpy as np
 
 from refvt import backends
 from refvt.bench.timing import Ceilings
+from refvt.bench.torch_model import make_product
 
 __all__ = ["GpuCeilings", "device_description"]
 
@@ -52,14 +53,6 @@ class GpuCeilings(Ceilings):
             "copy": (2e-9 * copy_size, "GB/s"),  # read and written
         }
         if with_torch:
-            import torch
-
-            ta, tb = (torch.tensor(rng.standard_normal((n, n))).to("cuda", getattr(torch, dtype)) for _ in range(2))
-            tc = torch.empty_like(ta)
-
-            def product() -> None:
-                torch.mm(ta, tb, out=tc)
-                torch.cuda.synchronize()
-
-            self.runs["PyTorch's matrix product"] = product
+            ta, tb = (rng.standard_normal((n, n)) for _ in range(2))
+            self.runs["PyTorch's matrix product"] = make_product(ta, tb, dtype, "cuda")
             self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")
