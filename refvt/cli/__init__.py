@@ -19,6 +19,7 @@ import numpy as np
 import refvt
 from refvt import backends
 from refvt.bench import forward as bench
+from refvt.cli import bench_kernels
 from refvt.cli import evaluate as evaluation
 from refvt.cli import experiment as experiments
 from refvt.cli import golden as conformance
@@ -96,9 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     warm.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     warm.add_argument("--forward-only", action="store_true", help="leave out what only training needs")
 
-    bench.add_arguments(
-        command("bench", bench.run, "Time refvt against PyTorch, interleaved, with medians and ratios.")
-    )
+    timing = command("bench", bench.run, "Time refvt against PyTorch, interleaved, with medians and ratios.")
+    bench.add_arguments(timing)
+    bench_kernels.add_to(timing)
 
     info = command("info", _info, "Print versions, backends, presets and where the golden files lie.")
     info.add_argument("--json", action="store_true", help="print as JSON")

@@ -1,4 +1,4 @@
-"""The optimiser's passes over vectors on the GPU: a thread for each number."""
+"""The optimiser on the GPU: passes over vectors, one thread per number."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 from numba import cuda
 
 from refvt.array import Array
+from refvt.backends.cuda.arguments import Flags, Real, Vector
 from refvt.backends.cuda.arrays import to_numpy
-from refvt.backends.cuda.kernel import column_sums, kernel, upload
+from refvt.backends.cuda.elementwise import column_sums
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.upload import upload
 
 __all__ = ["move", "prepared", "squared_norm"]
 
@@ -27,10 +30,25 @@ def prepared(runs: list[tuple[int, int, bool]]) -> Array:
     return array
 
 
-@kernel("f f f f b x x x x x x x x x x")
-def _move(  # type: ignore[no-untyped-def]
-    w, m, v, gradients, decays, scale, keep1, more1, keep2, more2, step, inverse, epsilon, shrink, pull
-):
+@kernel
+def _move(
+    w: Vector,
+    m: Vector,
+    v: Vector,
+    gradients: Vector,
+    decays: Flags,
+    scale: Real,
+    keep1: Real,
+    more1: Real,
+    keep2: Real,
+    more2: Real,
+    step: Real,
+    inverse: Real,
+    epsilon: Real,
+    shrink: Real,
+    pull: Real,
+) -> None:
+    """w, m, v, gradients, decays [n]: one step of Adam on w, m and v in place; one thread per number."""
     i = cuda.grid(1)
     if i < w.shape[0]:
         old, g = w[i], scale * gradients[i]
