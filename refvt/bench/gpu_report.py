@@ -17,7 +17,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,10 +28,14 @@ import numpy as np
 
 import refvt
 from refvt import backends
+from refvt.backends.jit import workspace
 from refvt.bench import forward as bench
 from refvt.bench import torch_model as bench_torch
 from refvt.bench.ceilings_gpu import device_description
-from refvt.bench.report import machine
+from refvt.bench.report import render_markdown
+from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
+from refvt.bench.training_step import measure_steps, render_steps
+from refvt.environment import describe_machine
 from refvt.files import write_whole
 from refvt.ops.laws import Computes, Law
 
@@ -41,14 +44,13 @@ __all__ = ["main"]
 CLIPS = 4
 SANITIZER_SECONDS = 480  # a kernel runs ten to a hundred times slower there
 
-DENSE, PROFILE = (["--workload", name, "--clips", str(CLIPS)] for name in ("dense", "paper9"))
 # the parts by name: their titles in the report, and their functions. The longest come last
 PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]] = {
     "golden32": ("golden cases, float32", lambda o: _golden("float32")),
     "graphs": ("replayed CUDA graphs", lambda o: _graphs(o.repeats)),
-    "dense": (f"dense, {CLIPS} clips", lambda o: _bench([*DENSE, "--repeats", str(o.repeats)])),
-    "paper9": ("the profile of 9.9 GFLOPs", lambda o: _bench([*PROFILE, "--repeats", str(o.repeats)])),
-    "step": ("a training step", lambda o: _bench(["--training-step", "--repeats", str(o.repeats)])),
+    "dense": (f"dense, {CLIPS} clips", lambda o: _bench("dense", o.repeats)),
+    "paper9": ("the profile of 9.9 GFLOPs", lambda o: _bench("paper9", o.repeats)),
+    "step": ("a training step", lambda o: _training_step(o.repeats)),
     "kernels": ("every kernel against the GPU's ceilings", lambda o: _kernels(o.repeats)),
     "golden64": ("golden cases, float64", lambda o: _golden("float64")),
     "laws": ("laws", lambda o: _laws(o.examples)),
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     report: dict[str, Any] = {
         "refvt": refvt.__version__,
-        "environment": {**machine(1, bench_torch.finds_gpu()), **device_description()},
+        "environment": {**describe_machine(1, bench_torch.finds_gpu()), **device_description()},
         "parts": {},
     }
     for name, part in (part for key, part in PARTS.items() if options.only is None or key in options.only):
@@ -186,24 +188,39 @@ def _sanitized(tool: str) -> dict[str, Any]:
     return found if found["holds"] else {**found, "failed": {"output": "\n".join(lines[:40])}}
 
 
-def _bench(arguments: Sequence[str]) -> dict[str, Any]:
-    """``refvt bench --backend cuda`` with its tables."""
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder) / "bench.json", Path(folder) / "bench.md"
-        where = ["--json", str(files[0]), "--markdown", str(files[1])]
-        alone = [] if bench_torch.finds_gpu() else ["--no-torch"]
-        code = bench.run(parser.parse_args(["--backend", "cuda", *arguments, *alone, *where]))
-        tables, markdown = (file.read_text(encoding="utf-8") for file in files)
-    return {"holds": code == 0, "bench": json.loads(tables), "markdown": markdown}
+def _bench(workload: str, repeats: int) -> dict[str, Any]:
+    """The tables of ``refvt bench --backend cuda`` for one workload."""
+    settings = bench.Settings(
+        ["cuda"],
+        {workload: bench.WORKLOADS[workload]},
+        workspace.num_threads(),
+        clips=CLIPS,
+        repeats=repeats,
+        with_torch=bench_torch.finds_gpu(),
+    )
+    report = bench.measure(settings, _say)
+    return _tables(report, render_markdown(report))
+
+
+def _training_step(repeats: int) -> dict[str, Any]:
+    """The tables of ``refvt bench --backend cuda --training-step``."""
+    with_torch = bench_torch.finds_gpu()
+    report = measure_steps(
+        ["cuda"], TRAINING_WORKLOADS, workspace.num_threads(), _say, repeats=repeats, with_torch=with_torch
+    )
+    return _tables(report, f"# A training step\n\n```\n{render_steps(report['results'])}```\n")
+
+
+def _tables(report: dict[str, Any], markdown: str) -> dict[str, Any]:
+    holds = all(result["agreement"]["holds"] for result in report["results"])
+    return {"holds": holds, "bench": report, "markdown": markdown}
 
 
 def _graphs(repeats: int) -> dict[str, Any]:
     """Replayed graphs give the results of launched passes to the last bit, also for other clips than those captured."""
-    from refvt.bench.contestants import material_of
+    from refvt.bench.contestants import make_material
 
-    m = material_of(bench.WORKLOADS["paper9"], CLIPS, "float32")
+    m = make_material(bench.WORKLOADS["paper9"], CLIPS, "float32")
     arrays = backends.get("cuda").arrays
     replayed = refvt.HaltingVT(m.config, m.parameters, backend="cuda")
     seconds: dict[str, list[float]] = {"launched": [], "replayed": []}
@@ -242,7 +259,7 @@ def _graphs(repeats: int) -> dict[str, Any]:
 def _kernels(repeats: int) -> dict[str, Any]:
     """Every kernel of a forward pass and of a training step against the GPU's ceilings, with and without halting."""
     from refvt.bench.ceilings_gpu import GpuCeilings
-    from refvt.bench.contestants import RefvtModel, material_of
+    from refvt.bench.contestants import RefvtModel, make_material
     from refvt.bench.kernels import as_markdown, kernel_times
     from refvt.bench.timing import interleave, quartiles
 
@@ -250,7 +267,7 @@ def _kernels(repeats: int) -> dict[str, Any]:
     ceilings = GpuCeilings("float32", bench_torch.finds_gpu(), sizes.gemm, sizes.copy)
     tables, text = [], []
     for workload in ("dense", "paper9"):
-        m = material_of(bench.WORKLOADS[workload], CLIPS, "float32")
+        m = make_material(bench.WORKLOADS[workload], CLIPS, "float32")
         given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
         model = RefvtModel(*given, backend="cuda", execution="compact", singly=False)
         for train in (False, True):

@@ -44,7 +44,6 @@ def every_kernel(itemsize: int = 4) -> list[Kernel]:
     for family in FAMILIES:
         import_module(f"refvt.ops.{family}.cuda")
     import_module("refvt.backends.cuda.arrays")
-    import_module("refvt.ops.optimiser.cuda")
     attention = import_module("refvt.ops.attention.cuda_kernels").kernels_for(HEAD_WIDTH, itemsize)
     own = (attention.forward, attention.backward_queries, attention.backward_keys)
     others = [k for k in KERNELS if not re.fullmatch(r"attention\..*_\d+", k.name)]

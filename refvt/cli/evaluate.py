@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt import backends
+from refvt.cli.options import add_backend
+from refvt.cli.progress import EvaluationBar
 from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
@@ -21,7 +23,9 @@ from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
 from refvt.weights.shipped import shipped, shipped_files
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "Measure accuracy, GFLOPs and tokens per layer on labelled videos."
 
 DEFAULT_PRESET = "minik-g03-b10"
 _LISTED = 20  # skipped videos, at most, in the report for people
@@ -51,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="NAME=N", help="of --data digits: clips, clutter, noise, seed …"
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
-    parser.add_argument(
-        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
-    )
+    add_backend(parser)
     parser.add_argument("--out", type=Path, default=None, metavar="FILE.jsonl", help="a line of JSON for every video")
     parser.add_argument("--resume", action="store_true", help="go on with --out where it was broken off")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -71,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
         config = _config(options)
         dataset, problems = _dataset(options, config, {})
         model = refvt.load(options.weights, config, backend=options.backend)
-    done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, progress=not options.json)
+    with closing(EvaluationBar(len(dataset))) as bar:
+        observer = None if options.json else bar.add
+        done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, observer=observer)
     done = replace(done, skipped=[*problems, *done.skipped])
     if options.json:
         print(json.dumps({"weights": str(options.weights), "data": repr(dataset), **asdict(done)}, indent=1))

@@ -1,4 +1,4 @@
-"""``refvt train``: a recipe, some data, a folder."""
+"""``refvt train``: train a model by a recipe, alone or under mpiexec."""
 
 from __future__ import annotations
 
@@ -10,34 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt import backends
 from refvt.array import Array
+from refvt.cli.options import add_backend
+from refvt.cli.progress import TrainingBar, headline
 from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
-from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation import Evaluation
-from refvt.training.batches import TrainingError
-from refvt.training.loop import train
-from refvt.training.parallel import Ranks, ranks
-from refvt.training.progress import headline
-from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe
+from refvt.training.loop import MODEL, train
+from refvt.training.parallel import call_on_all, open_communicator
+from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe, make_moving_digits
 
-__all__ = ["add_arguments", "digits_of", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "Train a HaltingVT by a recipe; under mpiexec, with several processes."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt train``."""
+    """Add the options of ``refvt train``."""
     parser.add_argument(
         "--recipe", required=True, metavar="NAME|FILE.json", help=f"a file, or one of {', '.join(RECIPES)}"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="log, checkpoint and model go here")
-    parser.add_argument("--data", default=None, choices=DATA, help="default: what the recipe says")
-    parser.add_argument("--annotations", type=Path, default=None, metavar="LIST", help="videos to learn from")
-    parser.add_argument("--test-annotations", type=Path, default=None, metavar="LIST", help="videos to test with")
-    parser.add_argument("--root", type=Path, default=None, metavar="FOLDER", help="where both lists' paths begin")
-    parser.add_argument("--weights", type=Path, default=None, metavar="FILE", help="a checkpoint to start from")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in the folder, if there is one"
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder for the log, the checkpoint and the model"
+    )
+    parser.add_argument("--data", default=None, choices=DATA, help="kind of data; default: the recipe's")
+    parser.add_argument("--annotations", type=Path, default=None, metavar="LIST", help="annotation list for training")
+    parser.add_argument(
+        "--test-annotations", type=Path, default=None, metavar="LIST", help="annotation list for testing"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=None, metavar="FOLDER", help="folder that the paths in both lists are relative to"
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=None, metavar="FILE", help="checkpoint to initialise the model from"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in the folder, if there is one"
     )
     parser.add_argument(
         "--set",
@@ -45,21 +53,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change a field of the recipe: epochs=5, config.depth=8, data_settings.noise=20 (a value is JSON)",
+        help="change a field of the recipe: epochs=5, config.depth=8, data_settings.noise=20 (values are JSON)",
+    )
+    add_backend(parser)
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints; default: 100"
     )
     parser.add_argument(
-        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
+        "--log-every", type=int, default=10, metavar="STEPS", help="steps between lines of the log; default: 10"
     )
-    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default: 100")
-    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: 10")
     parser.add_argument("--json", action="store_true", help="no progress bar; print the last evaluation as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, alone or as one of several processes; 0, or 2 where another process has said what was wrong."""
-    with ranks() as group:
+    """Train; returns 0, or 2 if another process has already said what is wrong."""
+    with open_communicator() as communicator:
+        first = communicator.rank == 0
         try:
-            recipe, train_set, test_set, parameters = _prepare(options, group)
+            recipe, train_set, test_set, parameters = call_on_all(communicator, lambda: _prepare(options, first))
             found = train(
                 recipe,
                 train_set,
@@ -67,42 +78,38 @@ def run(options: argparse.Namespace) -> int:
                 options.out,
                 resume=options.resume,
                 parameters=parameters,
-                ranks=group,
+                communicator=communicator,
                 backend=options.backend,
                 checkpoint_every=options.checkpoint_every,
                 log_every=options.log_every,
-                progress=not options.json,
+                observer=TrainingBar(visible=first and not options.json),
             )
         except (ValueError, TypeError, OSError, ImportError):
-            if group.rank == 0:
+            if first:
                 raise
             return 2
-        if group.rank == 0:
+        if first:
             _print(found, options)
     return 0
 
 
-def _prepare(options: argparse.Namespace, group: Ranks) -> tuple[Recipe, Dataset, Dataset, dict[str, Array] | None]:
-    """Everything the run needs; what is wrong for one process is wrong for all."""
+def _prepare(options: argparse.Namespace, first: bool) -> tuple[Recipe, Dataset, Dataset, dict[str, Array] | None]:
+    """Return the recipe, both data sets, and initial parameters if they are given. first: may print."""
+    recipe = find_recipe(options.recipe).changed(_settings(options.settings))
+    if options.data is not None:
+        recipe = recipe.changed({"data": options.data})
     try:
-        recipe = find_recipe(options.recipe).changed(_settings(options.settings))
-        if options.data is not None:
-            recipe = recipe.changed({"data": options.data})
-        train_set, test_set = _data_sets(recipe, options, group)
-        parameters = None
-        if options.weights is not None:
-            parameters = refvt.load(options.weights, recipe.config, seed=recipe.seed).parameters
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        group.agree(str(error))
-        raise
-    problem = group.agree(None)
-    if problem is not None:
-        raise TrainingError(problem)
+        train_set, test_set = _digits(recipe, options) if recipe.data == "digits" else _videos(recipe, options, first)
+    except TypeError as error:  # a setting that the data set does not have
+        raise TypeError(f"data_settings: {error}") from error
+    parameters = None
+    if options.weights is not None:
+        parameters = refvt.load(options.weights, recipe.config, seed=recipe.seed).parameters
     return recipe, train_set, test_set, parameters
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:
-    """FIELD=VALUE as a dict. A value that is no JSON is taken as a word: optimiser=adam."""
+    """FIELD=VALUE as a dict. A value that is not JSON is taken as a string: optimiser=adam."""
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -115,50 +122,34 @@ def _settings(texts: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _data_sets(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tuple[Dataset, Dataset]:
-    """What to learn from and what to test with."""
-    try:
-        return _digits(recipe, options) if recipe.data == "digits" else _videos(recipe, options, group)
-    except TypeError as error:  # a setting that the data set does not know
-        raise TypeError(f"data_settings: {error}") from error
-
-
 def _digits(recipe: Recipe, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Moving digits to train and to test on."""
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')}: the recipe's data are moving digits; --data videos")
-    return digits_of(recipe)
+            raise ValueError(f"--{option.replace('_', '-')}: the recipe's data are moving digits; add --data videos")
+    return make_moving_digits(recipe)
 
 
-def digits_of(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
-    """The moving digits that a recipe learns from and is tested with, in the size its model asks for."""
-    c, settings = recipe.config, dict(recipe.data_settings)
-    if c.image_size[0] != c.image_size[1]:
-        raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
-    numbers = {"train": settings.pop("train_clips", 4096), "test": settings.pop("test_clips", 1024)}
-    shape = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
-    train_set, test_set = (MovingDigits(split, clips=number, **shape, **settings) for split, number in numbers.items())
-    return train_set, test_set
-
-
-def _videos(recipe: Recipe, options: argparse.Namespace, group: Ranks) -> tuple[Dataset, Dataset]:
+def _videos(recipe: Recipe, options: argparse.Namespace, first: bool) -> tuple[Dataset, Dataset]:
+    """Annotated videos to train and to test on; prints the lines that cannot be used."""
     for option in ("annotations", "test_annotations", "root"):
         if getattr(options, option) is None:
-            raise ValueError(f"--{option.replace('_', '-')}: needed where the recipe's data are videos")
+            raise ValueError(f"--{option.replace('_', '-')}: required if the recipe's data are videos")
     train_set, test_set = (
         AnnotatedVideos(listed, options.root, recipe.config, **recipe.data_settings)
         for listed in (options.annotations, options.test_annotations)
     )
-    for problem in (*train_set.problems, *test_set.problems) if group.rank == 0 else ():
-        sys.stderr.write(f"refvt: left out: {problem}\n")
+    for problem in (*train_set.problems, *test_set.problems) if first else ():
+        print(f"refvt: left out: {problem}", file=sys.stderr)
     return train_set, test_set
 
 
 def _print(found: Evaluation, options: argparse.Namespace) -> None:
-    model = options.out / "model.safetensors"
+    """Print the last evaluation, and where the model is."""
+    model = options.out / MODEL
     if options.json:
         print(json.dumps({**asdict(found), "model": str(model)}, indent=1))
         return
-    print(f"{headline(found)} of {found.clips} held-out clips, {found.gflops or 0:.4g} GFLOPs a clip")
+    print(f"{headline(found)} of {found.clips} held-out clips, {found.gflops or 0:.4g} GFLOPs per clip")
     print(f"tokens entering the joint blocks: {' '.join(f'{n:.1f}' for n in found.tokens_per_layer or [])}")
     print(f"model: {model}")

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from refvt.array import Array
+from refvt.checks import check_int
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
-from refvt.data.sampling import whole
 from refvt.data.video import Frames, read_frames
 from refvt.model.config import HaltingVTConfig
 
@@ -142,7 +142,7 @@ class AnnotatedVideos:
         if short not in ("loop", "refuse"):
             raise ValueError(f"short: expected 'loop' or 'refuse', got {short!r}")
         self.config = config
-        self.stride = whole("stride", stride)
+        self.stride = check_int("stride", stride)
         self.num_classes = config.num_classes
         self.multi_label = multi_label
         self.short, self.flip, self.augment = short, flip, augment

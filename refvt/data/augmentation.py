@@ -32,8 +32,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refvt.data.clips import resize_and_crop
-from refvt.data.sampling import whole
+from refvt.checks import check_int
+from refvt.data.clips import check_images, resize_and_crop
 
 Images = NDArray[np.uint8]  # [T, height, width, 3]
 
@@ -64,7 +64,7 @@ def rand_augment(images: Images, rng: np.random.Generator, num_ops: int = 2, mag
     The defaults are those that Cubuk et al. found for ResNet-50 on ImageNet. Raises TypeError or ValueError for other
     frames, numbers and magnitudes.
     """
-    num_ops = whole("num_ops", num_ops, least=0)
+    num_ops = check_int("num_ops", num_ops, minimum=0)
     for choice, sign in zip(rng.integers(len(OPERATIONS), size=num_ops), rng.integers(2, size=num_ops), strict=True):
         images = apply(images, list(OPERATIONS)[choice], magnitude, -1 if sign else 1)
     return images
@@ -72,15 +72,11 @@ def rand_augment(images: Images, rng: np.random.Generator, num_ops: int = 2, mag
 
 def apply(images: Images, operation: str, magnitude: float, sign: int = 1) -> Images:
     """One operation of `OPERATIONS` at a magnitude from 0 to 10; `sign` −1 or 1, where it has a direction."""
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise TypeError(f"images must be uint8, not {images.dtype}")
-    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(f"images must be [T, height, width, 3], none of them zero, not {list(images.shape)}")
+    images = check_images(images)
     if operation not in OPERATIONS:
-        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, not {operation!r}")
+        raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
     if not 0 <= magnitude <= _MOST:
-        raise ValueError(f"magnitude must be a number from 0 to {_MOST:g}, not {magnitude}")
+        raise ValueError(f"magnitude: expected a number from 0 to {_MOST:g}, got {magnitude}")
     chosen = OPERATIONS[operation]
     return chosen.run(images, chosen.strength(sign * magnitude / _MOST))
 

@@ -8,8 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refvt.data.sampling import whole
+from refvt.checks import check_int
 from refvt.data.video import Frames, read_frames
+
+
+def check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return frames as an array [T, height, width, 3]. TypeError unless uint8, ValueError for another shape."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise TypeError(f"images: expected uint8, got {images.dtype}")
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(f"images: expected [T, height, width, 3], none of them zero, got {list(images.shape)}")
+    return images
 
 
 def resize_and_crop(
@@ -28,17 +38,13 @@ def resize_and_crop(
     Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled
     frame.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise TypeError(f"images must be uint8, not {images.dtype}")
-    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(f"images must be [T, height, width, 3], none of them zero, not {list(images.shape)}")
+    images = check_images(images)
     if len(crop) != 2:
-        raise ValueError(f"crop must be (height, width), not {tuple(crop)}")
-    crop_height, crop_width = whole("crop height", crop[0]), whole("crop width", crop[1])
+        raise ValueError(f"crop: expected (height, width), got {tuple(crop)}")
+    crop_height, crop_width = check_int("crop height", crop[0]), check_int("crop width", crop[1])
     if short_side is None:
         short_side = round(max(crop_height, crop_width) * 256 / 224)
-    short_side = whole("short_side", short_side)
+    short_side = check_int("short_side", short_side)
 
     height, width = images.shape[1:3]
     short = min(height, width)
@@ -52,7 +58,7 @@ def resize_and_crop(
     top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
     if place is not None:
         if len(place) != 2 or not all(0 <= p < 1 for p in place):
-            raise ValueError(f"place must be two numbers in [0, 1), not {tuple(place)}")
+            raise ValueError(f"place: expected two numbers in [0, 1), got {tuple(place)}")
         top, left = int(place[0] * (new_height - crop_height + 1)), int(place[1] * (new_width - crop_width + 1))
     out = np.empty((len(images), crop_height, crop_width, 3), np.uint8)
     for t, image in enumerate(images):

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refvt.array import Array
-from refvt.data.sampling import whole
+from refvt.checks import check_int
 
 SPLITS = {"train": slice(None, 1437), "test": slice(1437, None)}
 _UNIT = 64  # positions and speeds count 1/64 pixel
@@ -91,10 +91,11 @@ class MovingDigits:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
-        least = {"clutter": 0, "noise": 0, "seed": 0, "digit_size": 8}
+        minimum = {"clutter": 0, "noise": 0, "seed": 0, "digit_size": 8}
         for each in fields(self):
             if each.type == "int":
-                object.__setattr__(self, each.name, whole(each.name, getattr(self, each.name), least.get(each.name, 1)))
+                number = check_int(each.name, getattr(self, each.name), minimum.get(each.name, 1))
+                object.__setattr__(self, each.name, number)
         if self.digit_size % 8:
             raise ValueError(f"digit_size: expected a multiple of 8, got {self.digit_size}")
         if self.size < self.digit_size:
@@ -151,7 +152,7 @@ class MovingDigits:
     # ---- drawing
 
     def _checked(self, index: int) -> int:
-        index = whole("index", index, least=0)
+        index = check_int("index", index, minimum=0)
         if index >= self.clips:
             raise IndexError(f"index: expected 0 to {self.clips - 1}, got {index}")
         return index

@@ -1,9 +1,9 @@
 """Which frames of a video make up a clip: in testing one clip from the centre, in training one from anywhere."""
 
-import operator
-
 import numpy as np
 from numpy.typing import NDArray
+
+from refvt.checks import check_int
 
 
 def sample_indices(
@@ -20,11 +20,11 @@ def sample_indices(
     Returns int64 [num_frames], all below `num_available`, increasing unless looped. Raises ValueError when the video is
     too short, and says which stride would fit.
     """
-    num_available = whole("num_available", num_available, least=0)
-    num_frames = whole("num_frames", num_frames)
-    stride = whole("stride", stride)
+    num_available = check_int("num_available", num_available, minimum=0)
+    num_frames = check_int("num_frames", num_frames)
+    stride = check_int("stride", stride)
     if place is not None and not 0 <= place < 1:
-        raise ValueError(f"place must be a number in [0, 1), not {place}")
+        raise ValueError(f"place: expected a number in [0, 1), got {place}")
     needed = (num_frames - 1) * stride + 1
     if num_available < needed and not (loop and num_available):
         raise ValueError(_too_short(num_available, num_frames, stride))
@@ -38,9 +38,9 @@ def largest_stride(num_available: int, num_frames: int, at_most: int = 32) -> in
 
     Raises ValueError when there are fewer frames than asked for.
     """
-    num_available = whole("num_available", num_available, least=0)
-    num_frames = whole("num_frames", num_frames)
-    at_most = whole("at_most", at_most)
+    num_available = check_int("num_available", num_available, minimum=0)
+    num_frames = check_int("num_frames", num_frames)
+    at_most = check_int("at_most", at_most)
     if num_available < num_frames:
         raise ValueError(_too_short(num_available, num_frames, 1))
     if num_frames == 1:
@@ -56,14 +56,3 @@ def _too_short(num_available: int, num_frames: int, stride: int) -> str:
     return (
         f"{num_frames} frames {stride} apart need {needed} frames; the video has {num_available}; use stride <= {fits}"
     )
-
-
-def whole(name: str, value: int, least: int = 1) -> int:
-    """`value` as an int. Raises TypeError if it is no whole number, ValueError if it lies below `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, not {number}")
-    return number

@@ -18,12 +18,12 @@ def static_twins(
     the paper's motion loss.
     """
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator, not {type(rng).__name__}")
+        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
     clips = np.asarray(clips)
     if not np.issubdtype(clips.dtype, np.floating):
-        raise TypeError(f"clips must be of a floating dtype, not {clips.dtype}")
+        raise TypeError(f"clips: expected a floating dtype, got {clips.dtype}")
     if clips.ndim != 5 or 0 in clips.shape:
-        raise ValueError(f"clips must be [B, C, T, height, width], none of them zero, not {list(clips.shape)}")
+        raise ValueError(f"clips: expected [B, C, T, height, width], none of them zero, got {list(clips.shape)}")
     B, _, T, _, _ = clips.shape
     chosen = rng.integers(T, size=B)
     stills = clips[np.arange(B), :, chosen][:, :, None]  # [B, C, 1, height, width]

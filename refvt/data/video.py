@@ -14,8 +14,9 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
+from refvt.checks import check_int
 from refvt.data.containers import missing_bytes
-from refvt.data.sampling import largest_stride, sample_indices, whole
+from refvt.data.sampling import largest_stride, sample_indices
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
@@ -51,9 +52,9 @@ def read_frames(
     few formats that declare no length (see `refvt.data.containers`).
     """
     path = Path(path)
-    num_frames = whole("num_frames", num_frames)
+    num_frames = check_int("num_frames", num_frames)
     if stride is not None:
-        stride = whole("stride", stride)
+        stride = check_int("stride", stride)
     wish = _Wish(num_frames, stride, place, loop)
     if path.is_dir():
         return _read_folder(path, wish)

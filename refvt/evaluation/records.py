@@ -12,15 +12,15 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refvt.checks import check_int
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.data.sampling import whole
 from refvt.evaluation.journal import Journal, Record
 from refvt.evaluation.metrics import Evaluation, summarise
 from refvt.model.haltingvt import HaltingVT
@@ -35,34 +35,35 @@ def evaluate(
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = False,
+    observer: Callable[[Record], None] | None = None,
 ) -> Evaluation:
     """Run a model on every clip of a data set, in evaluation form, `batch` clips at a time.
 
     out: a file for the records, one JSON line per clip, written batch by batch after a line that says what is
-    evaluated; `resume` continues such a file (and starts it, if it is not there). progress: show a bar.
+    evaluated; `resume` continues such a file (and starts it, if it is not there). observer: called with the record of
+    every clip, those of a file that is continued included.
     Raises FileExistsError if `out` is there without `resume`; ValueError if it holds no evaluation of this model on
     these data with this batch, and for data of another number of classes than the model's.
     """
-    batch = whole("batch", batch)
+    batch = check_int("batch", batch)
     if dataset.num_classes != model.config.num_classes:
         raise ValueError(f"the data have {dataset.num_classes} classes, the model has {model.config.num_classes}")
     journal = Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None
     done = dict(journal.done) if journal else {}
-    with _Bar(len(dataset), progress) as bar:
+    if observer:
         for record in done.values():
-            bar.add(record)
-        for first in range(0, len(dataset), batch):
-            indices = range(first, min(first + batch, len(dataset)))
-            if all(i in done and done[i].problem is None for i in indices):
-                continue
-            new = [r for r in records(model, dataset, indices) if r.index not in done or done[r.index] != r]
-            if journal:
-                journal.write(new)
-            for record in new:
-                if record.index not in done:
-                    bar.add(record)
-                done[record.index] = record
+            observer(record)
+    for first in range(0, len(dataset), batch):
+        indices = range(first, min(first + batch, len(dataset)))
+        if all(i in done and done[i].problem is None for i in indices):
+            continue
+        new = [r for r in records(model, dataset, indices) if r.index not in done or done[r.index] != r]
+        if journal:
+            journal.write(new)
+        for record in new:
+            if observer and record.index not in done:
+                observer(record)
+            done[record.index] = record
     return summarise(done.values(), dataset.num_classes, dataset.multi_label)
 
 
@@ -109,42 +110,3 @@ def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
         "clips": len(dataset),
         "batch": batch,
     }
-
-
-class _Bar:
-    """A progress bar with running figures, or nothing."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self._bar = None
-        self._read, self._right, self._gflops, self._skipped = 0, 0, 0.0, 0
-        if show:
-            try:
-                from tqdm import tqdm
-            except ModuleNotFoundError as error:
-                message = 'a progress bar needs tqdm: pip install "refvt[demo]"'
-                raise ModuleNotFoundError(message, name="tqdm") from error
-            self._bar = tqdm(total=total, unit="clip")
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def add(self, record: Record) -> None:
-        if self._bar is None:
-            return
-        if record.logits is not None and record.gflops is not None:
-            self._read += 1
-            self._right += int(np.argmax(record.logits)) in record.labels
-            self._gflops += record.gflops
-        else:
-            self._skipped += 1
-        said = {}
-        if self._read:
-            said = {"right": f"{self._right / self._read:.1%}", "GFLOPs": f"{self._gflops / self._read:.2f}"}
-        if self._skipped:
-            said["skipped"] = str(self._skipped)
-        self._bar.set_postfix(said, refresh=False)
-        self._bar.update()

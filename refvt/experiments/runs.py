@@ -1,4 +1,4 @@
-"""A grid of training runs: named changes of one recipe, each with several seeds, done one after the other.
+"""A grid of training runs: named changes of one recipe, each with several seeds, done one after another.
 
 Every run has a folder of its own, ``<out>/<name>/seed<k>``, and is an ordinary ``refvt train``: it can be killed at any
 moment and goes on from its checkpoint, and one that is finished is not done again. A run that changes nothing is called
@@ -8,7 +8,7 @@ moment and goes on from its checkpoint, and one that is finished is not done aga
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ import numpy as np
 
 import refvt
 from refvt.array import Array
-from refvt.cli.train import digits_of
 from refvt.data.dataset import Dataset
 from refvt.data.sampling import sample_indices
 from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.batches import TrainingError
+from refvt.training.errors import TrainingError
 from refvt.training.loop import LOG, MODEL, RECIPE, train
-from refvt.training.recipe import Recipe, difference
+from refvt.training.observer import Observer
+from refvt.training.recipe import Recipe, difference, make_moving_digits
 
 __all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "without_halting"]
 
@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its last evaluation and the seconds of work of all its sessions."""
+    """A finished run: its last evaluation, and the seconds of work from start to end, interruptions left out."""
 
     run: str
     seed: int
@@ -57,10 +57,11 @@ class Result:
 
     @property
     def saved(self) -> float:
-        """Share of the joint blocks' multiply-adds that halting saved."""
+        """Share of the joint blocks' multiply-adds saved by halting."""
         return saved_by_halting(self.recipe.config, self.gflops)
 
     def as_dict(self) -> dict[str, Any]:
+        """The figures of the run, as JSON can hold them."""
         return {
             "run": self.run,
             "seed": self.seed,
@@ -73,7 +74,7 @@ class Result:
 
 
 class SampledFrames:
-    """The clips of a data set with fewer frames: ``frames`` of every ``of``, evenly spaced and from the middle."""
+    """The clips of a data set with fewer frames: ``frames`` of the ``of`` frames, evenly spaced around the middle."""
 
     def __init__(self, data: Dataset, of: int, frames: int) -> None:
         self.data, self.indices = data, sample_indices(of, frames, of // frames)
@@ -96,18 +97,25 @@ class Grid:
     """Runs of one recipe on moving digits. ``results`` holds all that were measured, in order.
 
     recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs.
-    progress: bars on stderr, one for the runs and one for the steps of the run at work.
+    observer: sees every step of every run. track: passes on the (run, seed) pairs; it may count them, as tqdm does.
     """
 
     def __init__(
-        self, recipe: Recipe, seeds: int, out: Path, backend: str | None = None, progress: bool = True
+        self,
+        recipe: Recipe,
+        seeds: int,
+        out: Path,
+        backend: str | None = None,
+        observer: Observer | None = None,
+        track: Callable[[Sequence[tuple[Run, int]]], Iterable[tuple[Run, int]]] = iter,
     ) -> None:
-        self.recipe, self.seeds, self.out, self.backend, self.progress = recipe, seeds, out, backend, progress
+        self.recipe, self.seeds, self.out, self.backend = recipe, seeds, out, backend
+        self.observer, self.track = observer, track
         self.results: list[Result] = []
-        self.data = digits_of(recipe)
+        self.data = make_moving_digits(recipe)
 
     def measure(self, runs: Sequence[Run]) -> dict[str, list[Result]]:
-        """The results of runs by name, one per seed; what is not finished yet is trained.
+        """Results of runs by name, one per seed; runs that are not finished yet are trained.
 
         ValueError for two runs of one name. TrainingError for a folder that holds the run of another recipe.
         """
@@ -116,7 +124,7 @@ class Grid:
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
         jobs = [(run, seed) for seed in range(self.seeds) for run in runs]
         found: dict[str, list[Result]] = {name: [] for name in names}
-        for run, seed in self._counted(jobs):
+        for run, seed in self.track(jobs):
             found[run.name].append(self._result(run, seed))
         for name in names:
             self.results += found[name]
@@ -128,7 +136,7 @@ class Grid:
         return refvt.load(result.folder / MODEL, config, backend=self.backend)
 
     def test(self, result: Result, name: str, changes: Mapping[str, Any]) -> Evaluation:
-        """What a trained model does on the test set under another configuration; records lie in the run's folder."""
+        """Evaluation of a trained model on the test set under another configuration; records go to the run's folder."""
         model = self.model(result, changes)
         test_set = self._data_of(result.recipe)[1]
         records = result.folder / f"test-{name}.jsonl"
@@ -141,7 +149,7 @@ class Grid:
         folder = self.out / name / f"seed{seed}"
         if not _is_finished(folder, recipe):
             train_set, test_set = self._data_of(recipe)
-            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, progress=self.progress)
+            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, observer=self.observer)
         last = _last_evaluation(folder)
         return Result(
             run.name,
@@ -155,27 +163,12 @@ class Grid:
         )
 
     def _data_of(self, recipe: Recipe) -> tuple[Dataset, Dataset]:
-        """The grid's own clips for every run: a model of fewer frames gets some of theirs."""
+        """The grid's own clips for every run; a model of fewer frames gets some of their frames."""
         of, frames = self.recipe.config.num_frames, recipe.config.num_frames
         train_set, test_set = self.data
         if frames == of:
             return train_set, test_set
         return SampledFrames(train_set, of, frames), SampledFrames(test_set, of, frames)
-
-    def _counted(self, jobs: list[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
-        """The jobs, with a bar that counts them."""
-        if not self.progress:
-            yield from jobs
-            return
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:  # the run itself says how to get one
-            yield from jobs
-            return
-        with tqdm(jobs, unit="run", dynamic_ncols=True) as bar:
-            for run, seed in bar:
-                bar.set_description(f"{run.name} seed {seed}")
-                yield run, seed
 
 
 def without_halting(config: HaltingVTConfig) -> float:
@@ -184,13 +177,13 @@ def without_halting(config: HaltingVTConfig) -> float:
 
 
 def saved_by_halting(config: HaltingVTConfig, gflops: float) -> float:
-    """Share of the joint blocks' multiply-adds that is missing from ``gflops``; the other parts cannot be saved."""
+    """Share of the joint blocks' multiply-adds that a clip of ``gflops`` saves; the other parts cannot be saved."""
     fixed = sum(flops.fixed_multiply_adds(config).values()) / 1e9
     return (without_halting(config) - gflops) / (without_halting(config) - fixed)
 
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Did this run end here? TrainingError if the folder holds another one."""
+    """Whether this run has ended in this folder. TrainingError if the folder holds another run."""
     if not (folder / MODEL).is_file():
         return False  # train itself looks at the checkpoint, if there is one
     stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))

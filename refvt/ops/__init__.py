@@ -18,7 +18,19 @@ from dataclasses import dataclass, field
 
 __all__ = ["FAMILIES", "Operation", "operations"]
 
-FAMILIES = ("embedding", "layernorm", "linear", "attention", "mlp", "tokens", "glimpser", "halting", "losses")
+FAMILIES = (
+    "embedding",
+    "layernorm",
+    "linear",
+    "attention",
+    "mlp",
+    "tokens",
+    "glimpser",
+    "halting",
+    "compaction",
+    "losses",
+    "optimiser",
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Operation:
 
     ``arguments`` maps every array argument to its shape, in order; ``gradients`` are those with a gradient;
     ``optional`` may be left out; ``settings`` are the plain Python arguments that follow the required arrays.
-    ``results`` maps every result to its shape; ``differentiable`` are those a cotangent exists for.
+    ``results`` maps every result to its shape; ``differentiable`` are those a cotangent exists for. ``in_place`` are
+    the arguments that are written to: an optimiser's vectors and the record of a decision, nothing else.
     """
 
     name: str
@@ -37,11 +50,12 @@ class Operation:
     settings: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = field(default=("*",))
+    in_place: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.differentiable == ("*",):
             object.__setattr__(self, "differentiable", tuple(self.results))
-        unknown = [name for name in (*self.gradients, *self.optional) if name not in self.arguments]
+        unknown = [n for n in (*self.gradients, *self.optional, *self.in_place) if n not in self.arguments]
         if unknown:
             raise ValueError(f"operation {self.name}: {unknown} are not among its arguments {list(self.arguments)}")
 

@@ -47,7 +47,7 @@ def forward(op: Computes, inputs: Inputs, keep: bool = True) -> tuple[dict[str, 
         results, cache = op.forward(**inputs), None
     else:
         results, cache = op.forward(**inputs, keep=keep)
-    values = results if isinstance(results, tuple) else (results,)
+    values = results if isinstance(results, tuple) else () if results is None else (results,)
     return dict(zip(op.operation.results, values, strict=True)), cache
 
 
@@ -165,9 +165,15 @@ def linear_in_cotangent(op: Computes, inputs: Inputs) -> None:
 
 def nothing_is_mutated(op: Computes, inputs: Inputs) -> None:
     """Neither forward nor backward writes to inputs, to dy or to a result already given; results are fresh arrays."""
-    arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    inputs = {n: np.array(value) if n in op.operation.in_place else value for n, value in inputs.items()}
+    arrays = {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, np.ndarray) and name not in op.operation.in_place
+    }
     before = {name: value.copy() for name, value in arrays.items()}
     results, cache = forward(op, inputs)
+    results = {name: value for name, value in results.items() if value is not None}
     kept = {name: np.array(value) for name, value in results.items()}
     everything: list[tuple[str, Any, Any]] = [(name, arrays[name], before[name]) for name in arrays]
     everything += [(name, results[name], kept[name]) for name in results]

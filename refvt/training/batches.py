@@ -21,11 +21,10 @@ from refvt.training.recipe import Recipe
 
 __all__ = [
     "MicroBatch",
-    "TrainingError",
     "generator",
-    "made_ready",
     "make_micro_batch",
     "micro_batches",
+    "prefetch",
     "steps_per_epoch",
     "targets",
 ]
@@ -33,10 +32,6 @@ __all__ = [
 # what a draw is for: the second number of its generator's seed
 PURPOSES = ("order", "clip", "twin", "drop path")
 AHEAD = 2  # micro-batches that are made ready while another one is computed
-
-
-class TrainingError(ValueError):
-    """A run that cannot begin or go on; the message says why and what is left."""
 
 
 def generator(recipe: Recipe, purpose: str, *numbers: int) -> np.random.Generator:
@@ -103,7 +98,7 @@ def targets(data: Dataset, chosen: Sequence[int]) -> Array:
     return np.asarray(several / np.maximum(several.sum(axis=1, keepdims=True), 1))
 
 
-def made_ready(
+def prefetch(
     make: Callable[[int, int], MicroBatch], wanted: Iterator[tuple[int, int]]
 ) -> Generator[MicroBatch, None, None]:
     """``make`` of everything wanted, in order, by one thread that stays a little ahead."""

@@ -1,9 +1,9 @@
 """The training loop.
 
-A step takes the clips of one batch, cut in micro-batches: each is computed forward and backward, their gradients are
-added, and the optimiser moves the parameters once. The micro-batch is the unit of adding up and of sharing out: of n
-processes, process r computes the micro-batches r, r + n, r + 2n, … of every step. What is random in it is told in
-``batches``.
+A step takes the clips of one batch, cut into micro-batches: each is computed forward and backward, their gradients are
+summed, and the optimiser updates the parameters once. The micro-batch is the unit of accumulation and of distribution:
+of n processes, process r computes the micro-batches r, r + n, r + 2n, … of every step. How random numbers are drawn is
+explained in ``batches``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,26 +29,25 @@ from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
 from refvt.training.batches import (
     MicroBatch,
-    TrainingError,
     generator,
-    made_ready,
     make_micro_batch,
     micro_batches,
+    prefetch,
     steps_per_epoch,
 )
+from refvt.training.errors import TrainingError
+from refvt.training.observer import Observer
 from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
-from refvt.training.parallel import Alone, Ranks
-from refvt.training.progress import Bar
+from refvt.training.parallel import Communicator, SingleProcess, call_on_all
 from refvt.training.recipe import Recipe
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
-from refvt.training.schedule import ponder_weight_at, rate_at
-from refvt.training.scratch import start_of
+from refvt.training.schedule import learning_rate_at, ponder_weight_at
+from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
 __all__ = ["train"]
 
 CHECKPOINT, LOG, RECIPE, MODEL = "checkpoint.safetensors", "log.jsonl", "recipe.json", "model.safetensors"
-T = TypeVar("T")
 
 
 def train(
@@ -58,71 +57,60 @@ def train(
     out: str | os.PathLike[str],
     resume: bool = False,
     parameters: Mapping[str, Array] | None = None,
-    ranks: Ranks | None = None,
+    communicator: Communicator | None = None,
     backend: str | None = None,
     dtype: str = "float32",
     checkpoint_every: int = 100,
     log_every: int = 10,
-    progress: bool = True,
+    observer: Observer | None = None,
 ) -> Evaluation:
     """Run a recipe and return its last evaluation.
 
     The folder ``out`` gets recipe.json, log.jsonl (a line for every ``log_every``-th step and one per evaluation, after
     every epoch), checkpoint.safetensors (every ``checkpoint_every`` steps and after every evaluation) and, at the end,
-    model.safetensors. resume: go on from the checkpoint of that folder, or begin if there is none yet; the run then
-    ends with the same parameters, to the bit, as one that was never interrupted. parameters: what to start from instead
-    of a fresh initialisation. progress: a bar on stderr.
-    ``train_set.clip`` is called from a thread beside the caller's.
-    Clips that cannot be read are left out, and named on stderr. TrainingError for data that do not fit the recipe, a
-    folder that holds a run already, or a loss that is not finite; CheckpointError for a checkpoint of another recipe.
+    model.safetensors.
+
+    resume: continue from the checkpoint in that folder, or begin if there is none yet; the run then ends with the same
+    parameters, to the bit, as one that was never interrupted. parameters: initial parameters instead of the recipe's.
+    communicator: the processes that share the work; None: this one alone. observer: called at every step, and for every
+    clip that cannot be read and is left out (a warning by default). ``train_set.clip`` is called from another thread
+    than the caller's.
+
+    Raises TrainingError for data that do not fit the recipe, a folder that already holds a run, or a loss that is not
+    finite; CheckpointError for the checkpoint of another recipe.
     """
-    group = ranks or Alone()
+    communicator, observer = communicator or SingleProcess(), observer or Observer()
     session = backends.get(backend or backends.default()).session
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:
             raise TrainingError(f"{name}: expected at least 1, got {value}")
 
-    def begin() -> _Run:
+    def prepare() -> _Run:
         with session():
-            run = _Run(recipe, train_set, test_set, Path(out), parameters, group, backend, dtype)
-            run.find_start(resume)
+            run = _Run(recipe, train_set, test_set, Path(out), parameters, communicator, backend, dtype)
+            run.find_checkpoint(resume)
         return run
 
-    run = _together(group, begin)
+    run = call_on_all(communicator, prepare)
     try:
-        with session(), run, Bar(run.steps, run.done, progress and group.rank == 0) as bar:
-            return run.to_the_end(bar, checkpoint_every, log_every)
+        with session(), run:
+            observer.on_start(run.steps, run.done)
+            return run.run(observer, checkpoint_every, log_every)
     except BaseException as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        message = f"{what}; {run.what_is_left()}"
-        group.abort(message)
+        message = f"{what}; {run.resume_hint()}"
+        if communicator.size > 1:
+            observer.on_abort(f"rank {communicator.rank} of {communicator.size}: {message}")
+            communicator.abort()
         if isinstance(error, Exception):
             raise TrainingError(message) from error
         raise
-
-
-def _together(ranks: Ranks, begin: Callable[[], T]) -> T:
-    """Do something on every rank; if it fails on one it fails on all, so that nobody waits for the others for ever."""
-    try:
-        result = begin()
-    except Exception as error:
-        ranks.agree(str(error))
-        raise
-    problem = ranks.agree(None)
-    if problem is not None:
-        raise TrainingError(problem)
-    return result
-
-
-def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) -> list[float]:
-    """Sums over clips: right answers (the highest logit is a class of the clip), GFLOPs, tokens of every layer."""
-    best = logits.argmax(axis=1)
-    right = best == labels if labels.ndim == 1 else labels[np.arange(len(best)), best] > 0
-    return [float(right.sum()), float(gflops.sum()), *(float(n) for n in tokens_per_layer.sum(axis=0))]
+    finally:
+        observer.on_end()
 
 
 class _Run:
-    """A run from where it stands. Nothing in the folder is touched before ``with``."""
+    """A run and how far it is. Nothing in the folder is touched before ``with``."""
 
     def __init__(
         self,
@@ -131,21 +119,22 @@ class _Run:
         test_set: Dataset,
         out: Path,
         parameters: Mapping[str, Array] | None,
-        ranks: Ranks,
+        communicator: Communicator,
         backend: str | None,
         dtype: str,
     ) -> None:
-        _check_data(recipe, train_set, test_set, ranks.size)
-        self.recipe, self.train_set, self.test_set, self.out, self.ranks = recipe, train_set, test_set, out, ranks
+        _check_data(recipe, train_set, test_set, communicator.size)
+        self.recipe, self.train_set, self.test_set, self.out = recipe, train_set, test_set, out
+        self.communicator = communicator
         self.per_epoch = steps_per_epoch(recipe, len(train_set))
         self.steps, self.done = recipe.epochs * self.per_epoch, 0
-        self.seconds, self.log_bytes = 0.0, 0
+        self.seconds, self.log_bytes = 0.0, 0  # of work, and of the log, before this session
         self.checkpoint, self.log = out / CHECKPOINT, out / LOG
 
-        self.model = HaltingVT(recipe.config, parameters or start_of(recipe, dtype), backend=backend, dtype=dtype)
+        self.model = HaltingVT(recipe.config, parameters or initialise(recipe, dtype), backend=backend, dtype=dtype)
         shapes = parameter_shapes(recipe.config)
         self.parameters = Vector(shapes, dtype, self.model.backend).set(self.model.parameters)
-        self.model.parameters = self.parameters.arrays  # they are moved in place from now on
+        self.model.parameters = self.parameters.arrays  # updated in place from now on
         self.gradients = Vector(shapes, dtype, self.model.backend)
         self.optimiser = Adam(
             self.parameters,
@@ -156,34 +145,34 @@ class _Run:
             recipe.adam_epsilon,
         )
 
-    def find_start(self, resume: bool) -> None:
-        """Go to where the checkpoint stands, if the run is to go on and there is one. Rank 0 reads it."""
-        if self.ranks.rank != 0:
+    def find_checkpoint(self, resume: bool) -> None:
+        """On rank 0, read the checkpoint of a run to resume, or check that the folder holds no run yet."""
+        if self.communicator.rank != 0:
             return
         if not resume:
             if self.checkpoint.exists() or self.log.exists():
-                raise TrainingError(f"{self.out}: holds a run already; go on with it (--resume) or take another folder")
+                raise TrainingError(f"{self.out}: already holds a run; resume it (--resume) or choose another folder")
         elif self.checkpoint.exists():
             found = read_progress(self.checkpoint, self.recipe, len(self.train_set), self.model.dtype)
             read_state(self.checkpoint, found, self.parameters, self.optimiser)
             self.done, self.seconds, self.log_bytes = found.steps, found.seconds, found.log_bytes
             if not self.log.is_file() or self.log.stat().st_size < self.log_bytes:
-                raise TrainingError(f"{self.log}: expected the {self.log_bytes} bytes that the checkpoint speaks of")
+                raise TrainingError(f"{self.log}: expected at least the {self.log_bytes} bytes the checkpoint names")
 
     def __enter__(self) -> Self:
-        # everybody starts where rank 0 stands
-        self.done = self.optimiser.steps = self.ranks.from_first(self.done)
-        for part in (self.parameters, self.optimiser.m, self.optimiser.v) if self.ranks.size > 1 else ():
-            part.moves.write(part.vector, self.ranks.from_first(part.numpy()))
+        # all ranks start from rank 0's state
+        self.done = self.optimiser.steps = self.communicator.broadcast(self.done)
+        for part in (self.parameters, self.optimiser.m, self.optimiser.v) if self.communicator.size > 1 else ():
+            part.ops.arrays.write(part.vector, self.communicator.broadcast(part.numpy()))
         self._started = time.monotonic()
         self._file = None
-        if self.ranks.rank == 0:
+        if self.communicator.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            for half in left_behind(self.out):
-                half.unlink()
+            for temporary in left_behind(self.out):
+                temporary.unlink()
             write_whole(self.out / RECIPE, (json.dumps(self.recipe.as_dict(), indent=1) + "\n").encode())
             self._file = self.log.open("ab")
-            self._file.truncate(self.log_bytes)  # lines of steps that no checkpoint knows will be written again
+            self._file.truncate(self.log_bytes)  # lines after the checkpoint will be written again
             self._file.seek(self.log_bytes)
         return self
 
@@ -193,17 +182,17 @@ class _Run:
         if self._file is not None:
             self._file.close()
 
-    def to_the_end(self, bar: Bar, checkpoint_every: int, log_every: int) -> Evaluation:
-        """All steps that are left, an evaluation after every epoch; returns the last one."""
+    def run(self, observer: Observer, checkpoint_every: int, log_every: int) -> Evaluation:
+        """Take the remaining steps, evaluate after every epoch, and return the last evaluation."""
         found: Evaluation | None = None
         wanted = ((step, number) for step in range(self.done, self.steps) for number in self._numbers(step))
 
         def make(step: int, number: int) -> MicroBatch:
             return make_micro_batch(self.recipe, self.train_set, step, number)
 
-        with closing(made_ready(make, wanted)) as ready:
+        with closing(prefetch(make, wanted)) as ready:
             for step in range(self.done, self.steps):
-                line = self._step(step, (next(ready) for _ in self._numbers(step)), bar)
+                line = self._step(step, (next(ready) for _ in self._numbers(step)), observer)
                 self.done = step + 1
                 epoch, inside = divmod(self.done, self.per_epoch)
                 if self.done % log_every == 0:
@@ -211,41 +200,85 @@ class _Run:
                 if inside == 0:
                     found = self._evaluate()
                     self._write({"event": "evaluation", "epoch": epoch, "step": self.done, **_figures(found)})
-                bar.show(line, found)
+                observer.on_step(line, found)
                 if inside == 0 or self.done % checkpoint_every == 0:
                     self._save()
-        if self.ranks.rank == 0:
+        if self.communicator.rank == 0:
             self.model.save(self.out / MODEL)
         return found or self._evaluate()
 
-    def what_is_left(self) -> str:
-        """For the message of a run that fails."""
+    def resume_hint(self) -> str:
+        """Return a clause for the message of a failed run: whether and how it can be resumed."""
         if not self.checkpoint.exists():
             return "no checkpoint had been written yet"
-        return f"the run goes on from {self.checkpoint} with --resume"
+        return f"resume from {self.checkpoint} with --resume"
 
     def _numbers(self, step: int) -> range:
-        """Which micro-batches of a step this rank computes."""
-        return range(self.ranks.rank, micro_batches(self.recipe, len(self.train_set), step), self.ranks.size)
+        """The micro-batches of a step that this rank computes."""
+        total = micro_batches(self.recipe, len(self.train_set), step)
+        return range(self.communicator.rank, total, self.communicator.size)
 
     def _evaluate(self) -> Evaluation:
-        """The test set, cut in micro-batches and shared out like a step."""
+        """Evaluate the test set; its micro-batches are distributed over the ranks like those of a step."""
         size, clips = self.recipe.micro_batch, len(self.test_set)
-        starts = range(0, clips, size)[self.ranks.rank :: self.ranks.size]
+        starts = range(0, clips, size)[self.communicator.rank :: self.communicator.size]
         cuts = [range(start, min(start + size, clips)) for start in starts]
         own = [record for cut in cuts for record in records(self.model, self.test_set, cut)]
-        return summarise(self.ranks.everybodys(own), self.test_set.num_classes, self.test_set.multi_label)
+        return summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
 
-    def _step(self, step: int, share: Iterable[MicroBatch], bar: Bar) -> dict[str, Any]:
-        """One step on this rank's micro-batches and everybody's gradients; returns the line of the log."""
+    def _step(self, step: int, batches: Iterable[MicroBatch], observer: Observer) -> dict[str, Any]:
+        """Take one step, to which this rank contributes ``batches``; returns the line of the log."""
         recipe, gradients = self.recipe, self.gradients
-        gradients.clear()
+        sums = self._sum_gradients(step, batches, observer)
+        if self.communicator.size > 1:
+            total = gradients.numpy()
+            self.communicator.allreduce(total)
+            gradients.ops.arrays.write(gradients.vector, total)
+        self.communicator.allreduce(sums)
+        if sums[0] == 0:
+            raise TrainingError(f"step {step + 1}: none of its clips can be read")
+        norm = global_norm(gradients) / sums[0]
+        if not np.isfinite(norm):
+            raise TrainingError(f"step {step + 1}: expected finite gradients, got the norm {norm}")
+        learning_rate = learning_rate_at(
+            step,
+            self.per_epoch,
+            recipe.epochs,
+            recipe.learning_rate,
+            recipe.warmup_epochs,
+            recipe.warmup_start,
+            recipe.lr_per,
+        )
+        self.optimiser.step(gradients, learning_rate, clip_scale(norm, recipe.max_grad_norm) / sums[0])
+        loss, recognition, ponder, motion, accuracy, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
+        return {
+            "step": step + 1,
+            "epoch": step // self.per_epoch + 1,
+            "clips": int(sums[0]),
+            "learning_rate": learning_rate,
+            "loss": loss,
+            "recognition": recognition,
+            "ponder": ponder,
+            "motion": motion,
+            "accuracy": accuracy,
+            "gradient_norm": norm,
+            "gflops": gflops,
+            "tokens_per_layer": tokens,
+        }
+
+    def _sum_gradients(self, step: int, batches: Iterable[MicroBatch], observer: Observer) -> Array:
+        """Set ``gradients`` to their sum over the clips of ``batches`` and return the sums of the figures.
+
+        They are, in float64 [7 + L]: the number of clips, then sums over them of total, recognition, ponder and motion
+        loss, correct answers, GFLOPs, and the tokens of each of the L joint blocks.
+        """
+        recipe, gradients = self.recipe, self.gradients
         ponder_weight = ponder_weight_at(step, self.per_epoch, recipe.ponder_weight, recipe.ponder_warmup_epochs)
-        # clips; then sums over clips: loss, recognition, ponder, motion, right answers, GFLOPs, tokens of every layer
         sums = np.zeros(7 + recipe.config.joint_depth)
-        for batch in share:
+        gradients.clear()
+        for batch in batches:
             for problem in batch.unreadable:
-                bar.say(problem)
+                observer.on_unreadable_clip(problem)
             if batch.size == 0:
                 continue
             loss, found = self.model.loss_and_gradients(
@@ -257,72 +290,46 @@ class _Run:
                 recipe.label_smoothing,
                 drop_path=recipe.drop_path,
                 rng=generator(recipe, "drop path", step, batch.number),
-                arrays="device",  # gradients stay where they are added up
+                arrays="device",  # gradients stay where they are summed
             )
             if not np.isfinite(loss.total):
-                raise TrainingError(f"the loss of step {step + 1} is {loss.total}")
+                raise TrainingError(f"step {step + 1}: expected a finite loss, got {loss.total}")
             n, out = batch.size, loss.output
-            gradients.add(found, n)  # a mean over clips becomes a sum, and below a mean again
+            gradients.add(found, n)  # a mean over clips becomes a sum; the optimiser divides by all clips
             losses = [n * x for x in (loss.total, loss.recognition, loss.ponder, loss.motion)]
-            # right answers and cost are those of the moving clips: their twins would flatter both
-            logits = gradients.moves.to_numpy(out.logits)
-            own = _sums(logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])
-            sums += [n, *losses, *own]
-        if self.ranks.size > 1:
-            everybodys = gradients.numpy()
-            self.ranks.add_up(everybodys)
-            gradients.moves.write(gradients.vector, everybodys)
-        self.ranks.add_up(sums)
-        if sums[0] == 0:
-            raise TrainingError(f"none of the clips of step {step + 1} can be read")
-        norm = global_norm(gradients) / sums[0]
-        if not np.isfinite(norm):
-            raise TrainingError(f"the gradients of step {step + 1} have the norm {norm}")
-        rate = rate_at(
-            step,
-            self.per_epoch,
-            recipe.epochs,
-            recipe.rate,
-            recipe.warmup_epochs,
-            recipe.warmup_start,
-            recipe.rate_by,
-        )
-        self.optimiser.step(gradients, rate, clip_scale(norm, recipe.clip_norm) / sums[0])
-        total, recognition, ponder, motion, right, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
-        return {
-            "step": step + 1,
-            "epoch": step // self.per_epoch + 1,
-            "clips": int(sums[0]),
-            "rate": rate,
-            "loss": total,
-            "recognition": recognition,
-            "ponder": ponder,
-            "motion": motion,
-            "accuracy": right,
-            "gradient_norm": norm,
-            "gflops": gflops,
-            "tokens_per_layer": tokens,
-        }
+            # accuracy and cost are those of the moving clips: their twins would flatter both
+            logits = gradients.ops.arrays.to_numpy(out.logits)
+            sums += [n, *losses, *_sums(logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])]
+        return sums
 
-    def _passed(self) -> float:
+    def _elapsed(self) -> float:
+        """Seconds of work in all sessions of the run."""
         return self.seconds + time.monotonic() - self._started
 
     def _write(self, line: dict[str, Any]) -> None:
-        """A line of the log, by the first rank alone."""
+        """Append a line to the log; rank 0 alone."""
         if self._file is not None:
-            self._file.write((json.dumps({**line, "seconds": round(self._passed(), 3)}) + "\n").encode())
+            self._file.write((json.dumps({**line, "seconds": round(self._elapsed(), 3)}) + "\n").encode())
             self._file.flush()
 
     def _save(self) -> None:
-        """A checkpoint, by the first rank alone, once the log it speaks of is on the disk."""
+        """Write a checkpoint once the log it refers to is on the disk; rank 0 alone."""
         if self._file is None:
             return
         os.fsync(self._file.fileno())
-        progress = Progress(self.done, self._file.tell(), self._passed(), len(self.train_set), self.model.dtype)
+        progress = Progress(self.done, self._file.tell(), self._elapsed(), len(self.train_set), self.model.dtype)
         write_state(self.checkpoint, self.recipe, progress, self.parameters, self.optimiser)
 
 
+def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) -> list[float]:
+    """Sums over clips: correct answers (the highest logit is a class of the clip), GFLOPs, tokens of every layer."""
+    best = logits.argmax(axis=1)
+    right = best == labels if labels.ndim == 1 else labels[np.arange(len(best)), best] > 0
+    return [float(right.sum()), float(gflops.sum()), *(float(n) for n in tokens_per_layer.sum(axis=0))]
+
+
 def _check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes: int) -> None:
+    """Check that both sets fit the model, and that there are micro-batches for all processes."""
     c = recipe.config
     expected = [c.channels, c.num_frames, *c.image_size]
     for name, data in (("training set", train_set), ("test set", test_set)):
@@ -335,16 +342,16 @@ def _check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes
         shape = _shape(data, name)
         if shape != expected:
             raise TrainingError(f"{name}: expected clips {expected} (C, T, height, width) by config, got {shape}")
-    shares = recipe.batch // recipe.micro_batch
-    if processes > shares:
+    number = recipe.batch // recipe.micro_batch
+    if processes > number:
         raise TrainingError(
-            f"a batch of {recipe.batch} in micro-batches of {recipe.micro_batch} makes {shares} shares, too few for "
-            f"{processes} processes: take smaller micro-batches"
+            f"micro_batch: expected at least one micro-batch for each of {processes} processes, got {number} "
+            f"(batch {recipe.batch}, micro_batch {recipe.micro_batch})"
         )
 
 
 def _shape(data: Dataset, name: str) -> list[int]:
-    """The shape of a set's first clip that can be read."""
+    """Return the shape of a set's first readable clip."""
     for index in range(len(data)):
         try:
             return list(data.clip(index).shape)
@@ -354,7 +361,7 @@ def _shape(data: Dataset, name: str) -> list[int]:
 
 
 def _figures(found: Evaluation) -> dict[str, Any]:
-    """What the log keeps of an evaluation: its figures, and how many clips were skipped."""
+    """What the log keeps of an evaluation: its figures, and the number of skipped clips."""
     figures = {**asdict(found), "skipped": len(found.skipped)}
     del figures["notes"]
     return figures

@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from refvt.data.moving_digits import MovingDigits
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.training.optimiser import OPTIMISERS
 
-__all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "paper_recipe"]
+__all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "make_moving_digits", "paper_recipe"]
 
 DATA = ("digits", "videos")
 
 WHOLE = {"epochs": 1, "batch": 1, "micro_batch": 1, "seed": 0}  # field: smallest value
 NUMBERS = {  # field: (smallest, largest) value
-    "rate": (0.0, math.inf),
+    "learning_rate": (0.0, math.inf),
     "adam_epsilon": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),
     "warmup_epochs": (0.0, math.inf),
@@ -35,8 +36,8 @@ NUMBERS = {  # field: (smallest, largest) value
     "halting_start": (-math.inf, math.inf),
 }
 SWITCHES = ("decay_norms_and_biases", "static_twins")
-STARTS = ("paper", "scratch")
-CHOICES = {"data": DATA, "start": STARTS, "optimiser": OPTIMISERS, "rate_by": ("epoch", "step")}
+INITS = ("paper", "scratch")
+CHOICES = {"data": DATA, "init": INITS, "optimiser": OPTIMISERS, "lr_per": ("epoch", "step")}
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Recipe:
     that data set. epochs; batch: clips of one step, their static twins not counted; micro_batch: clips computed at
     once, the unit that is added up within a step and dealt out to processes.
     optimiser: "adamw" (decoupled decay) or "adam" (L2, the paper's), with betas, adam_epsilon and weight_decay;
-    cls_token, pos_embed and time_embed never decay, LayerNorms and biases do if decay_norms_and_biases. clip_norm:
+    cls_token, pos_embed and time_embed never decay, LayerNorms and biases do if decay_norms_and_biases. max_grad_norm:
     largest global norm of the gradients, None for any.
-    rate: the base rate, with a linear warm-up from warmup_start times it over warmup_epochs and a cosine to zero, set
-    anew for every "epoch" or "step" (rate_by).
+    learning_rate: the base rate, with a linear warm-up from warmup_start times it over warmup_epochs and a cosine to
+    zero, set once per "epoch" or per "step" (lr_per).
     ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
     to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
-    no motion loss. start: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/scratch.py).
+    no motion loss. init: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/scratch.py).
     halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
     block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
     of everything drawn.
@@ -71,18 +72,18 @@ class Recipe:
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.05
     decay_norms_and_biases: bool = False
-    clip_norm: float | None = None
-    rate: float = 1e-3
+    max_grad_norm: float | None = None
+    learning_rate: float = 1e-3
     warmup_epochs: float = 0.0
     warmup_start: float = 0.1
-    rate_by: str = "step"
+    lr_per: str = "step"
     ponder_weight: float = 5e-4
     ponder_warmup_epochs: float = 0.0
     motion_weight: float = 1.0
     label_smoothing: float = 0.0
     drop_path: float = 0.0
     static_twins: bool = True
-    start: str = "paper"
+    init: str = "paper"
     halting_start: float = 0.0
     seed: int = 0
 
@@ -108,9 +109,9 @@ class Recipe:
         check(isinstance(betas, tuple | list) and len(betas) == 2, "betas", "two numbers", TypeError)
         check(all(_is_number(b) and 0 <= b < 1 for b in betas), "betas", "two numbers from 0 to below 1")
         object.__setattr__(self, "betas", tuple(betas))
-        if self.clip_norm is not None:
-            check(_is_number(self.clip_norm), "clip_norm", "a finite number or null", TypeError)
-            check(self.clip_norm > 0, "clip_norm", "a number above 0")
+        if self.max_grad_norm is not None:
+            check(_is_number(self.max_grad_norm), "max_grad_norm", "a finite number or null", TypeError)
+            check(self.max_grad_norm > 0, "max_grad_norm", "a number above 0")
         check(self.drop_path < 1, "drop_path", "a number below 1")
         check(self.warmup_epochs <= self.epochs, "warmup_epochs", f"at most the {self.epochs} epochs")
         check(self.batch % self.micro_batch == 0, "micro_batch", f"a divisor of batch {self.batch}")
@@ -135,8 +136,10 @@ class Recipe:
         return cls(**{**values, "config": _config(values["config"])})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with some fields changed: ``rate``, or ``config.width`` and ``data_settings.noise`` for one setting of
-        the model or the data."""
+        """A copy with some fields changed.
+
+        A dot reaches into the model's or the data's settings: ``config.width``, ``data_settings.noise``.
+        """
         changes: dict[str, Any] = {}
         inner: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
@@ -208,11 +211,11 @@ def paper_recipe(preset: str) -> Recipe:
         optimiser="adam",
         weight_decay=1e-5,
         decay_norms_and_biases=True,
-        clip_norm=40.0,
-        rate=1e-5,
+        max_grad_norm=40.0,
+        learning_rate=1e-5,
         warmup_epochs=5,
         warmup_start=0.1,
-        rate_by="epoch",
+        lr_per="epoch",
         drop_path=0.1,
     )
 
@@ -248,13 +251,13 @@ def digits_recipe() -> Recipe:
         batch=32,
         micro_batch=32,
         weight_decay=0.05,
-        clip_norm=1.0,
-        rate=1e-3,
+        max_grad_norm=1.0,
+        learning_rate=1e-3,
         warmup_epochs=0.2,
         ponder_weight=1.6e-4,
         ponder_warmup_epochs=8,
         static_twins=False,
-        start="scratch",
+        init="scratch",
     )
 
 
@@ -278,3 +281,18 @@ def find_recipe(name_or_file: str) -> Recipe:
         return Recipe.from_dict(values)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
+    """Training and test set of moving digits, in the sizes of the recipe's model.
+
+    ValueError or TypeError that names the setting if the sizes or ``data_settings`` do not fit.
+    """
+    c, settings = recipe.config, dict(recipe.data_settings)
+    if c.image_size[0] != c.image_size[1]:
+        raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
+    train_clips, test_clips = settings.pop("train_clips", 4096), settings.pop("test_clips", 1024)
+    sizes = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
+    train_set = MovingDigits("train", clips=train_clips, **sizes, **settings)
+    test_set = MovingDigits("test", clips=test_clips, **sizes, **settings)
+    return train_set, test_set

@@ -21,7 +21,7 @@ from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import initial_parameters
 from refvt.training.recipe import Recipe
 
-__all__ = ["scratch_parameters", "start_of"]
+__all__ = ["initialise", "scratch_parameters"]
 
 GAIN, INTO_STATE, PLACE = 1.5, 0.5, 0.7
 WRITERS = ("attn.proj.weight", "temporal_fc.weight", "mlp.fc2.weight")  # of the state, and so of channel 0
@@ -46,9 +46,9 @@ def scratch_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
     return {name: value.astype(dtype) for name, value in parameters.items()}
 
 
-def start_of(recipe: Recipe, dtype: str = "float32") -> dict[str, Array]:
+def initialise(recipe: Recipe, dtype: str = "float32") -> dict[str, Array]:
     """The parameters a recipe starts from if it is given no others."""
-    make = scratch_parameters if recipe.start == "scratch" else initial_parameters
+    make = scratch_parameters if recipe.init == "scratch" else initial_parameters
     parameters = make(recipe.config, np.random.default_rng(recipe.seed), dtype)
     parameters["pos_embed"][..., 0] += recipe.halting_start
     return parameters

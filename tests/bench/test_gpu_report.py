@@ -34,7 +34,8 @@ def pretended(monkeypatch):
     laws = {"holds": True, "laws": 5, "examples_each": 2, "failed": {}}
     monkeypatch.setattr(gpu_report, "_laws", lambda examples: laws)
     timed = {"holds": True, "bench": {"results": []}, "markdown": "# refvt bench\n\n## dense\n\n| | ms |\n"}
-    monkeypatch.setattr(gpu_report, "_bench", lambda arguments: timed)
+    monkeypatch.setattr(gpu_report, "_bench", lambda workload, repeats: timed)
+    monkeypatch.setattr(gpu_report, "_training_step", lambda repeats: timed)
     monkeypatch.setattr(gpu_report, "_graphs", lambda repeats: {"holds": True, "summary": "the same numbers"})
     monkeypatch.setattr(gpu_report, "_kernels", lambda repeats: {**timed, "markdown": "# dense, forward pass\n"})
     return golden, laws
@@ -144,13 +145,13 @@ def test_laws_are_counted_and_broken_ones_named(monkeypatch):
 
     table = backends.get("reference")
     monkeypatch.setattr(backends, "get", lambda name: table)
-    right = table.operations["linear"]
+    right = table["linear"]
 
     def wrong(dy, cache):
         dx, dweight, dbias, dresidual = reference.linear_backward(dy, cache)
         return 2 * dx, dweight, dbias, dresidual
 
-    monkeypatch.setitem(table.operations, "linear", type(right)(right.operation, right.forward, wrong))
+    monkeypatch.setattr(table, "linear", type(right)(right.operation, right.forward, wrong))
     found = gpu_report._laws(2)
     assert not found["holds"]
     assert found["laws"] > 100

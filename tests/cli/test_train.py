@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refvt.cli import main
-from refvt.cli import train as command
 from refvt.cli.train import _settings
+from refvt.training import recipe as recipes
 from tests.support.sliding_bars import SlidingBars, small_recipe
 
 
@@ -25,7 +25,7 @@ def digits(monkeypatch):
             raise TypeError("MovingDigits.__init__() got an unexpected keyword argument 'fog'")
         return SlidingBars(settings["clips"])
 
-    monkeypatch.setattr(command, "MovingDigits", make)
+    monkeypatch.setattr(recipes, "MovingDigits", make)
     return asked
 
 
@@ -51,13 +51,13 @@ def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
     ]
     assert json.loads((out / "recipe.json").read_text(encoding="utf-8"))["optimiser"] == "adam"
     assert main(line) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert main([*line, "--resume", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["clips"] == 7
     assert printed.err == ""
-    assert main([*line, "--resume", "--set", "rate=0.5"]) == 2
-    assert "rate: the checkpoint has 0.003, now 0.5" in capsys.readouterr().err
+    assert main([*line, "--resume", "--set", "learning_rate=0.5"]) == 2
+    assert "learning_rate: the checkpoint has 0.003, now 0.5" in capsys.readouterr().err
 
 
 def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe):
@@ -67,7 +67,7 @@ def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe)
     assert main(["train", "--recipe", str(first / "recipe.json"), "--out", str(second), *common]) == 0
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     # and the model is a start for another run
-    weights = ["--weights", str(first / "model.safetensors"), "--set", "rate=0", "--set", "warmup_epochs=0"]
+    weights = ["--weights", str(first / "model.safetensors"), "--set", "learning_rate=0", "--set", "warmup_epochs=0"]
     assert main(["train", "--recipe", str(first / "recipe.json"), "--out", str(tmp_path / "c"), *weights, *common]) == 0
     assert (tmp_path / "c" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
@@ -80,8 +80,8 @@ def test_a_recipe_that_was_written_is_a_recipe_to_read(tmp_path, digits, recipe)
         (["--recipe", "digits", "--set", "epoch=3"], "recipe: unknown: epoch;"),
         (["--recipe", "digits", "--set", "data_settings.fog=3"], "data_settings: "),
         (["--recipe", "digits", "--root", "."], "--root: the recipe's data are moving digits"),
-        (["--recipe", "digits", "--data", "videos"], "--annotations: needed where the recipe's data are videos"),
-        (["--recipe", "paper-minik-g03-b10"], "--annotations: needed where the recipe's data are videos"),
+        (["--recipe", "digits", "--data", "videos"], "--annotations: required if the recipe's data are videos"),
+        (["--recipe", "paper-minik-g03-b10"], "--annotations: required if the recipe's data are videos"),
         (["--recipe", "digits", "--set", "config.image_size=[32, 64]"], "config.image_size: expected a square"),
         (["--recipe", "digits", "--weights", "none.safetensors"], "none.safetensors"),
     ],

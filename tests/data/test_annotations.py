@@ -230,7 +230,7 @@ def test_settings_are_checked(root: Path) -> None:
         AnnotatedVideos(annotations, root, CONFIG, short="pad")
     with pytest.raises(ValueError, match="config: videos have 3 channels, the model 1"):
         AnnotatedVideos(annotations, root, HaltingVTConfig(channels=1))
-    with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
         AnnotatedVideos(annotations, root, CONFIG, 0)
 
 

@@ -168,7 +168,7 @@ def test_crop_reaches_every_corner() -> None:
     np.testing.assert_array_equal(cut(0, 0), images[:, :8, :8])
     np.testing.assert_array_equal(cut(0.999, 0.999), images[:, 2:, 4:])
     np.testing.assert_array_equal(cut(0.34, 0.39), images[:, 1:9, 1:9])  # of 3 and 5 places the second
-    with pytest.raises(ValueError, match=r"place must be two numbers in \[0, 1\), not \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"place: expected two numbers in \[0, 1\), got \(0, 1\)"):
         cut(0, 1)
 
 
@@ -182,13 +182,13 @@ def test_random_flip() -> None:
 
 def test_refused() -> None:
     images = frames()
-    with pytest.raises(TypeError, match="images must be uint8, not float64"):
+    with pytest.raises(TypeError, match="images: expected uint8, got float64"):
         apply(images.astype(float), "rotate", 1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"images must be \[T, height, width, 3\].*not \[37, 50, 3\]"):
+    with pytest.raises(ValueError, match=r"images: expected \[T, height, width, 3\].*got \[37, 50, 3\]"):
         apply(images[0], "rotate", 1)
-    with pytest.raises(ValueError, match=r"operation must be one of identity, .*, not 'cutout'"):
+    with pytest.raises(ValueError, match=r"operation: expected one of identity, .*, got 'cutout'"):
         apply(images, "cutout", 1)
-    with pytest.raises(ValueError, match="magnitude must be a number from 0 to 10, not 11"):
+    with pytest.raises(ValueError, match="magnitude: expected a number from 0 to 10, got 11"):
         apply(images, "rotate", 11)
-    with pytest.raises(ValueError, match="num_ops must be at least 0, not -1"):
+    with pytest.raises(ValueError, match="num_ops: expected at least 0, got -1"):
         rand_augment(images, np.random.default_rng(0), -1)

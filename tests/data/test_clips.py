@@ -81,15 +81,15 @@ def test_read_clip(encode: Callable[..., Path]) -> None:
 
 def test_refused() -> None:
     images = noise(40, 50)
-    with pytest.raises(TypeError, match="images must be uint8, not float64"):
+    with pytest.raises(TypeError, match="images: expected uint8, got float64"):
         resize_and_crop(images.astype(float), (32, 32))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"images must be \[T, height, width, 3\].*not \[40, 50, 3\]"):
+    with pytest.raises(ValueError, match=r"images: expected \[T, height, width, 3\].*got \[40, 50, 3\]"):
         resize_and_crop(images[0], (32, 32))
-    with pytest.raises(ValueError, match=r"not \[0, 40, 50, 3\]"):
+    with pytest.raises(ValueError, match=r"got \[0, 40, 50, 3\]"):
         resize_and_crop(images[:0], (32, 32))
     with pytest.raises(ValueError, match=r"a crop of 32×64 .* does not fit: .* at 40 the frame is 40×50"):
         resize_and_crop(images, (32, 64), 40)
-    with pytest.raises(ValueError, match=r"crop must be \(height, width\)"):
+    with pytest.raises(ValueError, match=r"crop: expected \(height, width\)"):
         resize_and_crop(images, (32,))
-    with pytest.raises(ValueError, match="crop width must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="crop width: expected at least 1, got 0"):
         resize_and_crop(images, (32, 0))

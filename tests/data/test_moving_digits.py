@@ -187,9 +187,9 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         MovingDigits(digit_size=16, size=8)
     with pytest.raises(ValueError, match="channels: expected 1 or 3, got 2"):
         MovingDigits(channels=2)
-    with pytest.raises(ValueError, match="frames must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="frames: expected at least 1, got 0"):
         MovingDigits(frames=0)
-    with pytest.raises(TypeError, match=r"clips must be a whole number, not 1\.5"):
+    with pytest.raises(TypeError, match=r"clips: expected a whole number, got 1\.5"):
         MovingDigits(clips=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="noise: expected 0 to 128"):
         MovingDigits(noise=200)

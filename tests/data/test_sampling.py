@@ -66,7 +66,7 @@ def test_looped() -> None:
     assert sample_indices(225, 8, 32, loop=True).tolist() == sample_indices(225, 8, 32).tolist()
     with pytest.raises(ValueError, match="the video has 0"):
         sample_indices(0, 8, 32, loop=True)
-    with pytest.raises(ValueError, match=r"place must be a number in \[0, 1\), not 1"):
+    with pytest.raises(ValueError, match=r"place: expected a number in \[0, 1\), got 1"):
         sample_indices(300, 8, 32, 1)
 
 
@@ -94,9 +94,9 @@ def test_largest_stride_is_the_largest_that_fits() -> None:
 
 
 def test_numbers_are_checked() -> None:
-    with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
         sample_indices(100, 8, 0)
-    with pytest.raises(ValueError, match="num_frames must be at least 1, not -2"):
+    with pytest.raises(ValueError, match="num_frames: expected at least 1, got -2"):
         largest_stride(100, -2)
-    with pytest.raises(TypeError, match=r"stride must be a whole number, not 2\.5"):
+    with pytest.raises(TypeError, match=r"stride: expected a whole number, got 2\.5"):
         sample_indices(100, 8, 2.5)  # type: ignore[arg-type]

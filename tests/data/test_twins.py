@@ -33,13 +33,13 @@ def test_every_frame_is_drawn() -> None:
 def test_refused() -> None:
     clips = np.zeros((2, 3, 4, 8, 8), np.float32)
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"clips must be \[B, C, T, height, width\].*not \[3, 4, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"clips: expected \[B, C, T, height, width\].*got \[3, 4, 8, 8\]"):
         static_twins(clips[0], rng)
     with pytest.raises(ValueError, match=r"not \[0, 3, 4, 8, 8\]"):
         static_twins(clips[:0], rng)
-    with pytest.raises(TypeError, match="clips must be of a floating dtype, not uint8"):
+    with pytest.raises(TypeError, match="clips: expected a floating dtype, got uint8"):
         static_twins(clips.astype(np.uint8), rng)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"rng must be a numpy\.random\.Generator, not int"):
+    with pytest.raises(TypeError, match=r"rng: expected a numpy\.random\.Generator, got int"):
         static_twins(clips, 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not RandomState"):
         static_twins(clips, np.random.RandomState(0))  # type: ignore[arg-type]

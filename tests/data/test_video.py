@@ -314,9 +314,9 @@ def test_a_single_picture_and_too_short(tmp_path: Path, encode: Encode) -> None:
 
 
 def test_numbers_are_checked_before_reading(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="num_frames must be at least 1"):
+    with pytest.raises(ValueError, match="num_frames: expected at least 1"):
         read_frames(tmp_path / "none.mp4", 0)
-    with pytest.raises(ValueError, match="stride must be at least 1"):
+    with pytest.raises(ValueError, match="stride: expected at least 1"):
         read_frames(tmp_path / "none.mp4", 8, 0)
 
 

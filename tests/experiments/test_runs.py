@@ -13,11 +13,11 @@ from refvt.model import flops
 from refvt.training import TrainingError
 from tests.support.tiny_sweep import tiny_recipe
 
-RUNS = [Run("as-it-is", {}), Run("fast", {"rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
+RUNS = [Run("as-it-is", {}), Run("fast", {"learning_rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
 
 
 def grid(out, seeds=1, **changes):
-    return Grid(tiny_recipe(**changes), seeds, out, backend="reference", progress=False)
+    return Grid(tiny_recipe(**changes), seeds, out, backend="reference")
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The folders that training was asked for."""
-    asked, train = [], runs.train
+    """The folders that were trained."""
+    folders, train = [], runs.train
 
     def watched(recipe, train_set, test_set, out, **options):
-        asked.append(f"{out.parent.name}/{out.name}")
+        folders.append(f"{out.parent.name}/{out.name}")
         return train(recipe, train_set, test_set, out, **options)
 
     monkeypatch.setattr(runs, "train", watched)
-    return asked
+    return folders
 
 
 def test_every_run_is_measured_with_every_seed(unbroken):
@@ -48,8 +48,8 @@ def test_every_run_is_measured_with_every_seed(unbroken):
         for r in results:
             config = r.recipe.config
             stored = json.loads((r.folder / "recipe.json").read_text())
-            assert (stored["seed"], stored["rate"]) == (r.seed, r.recipe.rate)
-            # the figures are those of the model that lies there, on the clips it is meant for
+            assert (stored["seed"], stored["learning_rate"]) == (r.seed, r.recipe.learning_rate)
+            # the figures are those of the model in the folder, on its own clips
             clips, classes = MovingDigits("test", clips=10, frames=4, size=16, noise=4).arrays()
             clips = clips[:, :, :: 4 // config.num_frames]
             output = refvt.load(r.folder / "model.safetensors", config, backend="reference")(clips)
@@ -75,7 +75,7 @@ def test_killed_between_runs_and_within_one_it_goes_on_and_ends_the_same(unbroke
 
     def killed(self, index, rng=None):
         calls.append(index)
-        # a run draws 2 × 16 training clips and tests 2 × 10; so this lies in the second epoch of the second run
+        # a run draws 2 × 16 training clips and tests 2 × 10; so this is in the second epoch of the second run
         if len(calls) == 52 + 1 + 16 + 10 + 5:
             raise KeyboardInterrupt
         return clip(self, index, rng)
@@ -105,7 +105,7 @@ def test_a_finished_run_of_another_recipe_is_refused(unbroken, trained):
 
 def test_names_are_unique(tmp_path):
     with pytest.raises(ValueError, match="a name for each, got one, one"):
-        grid(tmp_path).measure([Run("one", {}), Run("one", {"rate": 1e-4})])
+        grid(tmp_path).measure([Run("one", {}), Run("one", {"learning_rate": 1e-4})])
 
 
 def test_a_trained_model_can_be_tested_under_another_configuration(unbroken, tmp_path):

@@ -40,7 +40,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_how_arrays_lie_does_not_matter(name, layout, dtype):
-    operation, lay = backends.get("jit").operations[name.split()[0]], LAYOUTS[layout]
+    operation, lay = backends.get("jit")[name.split()[0]], LAYOUTS[layout]
     straight = [x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in CASES[name]]
     turned = [lay(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in straight]
     results = []

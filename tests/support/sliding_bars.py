@@ -31,12 +31,12 @@ def small_recipe(**changes):
         "epochs": 2,
         "batch": 8,
         "micro_batch": 4,
-        "rate": 3e-3,
+        "learning_rate": 3e-3,
         "warmup_epochs": 1,
         "halting_start": 0.3,
         "drop_path": 0.1,
         "label_smoothing": 0.1,
-        "clip_norm": 1.0,
+        "max_grad_norm": 1.0,
     }
     return Recipe(**{**values, **changes})
 

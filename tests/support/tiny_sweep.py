@@ -1,4 +1,4 @@
-"""A recipe on moving digits that takes a blink, and in which some tokens halt early and some late."""
+"""A recipe on moving digits that trains in a second, and in which some tokens halt early and some late."""
 
 from refvt.training.recipe import RECIPES
 
@@ -18,13 +18,13 @@ SETTINGS = {
     "epochs": 2,
     "batch": 8,
     "micro_batch": 8,
-    "rate": 1e-4,  # so that halting stays what the initialisation makes it
+    "learning_rate": 1e-4,  # so that halting stays what the initialisation makes it
     "warmup_epochs": 1,
     "ponder_warmup_epochs": 1,
     "ponder_weight": 1e-3,
     "motion_weight": 0.2,
     "static_twins": True,
-    "start": "paper",
+    "init": "paper",
 }
 
 

@@ -8,9 +8,9 @@ from refvt.training.batches import (
     AHEAD,
     batch_of,
     generator,
-    made_ready,
     make_micro_batch,
     micro_batches,
+    prefetch,
     steps_per_epoch,
     targets,
 )
@@ -76,11 +76,11 @@ def test_clips_are_made_ready_in_order_and_only_a_little_ahead():
         asked.append(step)
         return step
 
-    ready = made_ready(make, ((step, 0) for step in range(50)))
+    ready = prefetch(make, ((step, 0) for step in range(50)))
     assert [next(ready) for _ in range(10)] == list(range(10))
     ready.close()
     assert len(asked) <= 10 + AHEAD + 1
-    assert list(made_ready(make, ((step, 0) for step in range(7)))) == list(range(7))
+    assert list(prefetch(make, ((step, 0) for step in range(7)))) == list(range(7))
 
 
 def test_unreadable_clips_are_left_out_and_other_errors_are_not():
@@ -102,7 +102,7 @@ def test_unreadable_clips_are_left_out_and_other_errors_are_not():
         assert len(b.clips) == len(b.labels) == len(b.motion_labels) == 2 * b.size
     Broken.error = MemoryError("no room")
     with pytest.raises(MemoryError, match="no room"):
-        list(made_ready(lambda s, n: make_micro_batch(RECIPE, Broken(), s, n), ((step, n) for n in range(2))))
+        list(prefetch(lambda s, n: make_micro_batch(RECIPE, Broken(), s, n), ((step, n) for n in range(2))))
 
 
 def test_nothing_readable_makes_an_empty_micro_batch():

@@ -8,12 +8,12 @@ import pytest
 
 import refvt
 from refvt.data.dataset import UnreadableClipError
-from refvt.training import TrainingError, evaluate, train
+from refvt.training import Observer, TrainingError, UnreadableClipWarning, evaluate, train
 from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
-from refvt.training.scratch import start_of
+from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
 
-QUIET = {"progress": False, "backend": "reference"}
+QUIET = {"backend": "reference"}
 
 
 def run(recipe, out, clips=30, **options):
@@ -37,8 +37,8 @@ def same(one, other):
 
 @pytest.mark.parametrize("backend", ["reference", "jit"])
 def test_training_lowers_the_loss(tmp_path, backend):
-    recipe = small_recipe(epochs=12, rate=0.01, drop_path=0.0)
-    found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, progress=False, log_every=1, backend=backend)
+    recipe = small_recipe(epochs=12, learning_rate=0.01, drop_path=0.0)
+    found = train(recipe, SlidingBars(48), SlidingBars(15), tmp_path, log_every=1, backend=backend)
     loss = [line["loss"] for line in lines(tmp_path, "step")]
     assert len(loss) == 12 * 6
     assert np.mean(loss[-6:]) < np.mean(loss[:6]) - 0.2
@@ -73,13 +73,15 @@ def test_two_runs_are_the_same_to_the_bit_and_the_seed_matters(tmp_path):
 
 def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
     """One step put together by hand from the public parts."""
-    recipe = small_recipe(epochs=1, batch=4, micro_batch=4, drop_path=0.0, warmup_epochs=0, rate=0.01, clip_norm=None)
+    recipe = small_recipe(
+        epochs=1, batch=4, micro_batch=4, drop_path=0.0, warmup_epochs=0, learning_rate=0.01, max_grad_norm=None
+    )
     data = SlidingBars(4)
     train(recipe, data, SlidingBars(3), tmp_path, **QUIET)
     order = np.random.default_rng([0, 0, 0]).permutation(4)
     clips = np.stack([data.clip(i, np.random.default_rng([0, 1, 0, i])) for i in order])
     clips, moving = refvt.static_twins(clips, np.random.default_rng([0, 2, 0, 0]))
-    start = start_of(recipe)
+    start = initialise(recipe)
     model = refvt.HaltingVT(CONFIG, start, backend="reference")
     labels = np.tile(order % 3, 2)
     _, gradients = model.loss_and_gradients(clips, labels, moving, label_smoothing=0.1)
@@ -158,7 +160,7 @@ def test_a_failing_run_says_what_is_left(tmp_path):
     with pytest.raises(TrainingError, match="no film; no checkpoint had been written yet"):
         train(small_recipe(), Interrupted(1, OSError("no film")), SlidingBars(3), tmp_path / "a", **QUIET)
     data = Interrupted(41, OSError("no film"))
-    with pytest.raises(TrainingError, match=r"no film; the run goes on from .*checkpoint\.safetensors with --resume"):
+    with pytest.raises(TrainingError, match=r"no film; resume from .*checkpoint\.safetensors with --resume"):
         train(small_recipe(), data, SlidingBars(3), tmp_path / "b", **QUIET)
 
 
@@ -175,36 +177,87 @@ class Damaged(SlidingBars):
         return super().clip(index, rng)
 
 
-def test_unreadable_clips_are_left_out_and_named(tmp_path, capsys):
-    train(small_recipe(), Damaged({0, 4, 17}), Damaged({2, 3}, 15), tmp_path, **QUIET, log_every=1)
-    errors = capsys.readouterr().err.splitlines()
-    assert sorted(errors) == sorted(2 * [f"refvt: film {i} is cut" for i in (0, 4, 17)])  # once an epoch
+class Problems(Observer):
+    """Keeps what it is told of clips that cannot be read."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_unreadable_clip(self, problem):
+        self.found.append(problem)
+
+
+def test_unreadable_clips_are_left_out_and_named(tmp_path):
+    problems = Problems()
+    data = Damaged({0, 4, 17}), Damaged({2, 3}, 15)
+    train(small_recipe(), *data, tmp_path, **QUIET, log_every=1, observer=problems)
+    assert sorted(problems.found) == sorted(2 * [f"film {i} is cut" for i in (0, 4, 17)])  # once an epoch
     assert [sum(line["clips"] for line in lines(tmp_path, "step")[e : e + 4]) for e in (0, 4)] == [27, 27]
     last = lines(tmp_path, "evaluation")[-1]
     assert (last["clips"], last["skipped"]) == (13, 2)
 
 
+def test_without_an_observer_unreadable_clips_are_warnings(tmp_path, capsys):
+    with pytest.warns(UnreadableClipWarning, match="film 4 is cut"):
+        train(small_recipe(epochs=1, warmup_epochs=0), Damaged({4}), SlidingBars(3), tmp_path, **QUIET)
+    assert capsys.readouterr() == ("", "")  # the library prints nothing
+
+
+class Calls(Observer):
+    """Keeps the order of calls."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_start(self, steps, done):
+        self.found.append(("start", steps, done))
+
+    def on_step(self, line, evaluation):
+        self.found.append((line["step"], evaluation is not None))
+
+    def on_end(self):
+        self.found.append("end")
+
+
+def test_an_observer_sees_every_step_and_evaluation(tmp_path):
+    whole, rest, failed = Calls(), Calls(), Calls()
+    run(small_recipe(), tmp_path / "a", observer=whole)
+    assert whole.found == [("start", 8, 0), *((step, step >= 4) for step in range(1, 9)), "end"]
+    with pytest.raises(TrainingError):
+        train(
+            small_recipe(),
+            Interrupted(34, OSError("no film")),
+            SlidingBars(3),
+            tmp_path / "b",
+            **QUIET,
+            observer=failed,
+        )
+    assert failed.found[-1] == "end"
+    run(small_recipe(), tmp_path / "a", resume=True, observer=rest)
+    assert rest.found == [("start", 8, 8), "end"]
+
+
 def test_a_step_or_a_set_without_any_readable_clip_ends_the_run(tmp_path):
     with pytest.raises(TrainingError, match="test set: none of its 15 clips can be read"):
         train(small_recipe(), SlidingBars(), Damaged(range(15), 15), tmp_path / "a", **QUIET)
-    with pytest.raises(TrainingError, match="none of the clips of step 1 can be read"):
-        train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET)
+    with pytest.raises(TrainingError, match="step 1: none of its clips can be read"):
+        train(small_recipe(), Damaged(range(1, 400), 400), SlidingBars(3), tmp_path / "b", **QUIET, observer=Problems())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    start = start_of(small_recipe())
+    start = initialise(small_recipe())
     start["head.weight"][:] = 3e38
     with (
         np.errstate(all="ignore"),
-        pytest.raises(TrainingError, match=r"the loss of step 1 is (nan|inf); no checkpoint"),
+        pytest.raises(TrainingError, match=r"step 1: expected a finite loss, got (nan|inf); no checkpoint"),
     ):
         run(small_recipe(), tmp_path, parameters=start)
     assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_a_start_can_be_given(tmp_path):
-    start = start_of(small_recipe(seed=7))
-    run(small_recipe(epochs=1, warmup_epochs=0, rate=0.0), tmp_path, parameters=start)
+    start = initialise(small_recipe(seed=7))
+    run(small_recipe(epochs=1, warmup_epochs=0, learning_rate=0.0), tmp_path, parameters=start)
     assert same(parameters(tmp_path), start)
 
 
@@ -231,19 +284,6 @@ def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path, data, re
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(small_recipe(epochs=1), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(TrainingError, match=r"holds a run already; go on with it \(--resume\)"):
+    with pytest.raises(TrainingError, match=r"already holds a run; resume it \(--resume\)"):
         run(small_recipe(epochs=1), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_the_bar_shows_parts_tokens_and_gflops(tmp_path, capsys):
-    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
-    shown = capsys.readouterr().err
-    for part in ("4/4", "loss", "rec", "ponder", "motion", "acc", "tokens 13", "GFLOPs", "test"):
-        assert part in shown
-
-
-def test_without_tqdm_there_is_a_hint_and_no_bar(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
-    train(small_recipe(epochs=1), SlidingBars(), SlidingBars(6), tmp_path, backend="reference")
-    assert capsys.readouterr().err == 'refvt: for a progress bar: pip install "refvt[demo]"\n'

@@ -34,8 +34,9 @@ def mpi(test):
 CHILD = """
 import os, signal, sys
 from pathlib import Path
+from refvt.cli.progress import TrainingBar
 from refvt.training import TrainingError, train
-from refvt.training.parallel import ranks
+from refvt.training.parallel import open_communicator
 from tests.support.sliding_bars import SlidingBars, small_recipe
 
 OUT = Path(sys.argv[1])
@@ -51,11 +52,11 @@ class Failing(SlidingBars):
 def say(*words):  # in one piece: mpiexec mixes what the ranks print
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
-def go(group, recipe=small_recipe(epochs=3), data=SlidingBars(30), **options):
-    named = {"progress": False, "backend": "reference", "log_every": 1, **options}
-    return train(recipe, data, SlidingBars(15), OUT, ranks=group, **named)
+def go(comm, recipe=small_recipe(epochs=3), data=SlidingBars(30), **options):
+    named = {"observer": TrainingBar(visible=False), "backend": "reference", "log_every": 1, **options}
+    return train(recipe, data, SlidingBars(15), OUT, communicator=comm, **named)
 
-with ranks() as group:
+with open_communicator() as comm:
 """
 
 
@@ -82,7 +83,7 @@ def test_two_ranks_give_the_loss_curve_of_one(tmp_path):
     recipe = small_recipe(epochs=3)
     alone, two = tmp_path / "alone", tmp_path / "two"
     run(recipe, alone, dtype="float64")
-    code, printed, errors = together('say(group.rank, group.size, go(group, dtype="float64").clips)', two)
+    code, printed, errors = together('say(comm.rank, comm.size, go(comm, dtype="float64").clips)', two)
     assert code == 0, errors
     assert sorted(printed.splitlines()) == ["0 2 15", "1 2 15"]
     # float64: the same numbers added in another order, a dozen steps long
@@ -94,16 +95,16 @@ def test_two_ranks_give_the_loss_curve_of_one(tmp_path):
 @mpi
 def test_two_ranks_go_on_where_they_stopped(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert together("go(group)", whole)[0] == 0
+    assert together("go(comm)", whole)[0] == 0
     body = """
 data = Failing()
 data.left, data.end = 40, lambda: os.kill(os.getpid(), signal.SIGKILL)
-go(group, data=data, checkpoint_every=1)
+go(comm, data=data, checkpoint_every=1)
 """
     assert together(body, broken)[0] != 0
     assert (broken / CHECKPOINT).exists()
     assert not (broken / MODEL).exists()
-    assert together("go(group, resume=True)", broken)[0] == 0
+    assert together("go(comm, resume=True)", broken)[0] == 0
     assert lines(broken) == lines(whole)
     assert same(parameters(broken), parameters(whole))
 
@@ -114,14 +115,14 @@ def test_a_rank_that_fails_ends_the_run_with_one_message(tmp_path, guilty):
     body = f"""
 data = Failing()
 def end(): raise OSError("the film is torn")
-if group.rank == {guilty}: data.left, data.end = 20, end
-go(group, data=data, checkpoint_every=1)
+if comm.rank == {guilty}: data.left, data.end = 20, end
+go(comm, data=data, checkpoint_every=1)
 """
     code, _, errors = together(body, tmp_path)
     assert code != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("refvt:")]
     assert line.startswith(f"refvt: rank {guilty} of 2: ")
-    assert "the film is torn; the run goes on from" in line
+    assert "the film is torn; resume from" in line
     assert "Traceback" not in errors
     run(small_recipe(epochs=3), tmp_path, resume=True)
     assert lines(tmp_path)[-1]["epoch"] == 3
@@ -131,8 +132,8 @@ go(group, data=data, checkpoint_every=1)
 def test_a_rank_that_dies_ends_the_run(tmp_path):
     body = """
 data = Failing()
-if group.rank == 1: data.left, data.end = 20, lambda: os.kill(os.getpid(), signal.SIGKILL)
-go(group, data=data, checkpoint_every=1)
+if comm.rank == 1: data.left, data.end = 20, lambda: os.kill(os.getpid(), signal.SIGKILL)
+go(comm, data=data, checkpoint_every=1)
 """
     code, printed, errors = together(body, tmp_path)  # a hang would run into the time limit
     assert code != 0
@@ -142,13 +143,13 @@ go(group, data=data, checkpoint_every=1)
 
 
 @mpi
-@pytest.mark.parametrize("guilty", ["group.rank == 0", "group.rank == 1", "True"])
+@pytest.mark.parametrize("guilty", ["comm.rank == 0", "comm.rank == 1", "True"])
 def test_what_is_wrong_before_the_start_is_wrong_on_every_rank(tmp_path, guilty):
     body = f"""
 try:
-    go(group, data=SlidingBars(0 if {guilty} else 30))
+    go(comm, data=SlidingBars(0 if {guilty} else 30))
 except TrainingError as error:
-    say(group.rank, error)
+    say(comm.rank, error)
 """
     code, printed, _ = together(body, tmp_path / "out")
     assert code == 0
@@ -166,32 +167,37 @@ def test_the_command_under_mpiexec(tmp_path):
     assert found.returncode == 2
     assert found.stderr.splitlines()[0] == "refvt: epochs: expected a whole number, got 'zero'"
     assert found.stderr.count("refvt: ") == 1
-    code, printed, _ = together("from refvt.backends import pool; say(pool.num_threads())", tmp_path)
+    code, printed, _ = together("from refvt.backends.jit import workspace; say(workspace.num_threads())", tmp_path)
     assert code == 0
     share = str(max(1, len(os.sched_getaffinity(0)) // 2)) if not os.environ.get("REFVT_NUM_THREADS") else None
     assert printed.split() == [share or os.environ["REFVT_NUM_THREADS"]] * 2
 
 
 def test_more_ranks_than_shares_are_refused(tmp_path):
-    class Crowd(parallel.Alone):
+    class Crowd(parallel.SingleProcess):
         size = 3
 
-    with pytest.raises(ValueError, match="a batch of 8 in micro-batches of 4 makes 2 shares, too few for 3 processes"):
-        run(small_recipe(), tmp_path, ranks=Crowd())
+    with pytest.raises(ValueError, match="expected at least one micro-batch for each of 3 processes, got 2"):
+        run(small_recipe(), tmp_path, communicator=Crowd())
 
 
 def test_mpiexec_without_mpi4py_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setattr(parallel, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'training with mpiexec needs mpi4py: pip install "refvt\[mpi\]"'):
-        parallel.ranks().__enter__()
+        parallel.open_communicator().__enter__()
 
 
 def test_a_process_on_its_own_is_alone(monkeypatch):
     for name in parallel.SIZES:
         monkeypatch.delenv(name, raising=False)
-    with parallel.ranks() as group:
-        assert (group.rank, group.size, group.from_first("x"), group.agree("y")) == (0, 1, "x", "y")
+    with parallel.open_communicator() as comm:
+        assert (comm.rank, comm.size, comm.broadcast("x"), comm.first_error("y")) == (
+            0,
+            1,
+            "x",
+            "y",
+        )
         vector = np.arange(3.0)
-        group.add_up(vector)
+        comm.allreduce(vector)
         assert vector.tolist() == [0, 1, 2]

@@ -20,9 +20,9 @@ def test_every_recipe_survives_json(name, tmp_path):
 
 def test_the_papers_recipe():
     kinetics, activitynet = paper_recipe("minik-g03-b10"), paper_recipe("anet-g07-b20")
-    assert (kinetics.optimiser, kinetics.weight_decay, kinetics.rate) == ("adam", 1e-5, 1e-5)
+    assert (kinetics.optimiser, kinetics.weight_decay, kinetics.learning_rate) == ("adam", 1e-5, 1e-5)
     assert (kinetics.epochs, kinetics.warmup_epochs, kinetics.warmup_start) == (20, 5, 0.1)
-    assert (kinetics.clip_norm, kinetics.batch, kinetics.rate_by, kinetics.drop_path) == (40, 16, "epoch", 0.1)
+    assert (kinetics.max_grad_norm, kinetics.batch, kinetics.lr_per, kinetics.drop_path) == (40, 16, "epoch", 0.1)
     assert (kinetics.ponder_weight, kinetics.motion_weight, kinetics.betas) == (5e-4, 1.0, (0.9, 0.999))
     assert kinetics.decay_norms_and_biases
     assert activitynet.epochs == 50
@@ -36,15 +36,15 @@ def test_the_papers_recipe():
         ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
         ({"epochs": 2.0}, TypeError, "epochs: expected a whole number, got 2.0"),
         ({"seed": True}, TypeError, "seed: expected a whole number, got True"),
-        ({"rate": "fast"}, TypeError, "rate: expected a finite number, got 'fast'"),
-        ({"rate": float("nan")}, TypeError, "rate: expected a finite number, got nan"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a finite number, got 'fast'"),
+        ({"learning_rate": float("nan")}, TypeError, "learning_rate: expected a finite number, got nan"),
         ({"drop_path": 1}, ValueError, "drop_path: expected a number below 1, got 1"),
         ({"label_smoothing": 2}, ValueError, "label_smoothing: expected a number from 0 to 1, got 2"),
         ({"optimiser": "sgd"}, ValueError, "optimiser: expected one of adamw, adam, got 'sgd'"),
         ({"optimiser": ["adam"]}, ValueError, "optimiser: expected one of adamw, adam"),
         ({"betas": [0.9]}, TypeError, r"betas: expected two numbers, got \[0.9\]"),
         ({"betas": [0.9, 1.0]}, ValueError, "betas: expected two numbers from 0 to below 1"),
-        ({"clip_norm": 0}, ValueError, "clip_norm: expected a number above 0, got 0"),
+        ({"max_grad_norm": 0}, ValueError, "max_grad_norm: expected a number above 0, got 0"),
         ({"static_twins": 1}, TypeError, "static_twins: expected true or false, got 1"),
         ({"micro_batch": 3}, ValueError, "micro_batch: expected a divisor of batch 8, got 3"),
         ({"warmup_epochs": 3}, ValueError, "warmup_epochs: expected at most the 2 epochs, got 3"),
@@ -82,8 +82,8 @@ def test_missing_fields_and_files_are_named(tmp_path):
 
 def test_single_fields_can_be_changed():
     recipe = small_recipe(data_settings={"noise": 1, "clutter": 2})
-    changed = recipe.changed({"rate": 0.5, "config.width": 32, "data_settings.noise": 9})
-    assert (changed.rate, changed.config.width, changed.config.depth) == (0.5, 32, CONFIG.depth)
+    changed = recipe.changed({"learning_rate": 0.5, "config.width": 32, "data_settings.noise": 9})
+    assert (changed.learning_rate, changed.config.width, changed.config.depth) == (0.5, 32, CONFIG.depth)
     assert changed.data_settings == {"noise": 9, "clutter": 2}
     assert recipe.data_settings == {"noise": 1, "clutter": 2}
     with pytest.raises(ValueError, match=r"unknown: config\.breadth"):
@@ -93,7 +93,7 @@ def test_single_fields_can_be_changed():
 
 
 def test_differences_are_named():
-    one, other = small_recipe().as_dict(), small_recipe(rate=1.0).changed({"config.depth": 5}).as_dict()
+    one, other = small_recipe().as_dict(), small_recipe(learning_rate=1.0).changed({"config.depth": 5}).as_dict()
     assert difference(one, one) == []
-    assert difference(one, other) == ["config.depth", "rate"]
+    assert difference(one, other) == ["config.depth", "learning_rate"]
     assert difference({"a": 1}, {}) == ["a"]

@@ -133,7 +133,7 @@ def begun(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rate": 1.0}, "rate: the checkpoint has 0.003, now 1.0"),
+        ({"learning_rate": 1.0}, "learning_rate: the checkpoint has 0.003, now 1.0"),
         ({"epochs": 2}, "epochs: the checkpoint has 1, now 2"),
         ({"config.depth": 5}, "config.depth: the checkpoint has 4, now 5"),
         ({"data_settings.noise": 3}, "data_settings.noise: the checkpoint has None, now 3"),
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_or_log_is_refused(begun):
         run(recipe, begun, resume=True)
     file.write_bytes(whole)
     (begun / LOG).write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"log\.jsonl: expected the \d+ bytes that the checkpoint speaks of"):
+    with pytest.raises(TrainingError, match=r"log\.jsonl: expected at least the \d+ bytes the checkpoint names"):
         run(recipe, begun, resume=True)
 
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from refvt.training.schedule import ponder_weight_at, rate_at
+from refvt.training.schedule import learning_rate_at, ponder_weight_at
 
 
 def test_warm_up_multiplies_the_cosine():
     # 10 epochs of 4 steps, 2 of them warm-up from a tenth
-    rates = [rate_at(step, 4, 10, 3.0, warmup_epochs=2) for step in range(40)]
+    rates = [learning_rate_at(step, 4, 10, 3.0, warmup_epochs=2) for step in range(40)]
     cosine = [1.5 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
     assert rates[0] == pytest.approx(0.3)
     assert rates[4] == pytest.approx(cosine[4] * 0.55)  # half of the way from 0.1 to 1
@@ -19,7 +19,7 @@ def test_warm_up_multiplies_the_cosine():
 
 
 def test_the_papers_rate_stands_still_within_an_epoch():
-    rates = [rate_at(step, 4, 20, 1e-5, warmup_epochs=5, by="epoch") for step in range(80)]
+    rates = [learning_rate_at(step, 4, 20, 1e-5, warmup_epochs=5, per="epoch") for step in range(80)]
     assert all(len(set(rates[4 * e : 4 * e + 4])) == 1 for e in range(20))
     assert rates[0] == pytest.approx(1e-6)
     assert rates[5 * 4] == pytest.approx(0.5e-5 * (1 + math.cos(math.pi / 4)))

@@ -6,21 +6,21 @@ import pytest
 import refvt
 from refvt.model.parameters import initial_parameters
 from refvt.training.recipe import RECIPES
-from refvt.training.scratch import scratch_parameters, start_of
+from refvt.training.scratch import initialise, scratch_parameters
 from tests.support.sliding_bars import small_recipe
 
 
 def test_the_papers_start_is_the_models_own():
-    recipe = small_recipe(start="paper", halting_start=0.25)
-    start = start_of(recipe)
+    recipe = small_recipe(init="paper", halting_start=0.25)
+    start = initialise(recipe)
     own = initial_parameters(recipe.config, np.random.default_rng(recipe.seed), "float32")
     own["pos_embed"][..., 0] += np.float32(0.25)
     assert all(np.array_equal(start[name], own[name]) for name in own)
 
 
 def test_from_scratch_nobody_writes_to_the_halting_channel():
-    recipe = small_recipe(start="scratch", halting_start=0.0)
-    model = refvt.HaltingVT(recipe.config, start_of(recipe), backend="reference", dtype="float64")
+    recipe = small_recipe(init="scratch", halting_start=0.0)
+    model = refvt.HaltingVT(recipe.config, initialise(recipe), backend="reference", dtype="float64")
     c = recipe.config
     clips = np.random.default_rng(0).uniform(-1, 1, (2, c.channels, c.num_frames, *c.image_size))
     trace = model.trace(clips)
@@ -43,8 +43,8 @@ def test_from_scratch_place_and_time_are_as_loud_as_a_patch_and_black_is_silent(
 
 
 def test_a_start_is_drawn_by_its_seed_alone():
-    one, again, other = (start_of(small_recipe(start="scratch", seed=seed)) for seed in (3, 3, 4))
+    one, again, other = (initialise(small_recipe(init="scratch", seed=seed)) for seed in (3, 3, 4))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert not np.array_equal(one["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
-    with pytest.raises(ValueError, match="start: expected one of paper, scratch, got 'nowhere'"):
-        small_recipe(start="nowhere")
+    with pytest.raises(ValueError, match="init: expected one of paper, scratch, got 'nowhere'"):
+        small_recipe(init="nowhere")

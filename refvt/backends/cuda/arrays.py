@@ -20,8 +20,8 @@ from refvt.backends.cuda.kernel import kernel
 from refvt.backends.cuda.matmul import matmul_nn
 from refvt.backends.cuda.threads import cell, valid_rows
 from refvt.backends.cuda.upload import read_only, upload
-from refvt.ops.compaction.cuda import compact as compact
-from refvt.ops.compaction.cuda import silence as silence
+
+IN_MAIN_MEMORY = False
 
 
 def from_numpy(array: Any, dtype: str | None = None) -> Array:

@@ -9,21 +9,22 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.matmul import affine
-from refvt.backends.jit.threads import next_tile, run, span
+from refvt.backends.jit.threads import next_tile, run, session, span
+from refvt.backends.jit.workspace import keep_freed_memory
 from refvt.backends.reference.arrays import (
+    IN_MAIN_MEMORY,
     GraphCache,
     add_scaled,
     add_to_column,
+    check_clips,
     column,
     columns,
-    compact,
     fill,
     frames_to_patches,
     from_numpy,
     join_columns,
     join_rows,
     on_device,
-    silence,
     take,
     take_patches,
     to_numpy,
@@ -33,13 +34,14 @@ from refvt.backends.reference.arrays import (
 )
 
 __all__ = [
+    "IN_MAIN_MEMORY",
     "GraphCache",
     "add",
     "add_scaled",
     "add_to_column",
+    "check_clips",
     "column",
     "columns",
-    "compact",
     "copied",
     "fill",
     "frames_to_patches",
@@ -49,7 +51,7 @@ __all__ = [
     "matmul",
     "on_device",
     "scaled",
-    "silence",
+    "session",
     "take",
     "take_patches",
     "to_numpy",
@@ -57,6 +59,8 @@ __all__ = [
     "write",
     "zeros",
 ]
+
+keep_freed_memory()
 
 NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
 

@@ -14,7 +14,7 @@ from refvt import Decisions, backends
 from refvt.backends.cuda.arguments import Vector, kinds_of
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
-from tests.support.compaction_checks import check_compaction, check_index_moves, check_silence
+from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
 from tests.support.inference_checks import LIVES, check_inference
 from tests.support.models import small_clips, small_model
 from tests.support.ptx_machine import Fault, Machine
@@ -62,9 +62,9 @@ def test_tiny_operation(name, machine):
 @pytest.mark.parametrize(("B", "N"), [(1, 300), (5, 40), (33, 3)])
 @pytest.mark.parametrize("early", [False, True])
 def test_compaction(B, N, early, machine):
-    moves, rng = backends.get("cuda").arrays, np.random.default_rng(B + early)
-    assert check_compaction(moves, rng, B, N, True, early)
-    check_silence(moves, rng, N, early)
+    ops, rng = backends.get("cuda"), np.random.default_rng(B + early)
+    assert check_compaction(ops, rng, B, N, True, early)
+    check_mask_halted(ops, rng, N, early)
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -106,7 +106,7 @@ def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
 
 
 def test_index_moves(machine):
-    check_index_moves(backends.get("cuda").arrays, np.random.default_rng(0))
+    check_index_functions(backends.get("cuda").arrays, np.random.default_rng(0))
 
 
 def test_copies_of_a_row_are_added_in_order(machine):

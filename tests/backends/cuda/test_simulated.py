@@ -29,7 +29,7 @@ from refvt.ops import operations
 from refvt.training import Recipe, TrainingError, train
 from refvt.training.optimiser import Adam, global_norm
 from refvt.training.vectors import Vector
-from tests.support.compaction_checks import check_compaction, check_index_moves, check_silence
+from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
 from tests.support.cudasim import prepare
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -122,14 +122,14 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
     there, copied = backends.get("cuda").arrays.from_numpy(clips), []
     download, heads = driver().download, []
     monkeypatch.setattr(driver(), "download", lambda host, address: copied.append(host) or download(host, address))
-    motion_head, right = model.parameters["motion_head.weight"], model._ops.operations["linear"]
+    motion_head, right = model.parameters["motion_head.weight"], model._ops["linear"]
 
     def linear(x, weight, *arguments, **settings):
         if weight is motion_head:
             heads.append(len(copied))
         return right.forward(x, weight, *arguments, **settings)
 
-    monkeypatch.setitem(model._ops.operations, "linear", type(right)(right.operation, linear, right.backward))
+    monkeypatch.setattr(model._ops, "linear", type(right)(right.operation, linear, right.backward))
     model(there, execution=execution, arrays="device")
     (before_the_last_head,) = heads
     (finite,) = copied[:before_the_last_head]
@@ -142,9 +142,9 @@ def test_nothing_is_copied_to_main_memory(execution, small, monkeypatch):
 @pytest.mark.parametrize(("ghosts", "early"), [(True, False), (True, True), (False, False)])
 def test_compaction(B, N, ghosts, early, cuda):
     rng = np.random.default_rng(B + N)
-    moved = sum(check_compaction(cuda.arrays, rng, B, N, ghosts, early) for _ in range(3))
+    moved = sum(check_compaction(cuda, rng, B, N, ghosts, early) for _ in range(3))
     assert moved or N == 1
-    check_silence(cuda.arrays, rng, N, ghosts)
+    check_mask_halted(cuda, rng, N, ghosts)
 
 
 def test_from_the_second_call_on_a_graph_is_replayed(small):
@@ -171,7 +171,7 @@ def on_the_host(model):
 
 
 def test_index_moves(cuda):
-    check_index_moves(cuda.arrays, np.random.default_rng(0))
+    check_index_functions(cuda.arrays, np.random.default_rng(0))
 
 
 def test_clips_on_the_device_are_checked(small):
@@ -362,14 +362,14 @@ def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_pa
         with pytest.raises(backends.DeviceError, match=said):
             run()
     with pytest.raises(TrainingError, match=said + ".*no checkpoint had been written yet"):
-        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda")
     monkeypatch.setattr("refvt.backends.cuda.arrays.upload", broken)
     with pytest.raises(backends.DeviceError, match=said):
         HaltingVT(model.config, backend="cuda")
     monkeypatch.undo()
     monkeypatch.setattr("refvt.backends.cuda.arrays.zeros", broken)  # the optimiser's vectors
     with pytest.raises(backends.DeviceError, match=said):
-        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda", progress=False)
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda")
 
 
 @pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")])
@@ -395,7 +395,7 @@ def test_the_optimiser_moves_as_on_the_host(cuda, decoupled, dtype):
         values = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
         for _, gradients, adam in sides:
             gradients.clear()
-            gradients.add({name: gradients.moves.from_numpy(value) for name, value in values.items()}, 2)
+            gradients.add({name: gradients.ops.arrays.from_numpy(value) for name, value in values.items()}, 2)
             assert global_norm(gradients) == pytest.approx(
                 2 * np.sqrt(sum(float((v.astype(float) ** 2).sum()) for v in values.values())),
                 rel=float(20 * np.finfo(dtype).eps),
@@ -406,7 +406,7 @@ def test_the_optimiser_moves_as_on_the_host(cuda, decoupled, dtype):
     for a, b in ((mine, theirs), (mine_adam.m, theirs_adam.m), (mine_adam.v, theirs_adam.v)):
         assert not isinstance(a.vector, np.ndarray)
         assert np.abs(a.numpy() - b.numpy()).max() <= allowed
-        assert np.array_equal(a.moves.to_numpy(a.arrays["head.weight"]).ravel(), a.numpy()[3:15])
+        assert np.array_equal(a.ops.arrays.to_numpy(a.arrays["head.weight"]).ravel(), a.numpy()[3:15])
 
 
 def test_training_is_that_of_the_host(small, tmp_path):
@@ -417,7 +417,7 @@ def test_training_is_that_of_the_host(small, tmp_path):
     for backend in ("cuda", "jit"):
         out = tmp_path / backend
         data = Blinks(), Blinks()
-        train(recipe, *data, out, backend=backend, dtype="float64", log_every=1, progress=False)
+        train(recipe, *data, out, backend=backend, dtype="float64", log_every=1)
         lines[backend] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     for mine, theirs in zip(lines["cuda"], lines["jit"], strict=True):
         assert {k for k in mine if k != "seconds"} == {k for k in theirs if k != "seconds"}
@@ -431,13 +431,20 @@ def test_training_is_that_of_the_host(small, tmp_path):
     for backend in ("cuda", "jit"):
         again = tmp_path / f"again-{backend}"
         shutil.copytree(tmp_path / "cuda", again, ignore=shutil.ignore_patterns("model*"))
-        train(recipe, Blinks(), Blinks(), again, resume=True, backend=backend, dtype="float64", progress=False)
+        train(recipe, Blinks(), Blinks(), again, resume=True, backend=backend, dtype="float64")
         found = read_checkpoint(again / "model.safetensors")
         assert all(np.array_equal(found[name], value) for name, value in ends[0].items())
 
 
 def recipe_of(config):
-    steps = {"epochs": 1, "batch": 1, "micro_batch": 1, "rate": 0.01, "clip_norm": 0.5, "static_twins": False}
+    steps = {
+        "epochs": 1,
+        "batch": 1,
+        "micro_batch": 1,
+        "learning_rate": 0.01,
+        "max_grad_norm": 0.5,
+        "static_twins": False,
+    }
     return Recipe(config, "digits", **steps)
 
 
@@ -543,13 +550,13 @@ def test_golden_cases_of_the_naive_kernels(name, dtype, cuda, monkeypatch):
 
     naive = {"attention": attention_naive, "layernorm": layernorm_naive, "linear": linear_naive}
     operation, calls = name.split("-")[1], []
-    fast = cuda.operations[operation]
+    fast = cuda[operation]
 
     def forward(*arguments, keep=True, **settings):
         calls.append(arguments)
         return naive[operation](*arguments, **settings), fast.forward(*arguments, keep=True, **settings)[1]
 
-    monkeypatch.setitem(cuda.operations, operation, type(fast)(fast.operation, forward, fast.backward))
+    monkeypatch.setattr(cuda, operation, type(fast)(fast.operation, forward, fast.backward))
     result = verify_case(CASES[name], "cuda", dtype)
     assert calls
     assert result.comparisons
