@@ -18,6 +18,7 @@ from refvt.bench.forward import QUICK, WORKLOADS, Settings, Sizes, Workload, mea
 from refvt.bench.report import render_markdown, render_text
 from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
 from refvt.bench.training_step import TrainingWorkload, measure_steps, render_steps
+from refvt.cli import bench_kernels
 from refvt.cli.options import add_dtype, at_least_one
 from refvt.files import write_whole
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"time steps with AdamW, at the sizes of training recipes: {', '.join(TRAINING_WORKLOADS)}",
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds of two forward passes, no memory: a first look")
+    bench_kernels.add_to(parser)
 
 
 def run(
