@@ -32,7 +32,7 @@ _LISTED = 20  # skipped videos, at most, in the report for people
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt evaluate``."""
+    """Add the options of ``refvt evaluate``."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
