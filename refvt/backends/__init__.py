@@ -1,31 +1,37 @@
-"""A backend is one column of the house: every operation, written for one kind of machine.
+"""The table of operations, filled by one of three backends: ``reference``, ``jit`` or ``cuda``.
 
-``get("reference")`` gives the table the model is written against: ``ops.linear.forward(...)``,
-``ops.linear.backward(dy, cache)``, one entry per operation of ``refvt.ops.operations()``, and beside it the few moves
-on arrays that are no operations of the model (taking columns, joining rows, adding gradients).
+``ops = get("reference")`` is what the model is written against: ``ops.linear.forward(...)``,
+``ops.linear.backward(dy, cache)``, one attribute for each operation of ``refvt.ops``. Beside the operations,
+``ops.arrays`` holds the array functions that are no operation of the model, such as taking columns or joining rows
+(``interface.ArrayFunctions``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+from refvt.backends.interface import ArrayFunctions
 from refvt.ops import FAMILIES, Operation
 
-__all__ = ["BACKENDS", "Backend", "DeviceError", "Implementation", "Unavailable", "available", "default", "get"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "DeviceError",
+    "ForwardOnly",
+    "Implementation",
+    "Unavailable",
+    "available",
+    "default",
+    "get",
+]
 
-# column of the rooms, module with the moves on its arrays
-BACKENDS = {
-    "reference": ("reference", "refvt.backends.reference.arrays"),
-    "jit": ("jit", "refvt.backends.jit.arrays"),
-    "cuda": ("cuda", "refvt.backends.cuda.arrays"),
-}
+BACKENDS = ("reference", "jit", "cuda")
 
 
 class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
@@ -38,47 +44,88 @@ class DeviceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One operation as one backend computes it. A decision (``top_k``) is called directly and has no backward."""
+    """One operation as one backend computes it: ``y, cache = forward(…)`` and ``dx, … = backward(dy, cache)``."""
 
     operation: Operation
     forward: Callable[..., Any]
-    backward: Callable[..., Any] | None
+    backward: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ForwardOnly:
+    """An operation without a backward (a decision or an optimiser's step), called directly: ``top_k(scores, k)``."""
+
+    operation: Operation
+    forward: Callable[..., Any]
+    backward: None = None
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
         return self.forward(*arguments, **settings)
 
 
 class Backend:
-    """The table of operations of one column, as attributes, and its array moves as ``arrays``."""
+    """The operations of one backend as attributes, and its array functions as ``arrays``.
+
+    Each attribute stands for the functions of its name in ``refvt/ops/<folder>/<backend>.py``; the first page of the
+    folder, ``__init__.py``, says what they compute.
+    """
+
+    # ops/embedding
+    embed: Implementation  # clips → tokens
+    # ops/layernorm
+    layernorm: Implementation  # (x − mean) / √(variance + eps) · weight + bias
+    # ops/linear
+    linear: Implementation  # residual + gain · (x Wᵀ + b)
+    # ops/attention
+    attention: Implementation  # softmax(q kᵀ / √d + key_bias) v inside each segment
+    # ops/mlp
+    gelu: Implementation  # x · Φ(x)
+    mlp: Implementation  # residual + gain · fc2(gelu(fc1(x)))
+    # ops/tokens
+    gather: Implementation  # x[index], a zero row for −1
+    segment_mean: Implementation  # mean of each segment's rows
+    # ops/glimpser
+    cls_scores: Implementation  # attention weights of the CLS row, mean over heads
+    top_k: ForwardOnly  # the k largest scores of each row
+    fuse_dropped: Implementation  # Σ score · state over the patches that are not kept
+    # ops/halting
+    halt: Implementation  # one layer's weight, and which tokens halt
+    accumulate: Implementation  # y + weight · x
+    halt_tokens: Implementation  # the textbook loop over all layers
+    # ops/compaction
+    compact: ForwardOnly  # which tokens enter the next joint block, and where their rows stand
+    mask_halted: ForwardOnly  # the same for dense execution
+    # ops/losses
+    cross_entropy: Implementation
+    ponder_loss: Implementation
+    motion_loss: Implementation
+    # ops/optimiser
+    squared_norm: ForwardOnly  # Σ x²
+    adam_step: ForwardOnly  # Adam with L2, AdamW
 
     def __init__(self, name: str) -> None:
-        column, moves = BACKENDS[name]
         self.name = name
-        self.arrays: ModuleType = import_module(moves)
-        # held around a whole run of the model: what the column's threads need, what its device's errors mean
-        self.session: Callable[[], AbstractContextManager[None]] = nullcontext
-        if name == "jit":
-            self.session = import_module("refvt.backends.jit.threads").session
-            import_module("refvt.backends.jit.workspace").keep_freed_memory()
-        elif name == "cuda":
-            self.session = self.arrays.session
-        self.operations: dict[str, Implementation] = {}
-        for room in FAMILIES:
-            signatures = import_module(f"refvt.ops.{room}").OPERATIONS
-            module = import_module(f"refvt.ops.{room}.{column}")
-            for signature in signatures:
-                if signature.has_backward:
-                    forward = getattr(module, f"{signature.name}_forward")
-                    backward = getattr(module, f"{signature.name}_backward")
+        self.arrays = cast(ArrayFunctions, import_module(f"refvt.backends.{name}.arrays"))
+        for family in FAMILIES:
+            module = import_module(f"refvt.ops.{family}.{name}")
+            for operation in import_module(f"refvt.ops.{family}").OPERATIONS:
+                op_name = operation.name
+                if operation.has_backward:
+                    pair = getattr(module, f"{op_name}_forward"), getattr(module, f"{op_name}_backward")
+                    setattr(self, op_name, Implementation(operation, *pair))
                 else:
-                    forward, backward = getattr(module, signature.name), None
-                self.operations[signature.name] = Implementation(signature, forward, backward)
+                    setattr(self, op_name, ForwardOnly(operation, getattr(module, op_name)))
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["operations"][name]
-        except KeyError:
-            raise AttributeError(f"{name!r} is no operation of the table") from None
+    def __getitem__(self, operation: str) -> Implementation | ForwardOnly:
+        """An operation by name. KeyError for a name that is not in the table."""
+        found = self.__dict__.get(operation)
+        if not isinstance(found, Implementation | ForwardOnly):
+            raise KeyError(f"{operation!r} is no operation of the table")
+        return found
+
+    def session(self) -> AbstractContextManager[None]:
+        """Held around a run of the model: it wakes the threads of ``jit`` and explains the errors of a GPU."""
+        return self.arrays.session()
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"

@@ -1,4 +1,4 @@
-"""Do the contestants of ``refvt bench`` say the same? Otherwise no ratio is given."""
+"""Whether the contestants of ``refvt bench`` compute the same; otherwise no ratio is given."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from refvt.model.decisions import Decisions
 
 __all__ = ["check_agreement"]
 
-DECISIONS_APART = 0.01  # the largest share of tokens that may take another way, each within rounding of a threshold
+DECISIONS_APART = 0.01  # largest share of tokens with another decision, each within rounding of a threshold
 
 
 def check_agreement(models: Mapping[str, Model], material: Material, train: bool) -> tuple[dict[str, Any], Array]:
-    """Do all say the same? Two runs of each, which warm it up as well: free, and under the first model's decisions.
+    """Compare two runs of each model, which also warm it up: free, and under the first model's decisions.
 
-    Returns a report and who was alive, bool [B, L, N'], in the first model's free run. Differences are relative: of
-    logits the largest against the largest logit, of gradients the norm against the norm.
+    Returns a report and the tokens alive in the first model's free run, bool [B, L, N']. Differences are relative: the
+    largest difference of logits to the largest logit, the norm of the difference of gradients to their norm.
     """
     names = list(models)
     first, judge = models[names[0]], EAGER if EAGER in models else names[0]
@@ -36,32 +36,34 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
     assert forced.halting_layer is not None
     living = np.where(forced.halting_layer == 0, material.config.joint_depth, forced.halting_layer)
     forced = Decisions(forced.kept, living)
-    said: dict[str, _Said] = {}
+    answers: dict[str, _Answer] = {}
     for name in [judge, *(name for name in names if name != judge)]:
         result = models[name].run(train, forced)
-        said[name] = _Said(
+        answers[name] = _Answer(
             models[name].logits(result),
             models[name].loss(result) if train else None,
             models[name].gradients() if train else None,
         )
-        if name != judge:  # only the judge's gradients are kept beside those of one other
-            said[name] = said[name]._replace(gradients=None, apart=_gradients_apart(said[name], said[judge]))
+        if name != judge:  # of gradients only the judge's and one other's are held at a time
+            answers[name] = answers[name]._replace(
+                gradients=None, apart=_gradients_apart(answers[name], answers[judge])
+            )
     allowed = float(np.sqrt(np.finfo(material.dtype).eps))
-    truth, others = said[judge], [name for name in names if name != judge]
+    truth, others = answers[judge], [name for name in names if name != judge]
     scale = float(np.abs(truth.logits).max())
     report: dict[str, Any] = {
         "with": judge,
         "allowed": allowed,
         "largest_logit": scale,
-        "logits": {name: float(np.abs(said[name].logits - truth.logits).max()) / scale for name in others},
+        "logits": {name: float(np.abs(answers[name].logits - truth.logits).max()) / scale for name in others},
         "decisions": int(material.config.patches_per_frame * material.config.num_frames * len(material.clips)),
         "decisions_apart": {name: _decisions_apart(material.config, free[name], free[judge]) for name in others},
     }
     measured = [*report["logits"].values()]
     if train:
         assert truth.loss is not None
-        report["loss"] = {name: abs((said[name].loss or 0.0) - truth.loss) / abs(truth.loss) for name in others}
-        report["gradients"] = {name: said[name].apart for name in others}
+        report["loss"] = {name: abs((answers[name].loss or 0.0) - truth.loss) / abs(truth.loss) for name in others}
+        report["gradients"] = {name: answers[name].apart for name in others}
         measured += [*report["loss"].values(), *report["gradients"].values()]
     shares = [count / report["decisions"] for count in report["decisions_apart"].values()]
     # a comparison with NaN is False: what is not a number does not agree
@@ -69,14 +71,14 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
     return report, alive
 
 
-class _Said(NamedTuple):
+class _Answer(NamedTuple):
     logits: Array
     loss: float | None
     gradients: dict[str, Array] | None
     apart: float | None = None
 
 
-def _gradients_apart(one: _Said, other: _Said) -> float | None:
+def _gradients_apart(one: _Answer, other: _Answer) -> float | None:
     """‖g − g'‖ / ‖g'‖ over all parameters together."""
     if one.gradients is None or other.gradients is None:
         return None
@@ -88,16 +90,16 @@ def _gradients_apart(one: _Said, other: _Said) -> float | None:
 
 
 def _decisions_apart(config: HaltingVTConfig, one: Decisions, other: Decisions) -> int:
-    """How many patches took another way: dropped by one and not by the other, or halted in another layer."""
-    fates, known = [], []
+    """Number of patches with different decisions: dropped by one and not by the other, or halted in another layer."""
+    outcomes, known = [], []
     for decisions in (one, other):
         assert decisions.kept is not None
         assert decisions.halting_layer is not None
         layers = decisions.halting_layer[:, 1:]
         B, T = len(layers), config.num_frames
         places = decisions.kept[-1] if decisions.kept else np.tile(np.arange(config.patches_per_frame), (B, T, 1))
-        fate = np.full((B, T, config.patches_per_frame), -1)
-        np.put_along_axis(fate, places, layers.reshape(B, -1, T).swapaxes(1, 2), axis=2)
-        fates.append(fate)
-        known.append(fate != 0)  # 0: still alive when its clip left
-    return int(((fates[0] != fates[1]) & known[0] & known[1]).sum())
+        outcome = np.full((B, T, config.patches_per_frame), -1)
+        np.put_along_axis(outcome, places, layers.reshape(B, -1, T).swapaxes(1, 2), axis=2)
+        outcomes.append(outcome)
+        known.append(outcome != 0)  # 0: still alive when its clip left
+    return int(((outcomes[0] != outcomes[1]) & known[0] & known[1]).sum())

@@ -1,4 +1,4 @@
-"""Who is timed by ``refvt bench``, and on what: workloads, the material that all are given alike, the contestants."""
+"""What ``refvt bench`` times: workloads, the clips and weights that all contestants get, and the contestants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 import refvt
 from refvt import backends
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench import torch_model as bench_torch
 from refvt.bench.profiles import profile_parameters
 from refvt.model.config import HaltingVTConfig
@@ -28,20 +28,22 @@ __all__ = [
     "Model",
     "RefvtModel",
     "Workload",
-    "chosen_backends",
-    "contestants_of",
-    "limited_threads",
-    "material_of",
+    "limit_threads",
+    "make_contestants",
+    "make_material",
 ]
 
 EAGER, SDPA = "torch eager", "torch sdpa"
-HEAD_STARTS = (0.0, 0.5, -0.5, 1.0)  # of the clips: their patches begin nearer to or farther from halting
+HEAD_STARTS = (0.0, 0.5, -0.5, 1.0)  # one for each clip: its patches start nearer to or farther from halting
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed. gflops: what one clip is to cost by halting, None if no token halts before the last layer. dense:
-    is the dense execution timed too."""
+    """A model and what halting makes it cost.
+
+    gflops: cost of one clip, reached by halting; None: no token halts before the last layer. dense: time the dense
+    execution too.
+    """
 
     describes: str
     config: HaltingVTConfig
@@ -50,7 +52,7 @@ class Workload:
 
 
 class Model(Protocol):
-    """What a contestant can do. ``run`` is timed, the rest looks at what it returned."""
+    """A contestant with its clips loaded. ``run`` is timed, the other methods read what it returned."""
 
     def run(self, train: bool, decisions: Decisions) -> Any: ...
     def logits(self, result: Any) -> Array: ...
@@ -61,7 +63,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Material:
-    """What all contestants are given alike."""
+    """The input of all contestants: weights, clips, labels, and decisions imposed on them."""
 
     config: HaltingVTConfig
     dtype: str
@@ -69,14 +71,15 @@ class Material:
     clips: Array
     labels: Array
     motion_labels: Array
-    forced: Decisions  # what the workload imposes on them
+    forced: Decisions
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch.
+    """A line of the table: a backend of refvt and how it executes, or PyTorch.
 
-    device: "cpu", or "cuda" for PyTorch beside the cuda backend.
+    backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch. device:
+    "cpu", or "cuda" for PyTorch when the cuda backend is timed.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Contestant:
     device: str = "cpu"
 
     def build(self, m: Material) -> Model:
+        """The contestant with the material loaded, ready to run."""
         given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
         if self.backend is None:
             return bench_torch.TorchModel(*given, sdpa=self.sdpa, device=self.device)
@@ -94,7 +98,7 @@ class Contestant:
 
 
 class RefvtModel:
-    """A refvt model with given parameters and clips [B, C, T, height, width]."""
+    """A refvt model as a contestant, with given parameters and clips [B, C, T, height, width]."""
 
     def __init__(
         self,
@@ -109,12 +113,12 @@ class RefvtModel:
         singly: bool,
     ) -> None:
         self._model = refvt.HaltingVT(config, parameters, backend=backend, dtype=dtype)
-        self._moves = backends.get(backend).arrays
+        self._arrays = backends.get(backend).arrays
         self._labels, self._motion_labels = labels, motion_labels
         self._execution = execution
         B = len(clips)
         self._batches = [slice(b, b + 1) for b in range(B)] if singly else [slice(0, B)]
-        self._clips = [self._moves.from_numpy(clips[batch], dtype) for batch in self._batches]
+        self._clips = [self._arrays.from_numpy(clips[batch], dtype) for batch in self._batches]
         self._gradients: list[dict[str, Array]] = []
 
     def run(self, train: bool, decisions: Decisions) -> Any:
@@ -134,21 +138,21 @@ class RefvtModel:
             loss, gradients = self._model.loss_and_gradients(clips, *targets, **how)
             results.append((loss.output, loss.total))
             self._gradients.append(gradients)
-        self._moves.wait()
+        self._arrays.wait()
         return results
 
     def logits(self, result: Any) -> Array:
-        """[B, K]"""
-        return np.concatenate([self._moves.to_numpy(output.logits) for output, _ in result])
+        """Logits [B, K] as a NumPy array."""
+        return np.concatenate([self._arrays.to_numpy(output.logits) for output, _ in result])
 
     def decisions(self, result: Any) -> Decisions:
-        """What the run decided; a token still alive when its clip left early has layer 0."""
+        """Decisions of the run; a token still alive when its clip left early has layer 0."""
         outputs = [output for output, _ in result]
         kept = tuple(np.concatenate(parts) for parts in zip(*(o.decisions.kept for o in outputs), strict=True))
         return Decisions(kept, np.concatenate([o.decisions.halting_layer for o in outputs]))
 
     def alive(self, result: Any) -> Array:
-        """bool [B, L, N'] who entered each layer."""
+        """Tokens that entered each layer, bool [B, L, N']."""
         return np.concatenate([output.alive for output, _ in result])
 
     def loss(self, result: Any) -> float:
@@ -158,10 +162,11 @@ class RefvtModel:
     def gradients(self) -> dict[str, Array]:
         """The gradients of the last training step."""
         parts = self._gradients
-        return {name: np.mean([self._moves.to_numpy(part[name]) for part in parts], axis=0) for name in parts[0]}
+        return {name: np.mean([self._arrays.to_numpy(part[name]) for part in parts], axis=0) for name in parts[0]}
 
 
-def material_of(workload: Workload, B: int, dtype: str) -> Material:
+def make_material(workload: Workload, B: int, dtype: str) -> Material:
+    """Clips, labels and weights for B clips. From one clip to the next more or less halts, see ``HEAD_STARTS``."""
     config, rng = workload.config, np.random.default_rng(0)
     clips = rng.standard_normal((B, config.channels, config.num_frames, *config.image_size)).astype(np.float32)
     forced = Decisions()
@@ -179,7 +184,8 @@ def material_of(workload: Workload, B: int, dtype: str) -> Material:
     return Material(config, dtype, parameters, clips, labels, np.arange(B) % 2, forced)
 
 
-def contestants_of(workload: Workload, chosen: Sequence[str], B: int, with_torch: bool) -> list[Contestant]:
+def make_contestants(workload: Workload, chosen: Sequence[str], B: int, with_torch: bool) -> list[Contestant]:
+    """The lines of a workload's table: every chosen backend, and PyTorch eager and with fused attention."""
     contestants = []
     for name in chosen:
         contestants.append(Contestant(f"refvt {name} compact", name, "compact"))
@@ -193,28 +199,15 @@ def contestants_of(workload: Workload, chosen: Sequence[str], B: int, with_torch
     return contestants
 
 
-def chosen_backends(asked: Sequence[str] | None) -> list[str]:
-    """Those to time, each once; the default if none was asked for. ValueError for one that cannot be timed here."""
-    chosen = list(dict.fromkeys(asked or [backends.default()]))
-    for name in chosen:
-        if name not in backends.BACKENDS:
-            raise ValueError(f"--backend: expected some of {', '.join(backends.BACKENDS)}, got {name!r}")
-    if "cuda" in chosen and len(chosen) > 1:
-        raise ValueError(f"--backend: cuda is timed by itself, beside PyTorch on the same GPU; got {', '.join(chosen)}")
-    for name in chosen:
-        backends.get(name)
-    return chosen
-
-
 @contextmanager
-def limited_threads(number: int, chosen: Sequence[str], with_torch: bool) -> Iterator[None]:
-    """The same number of threads for every pool of the process; what was set before comes back at the end."""
+def limit_threads(number: int, chosen: Sequence[str], with_torch: bool) -> Iterator[None]:
+    """The same number of threads for every thread pool of the process; at the end they get back what they had."""
     for name in chosen:
         backends.get(name)  # loads the BLAS it uses, which can be limited only then
     with ExitStack() as stack:
         if with_torch:
             stack.enter_context(bench_torch.threads(number))
         stack.enter_context(threadpool_limits(number, user_api="blas"))
-        stack.callback(pool.set_num_threads, pool.num_threads())
-        pool.set_num_threads(number)
+        stack.callback(workspace.set_num_threads, workspace.num_threads())
+        workspace.set_num_threads(number)
         yield

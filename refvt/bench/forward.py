@@ -1,32 +1,27 @@
-"""``refvt bench``: how long HaltingVT takes on this machine, beside PyTorch and beside what the machine can do at all.
+"""Times of a forward pass and of a training pass, next to PyTorch's and to what the machine can do at best.
 
 All contestants run in one process, each once per round, every round in another order, so that a neighbour's load or a
 falling clock hits them alike. All get the same clips, weights and threads. First it is checked that they agree: under
-one run's decisions their logits (and, in training, losses and gradients) must be the same to half the digits of the
-dtype, and left to themselves they must take the same decisions. If not, no ratio is given.
+the decisions of one run their logits (and, in training, losses and gradients) must be the same to half the digits of
+the dtype, and without forced decisions they must take the same ones. If not, no ratio is given.
 
-Ceilings are measured in the same rounds: the fastest matrix products to be had, and the fastest copy.
+Ceilings are measured in the same rounds: the fastest matrix products available, and the fastest copy.
 
-The ``cuda`` backend is timed by itself: PyTorch, the clips and the ceilings are then on the same GPU, in float32
-without TF32, and every run is waited for before the clock stops.
+The ``cuda`` backend is timed alone: PyTorch, the clips and the ceilings are then on the same GPU, in float32 without
+TF32, and the clock stops when the GPU has finished.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import refvt
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
-from refvt.bench import torch_model as bench_torch
 from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import (
     EAGER,
@@ -35,19 +30,18 @@ from refvt.bench.contestants import (
     Material,
     RefvtModel,
     Workload,
-    chosen_backends,
-    contestants_of,
-    limited_threads,
-    material_of,
+    limit_threads,
+    make_contestants,
+    make_material,
 )
 from refvt.bench.memory import add_memory
-from refvt.bench.report import check_options, machine, publish, say
 from refvt.bench.timing import Ceilings, interleave, quartiles
+from refvt.environment import describe_machine
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 
-__all__ = ["WORKLOADS", "Workload", "add_arguments", "run"]
+__all__ = ["QUICK", "WORKLOADS", "Settings", "Sizes", "Workload", "fit", "measure", "multiply_adds", "rows"]
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -62,7 +56,7 @@ QUICK = ("r03", "paper9")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the measurements are that are not of the model."""
+    """Sizes of the measurements that are not of the model."""
 
     gemm: int = 2048  # side of the square matrices
     copy: int = 1 << 28  # bytes copied
@@ -72,127 +66,75 @@ class Sizes:
     pause: float = 0.2
 
 
-# ---- the command
+@dataclass(frozen=True)
+class Settings:
+    """What is to be measured.
+
+    backends: names, each once. workloads: by the name that the report gives them. passes: False for a forward pass,
+    True for a training step. memory: in a process for each number. growth: the workload whose growth curve is
+    measured too.
+    """
+
+    backends: Sequence[str]
+    workloads: Mapping[str, Workload]
+    threads: int
+    passes: Sequence[bool] = (False, True)
+    clips: int = 1
+    repeats: int = 9
+    dtype: str = "float32"
+    with_torch: bool = True
+    memory: bool = True
+    growth: Workload | None = None
+    notes: Sequence[str] = ()
+    sizes: Sizes = field(default_factory=Sizes)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt bench``."""
-    parser.add_argument("--backend", nargs="+", default=None, metavar="NAME", help="default: the fastest on the CPU")
-    parser.add_argument(
-        "--workload", nargs="+", default=None, metavar="NAME", help=f"default: all of {', '.join(WORKLOADS)}"
-    )
-    parser.add_argument("--clips", type=int, default=1, choices=[1, 4], help="clips in a batch; 4 halt unequally")
-    parser.add_argument("--pass", dest="passes", default=None, choices=["forward", "train", "both"])
-    parser.add_argument("--repeats", type=int, default=None, metavar="N", help="rounds, default: 9")
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: all this process may use")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--json", default=None, metavar="FILE", help="write every sample; - prints nothing but that")
-    parser.add_argument("--markdown", default=None, metavar="FILE", help="write the tables; - prints nothing but them")
-    parser.add_argument("--growth", default=None, metavar="FILE.png", help="plot time against multiply-adds too")
-    parser.add_argument("--training-step", action="store_true", help="with AdamW, at the sizes of training recipes")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of two forward passes, no memory: a first look")
-
-
-def run(
-    options: argparse.Namespace, *, _workloads: Mapping[str, Workload] = WORKLOADS, _sizes: Sizes | None = None
-) -> int:
-    """Measure, print, write; 0, or 1 if contestants disagree. ValueError for a request that cannot be met."""
-    if options.training_step:
-        from refvt.bench import training_step as bench_training
-
-        return bench_training.run(options)
-    sizes = _sizes or Sizes()
-    names = options.workload or [name for name in _workloads if not options.quick or name in QUICK]
-    chosen = chosen_backends(options.backend)
-    _check(options, names, _workloads)
-    passes = {"forward": [False], "train": [True], "both": [False, True]}[
-        options.passes or ("forward" if options.quick else "both")
-    ]
-    repeats = options.repeats or (3 if options.quick else 9)
-    threads = options.threads or pool.num_threads()
-    why_not = "--no-torch was given" if options.no_torch else bench_torch.missing()
-    notes = [] if why_not is None else [f"PyTorch left out: {why_not}"]
-    if "OPENBLAS_CORETYPE" in os.environ:
-        kind = os.environ["OPENBLAS_CORETYPE"]
-        notes.append(f"OPENBLAS_CORETYPE={kind} is set: these are not the numbers of this CPU's best kernels")
-    for note in notes:
-        say(f"warning: {note}")
-
+def measure(settings: Settings, observe: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything; the report holds every sample. ``observe`` gets a line about each thing that is begun."""
+    s = settings
     results: list[dict[str, Any]] = []
     growth: dict[str, Any] | None = None
-    with limited_threads(threads, chosen, why_not is None):
-        environment = machine(threads, why_not is None)
-        for name in names:
-            workload = _workloads[name]
-            say(f"{name}: making clips and weights ({workload.describes})")
-            material = material_of(workload, options.clips, options.dtype)
-            contestants = contestants_of(workload, chosen, options.clips, why_not is None)
-            for train in passes:
-                say(f"{name}: {'training step' if train else 'forward pass'}, {repeats} rounds")
-                result = _result(material, contestants, train, repeats, threads, sizes)
-                if not options.quick and "cuda" not in chosen:  # a process's memory says nothing of a GPU's
-                    add_memory(result, material, contestants, train, threads)
+    with limit_threads(s.threads, s.backends, s.with_torch):
+        environment = describe_machine(s.threads, s.with_torch)
+        for name, workload in s.workloads.items():
+            observe(f"{name}: making clips and weights ({workload.describes})")
+            material = make_material(workload, s.clips, s.dtype)
+            contestants = make_contestants(workload, s.backends, s.clips, s.with_torch)
+            for train in s.passes:
+                observe(f"{name}: {'training step' if train else 'forward pass'}, {s.repeats} rounds")
+                result = _measure_pass(material, contestants, train, s)
+                if s.memory and "cuda" not in s.backends:  # a process's memory says nothing of a GPU's
+                    add_memory(result, material, contestants, train, s.threads, observe)
                 results.append({"workload": name, "describes": workload.describes, **result})
-        if options.growth:
-            say("growth: forward pass with a constant number of tokens alive")
-            workload = _workloads.get("dense") or next(iter(_workloads.values()))
-            growth = _growth(workload, chosen[0], options.dtype, repeats, sizes)
-    report = {
+        if s.growth is not None:
+            observe("growth: forward pass with a constant number of tokens alive")
+            growth = _measure_growth(s.growth, s.backends[0], s.dtype, s.repeats, s.sizes)
+    return {
         "refvt": refvt.__version__,
         "environment": environment,
-        "settings": {"repeats": repeats, "dtype": options.dtype, "clips": options.clips, "backends": chosen},
-        "notes": notes,
+        "settings": {"repeats": s.repeats, "dtype": s.dtype, "clips": s.clips, "backends": list(s.backends)},
+        "notes": list(s.notes),
         "results": results,
         "growth": growth,
     }
-    publish(report, options)
-    return 0 if all(result["agreement"]["holds"] for result in results) else 1
-
-
-def _check(options: argparse.Namespace, names: Sequence[str], workloads: Mapping[str, Workload]) -> None:
-    """Everything that can be wrong with a request is found before the first minute is spent."""
-    for name in names:
-        if name not in workloads:
-            raise ValueError(f"--workload: expected some of {', '.join(workloads)}, got {name!r}")
-    check_options(options)
-    if options.growth is not None:
-        if not options.growth.endswith(".png"):
-            raise ValueError(f"--growth: expected a name that ends in .png, got {options.growth!r}")
-        if find_spec("matplotlib") is None:
-            raise ModuleNotFoundError('drawing pictures needs matplotlib: pip install "refvt[demo]"')
 
 
 # ---- timing
 
 
-def _result(
-    material: Material,
-    contestants: Sequence[Contestant],
-    train: bool,
-    repeats: int,
-    threads: int,
-    sizes: Sizes,
+def _measure_pass(
+    material: Material, contestants: Sequence[Contestant], train: bool, settings: Settings
 ) -> dict[str, Any]:
-    """One table: agreement, then everybody's samples beside the ceilings'."""
+    """One table: agreement, then the samples of all contestants and of the ceilings."""
     models = {contestant.name: contestant.build(material) for contestant in contestants}
     agreement, alive = check_agreement(models, material, train)
+    ceilings = _make_ceilings(material, contestants, settings)
+    for warm_up in ceilings.runs.values():
+        warm_up()
     runs: dict[str, Callable[[], object]] = {
         name: partial(model.run, train, material.forced) for name, model in models.items()
     }
-    on_gpu = any(contestant.backend == "cuda" for contestant in contestants)
-    ceilings: Ceilings
-    if on_gpu:
-        from refvt.bench.ceilings_gpu import GpuCeilings
-
-        ceilings = GpuCeilings(material.dtype, EAGER in models, sizes.gemm, sizes.copy)
-    else:
-        from refvt.bench.ceilings_cpu import CpuCeilings  # compiles: not at the start of every command
-
-        ceilings = CpuCeilings(material.dtype, threads, EAGER in models, sizes.gemm, sizes.copy)
-    for warm_up in ceilings.runs.values():
-        warm_up()
-    samples = interleave({**runs, **ceilings.runs}, repeats, sizes.pause)
+    samples = interleave({**runs, **ceilings.runs}, settings.repeats, settings.sizes.pause)
     of_ceilings = [ceilings.row(name, samples[name]) for name in ceilings.runs]
     peak = max(row["median"] for row in of_ceilings if row["unit"] == "GFLOP/s")
     work = {
@@ -211,6 +153,18 @@ def _result(
     }
 
 
+def _make_ceilings(material: Material, contestants: Sequence[Contestant], settings: Settings) -> Ceilings:
+    """The ceilings of the GPU if the cuda backend is timed, else those of the processor."""
+    sizes, with_torch = settings.sizes, settings.with_torch
+    if any(contestant.backend == "cuda" for contestant in contestants):
+        from refvt.bench.ceilings_gpu import GpuCeilings
+
+        return GpuCeilings(material.dtype, with_torch, sizes.gemm, sizes.copy)
+    from refvt.bench.ceilings_cpu import CpuCeilings  # compiles: not at the start of every command
+
+    return CpuCeilings(material.dtype, settings.threads, with_torch, sizes.gemm, sizes.copy)
+
+
 def rows(
     contestants: Sequence[Contestant],
     samples: Mapping[str, Sequence[float]],
@@ -218,16 +172,20 @@ def rows(
     peak: float,
     agree: bool,
 ) -> list[dict[str, Any]]:
-    """The table's numbers. peak in GFLOP/s; work in multiply-adds. Ratios are of medians, None where not to be had."""
+    """The table's numbers, a row per contestant.
+
+    samples in seconds, work in multiply-adds, peak in GFLOP/s, which count two operations per multiply-add. Ratios are
+    of medians; None without agreement, or where the other contestant is missing.
+    """
     medians = {name: quartiles(seconds)[1] for name, seconds in samples.items()}
     table = []
     for c in contestants:
         low, median, high = quartiles(samples[c.name])
         speed = 2e-9 * work[c.name] / median
-        beside = {"eager": EAGER, "sdpa": SDPA, "one_by_one": f"{c.name}, one by one"}
+        others = {"eager": EAGER, "sdpa": SDPA, "one_by_one": f"{c.name}, one by one"}
         ratios = {
             f"of_{key}": median / medians[other] if agree and other in medians and other != c.name else None
-            for key, other in beside.items()
+            for key, other in others.items()
         }
         table.append(
             {
@@ -247,7 +205,7 @@ def rows(
 
 
 def multiply_adds(config: HaltingVTConfig, alive: Array, compact: bool, train: bool, torch: bool) -> int:
-    """What a batch spends on matrix products, alive [B, L, N']; a training step counts as three forward passes.
+    """Multiply-adds of a batch's matrix products, alive [B, L, N']; a training step counts as three forward passes.
 
     Dense execution computes every token in every joint block, the last one included.
     """
@@ -267,21 +225,12 @@ def multiply_adds(config: HaltingVTConfig, alive: Array, compact: bool, train: b
 # ---- growth
 
 
-def _growth(workload: Workload, backend: str, dtype: str, repeats: int, sizes: Sizes) -> dict[str, Any]:
-    """The compact forward pass while a share of the tokens lives through layers 2 to L; all of them enter layer 1."""
+def _measure_growth(workload: Workload, backend: str, dtype: str, repeats: int, sizes: Sizes) -> dict[str, Any]:
+    """Time of the compact forward pass by the share of tokens that live through layers 2 to L; all enter layer 1."""
     config = workload.config
-    material = material_of(Workload(workload.describes, config), 1, dtype)
-    model = RefvtModel(
-        config,
-        material.parameters,
-        material.clips,
-        material.labels,
-        material.motion_labels,
-        dtype,
-        backend,
-        "compact",
-        False,
-    )
+    material = make_material(Workload(workload.describes, config), 1, dtype)
+    model = Contestant("", backend, "compact").build(material)
+    assert isinstance(model, RefvtModel)
     N, L, rng = config.joint_tokens, config.joint_depth, np.random.default_rng(0)
     points: list[dict[str, Any]] = []
     runs: dict[str, Callable[[], object]] = {}
@@ -304,7 +253,7 @@ def _growth(workload: Workload, backend: str, dtype: str, repeats: int, sizes: S
 
 
 def fit(gflops: Sequence[float], milliseconds: Sequence[float]) -> dict[str, float]:
-    """Least squares: milliseconds ≈ intercept + slope · gflops, and R², the share of the variance that explains."""
+    """Least-squares line: milliseconds ≈ intercept + slope · gflops, and R², the share of the variance explained."""
     x, y = np.asarray(gflops), np.asarray(milliseconds)
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / np.square(x - x.mean()).sum())
     intercept = float(y.mean() - slope * x.mean())

@@ -1,9 +1,9 @@
 """Weights made for measuring: random, but halting so that a clip costs a wanted number of multiply-adds.
 
-The published weights cannot be downloaded everywhere; the time a forward pass takes depends only on how many tokens are
-alive in each layer. So a profile takes fresh random weights and writes the halting channel by hand: every patch starts
-with a random head start (a random projection of its pixels), every joint block adds the same step, and the step is
-found by bisection so that the first clip's total comes to the wanted GFLOPs. CLS lives to the end.
+The published weights cannot be downloaded everywhere, and the time of a forward pass depends only on the number of
+tokens alive in each layer. So a profile takes fresh random weights and sets the halting channel by hand: every patch
+gets a random head start (a random projection of its pixels), every joint block adds the same step, and the step is
+found by bisection so that the first clip costs the wanted GFLOPs. CLS lives to the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def profile_parameters(
     """
     from refvt.model.haltingvt import HaltingVT
 
-    flops.implied_share(config, gflops)  # refuses totals that no halting gives
+    flops.implied_share(config, gflops)  # refuses totals that halting cannot give
     selecting = [g for g, rate in enumerate(config.keep_rates) if rate < 1]
     if not selecting or config.cls_skip:
         raise ValueError("config: a profile needs a Glimpser block that selects, and cls_skip=False")
@@ -43,7 +43,7 @@ def profile_parameters(
         p[name][..., 0] = 0
     head_start = p["patch_embed.proj.weight"][0]
     head_start *= 0.5 * unit / np.sqrt(np.square(head_start).sum() * np.square(clips).mean())
-    # the first selecting block takes CLS's skip connection away: what its projection's bias says is all CLS keeps
+    # the first selecting block takes CLS's skip connection away: CLS keeps only the bias of its projection
     p[f"blocks.{selecting[0]}.attn.proj.bias"][0] = -FAR * unit
     p["pos_embed"][:, 1:, 0] = FAR * unit
 

@@ -1,4 +1,4 @@
-"""Fair timing: contestants take turns, and the machine's own ceilings are measured in the same rounds."""
+"""Fair timing: contestants take turns, and the machine's ceilings are measured in the same rounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["Ceilings", "interleave", "quartiles"]
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of each of the runs, ``repeats`` of each, one of every kind in a round; who begins goes round too."""
+    """Seconds of each run, ``repeats`` samples of each: one of every run per round, in rotating order.
+
+    pause: seconds before each run.
+    """
     names, samples = list(runs), {name: list[float]() for name in runs}
     collecting = gc.isenabled()
     try:
@@ -39,12 +42,13 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 
 class Ceilings:
-    """What the machine can do at best: ``runs`` to be timed, by name, and how much work each of them does."""
+    """What the machine can do at best: ``runs`` to be timed, by name, and the work that each of them does."""
 
     runs: dict[str, Callable[[], object]]
     _work: dict[str, tuple[float, str]]  # amount and its unit per second
 
     def row(self, name: str, samples: Sequence[float]) -> dict[str, Any]:
+        """Speed of one run, median and quartiles, from its seconds."""
         work, unit = self._work[name]
         low, median, high = quartiles(samples)
         speeds = {"lower_quartile": work / high, "median": work / median, "upper_quartile": work / low}

@@ -1,14 +1,14 @@
 """The PyTorch model as a contestant of ``refvt bench``: dense, with the semantics of the released model.
 
-Halted tokens are set to zero and computed along. Nothing is recorded and no checkpointing is on: it is the model of
-``golden/`` as anybody would run it, under ``torch.no_grad()`` for a forward pass and with ``loss.backward()`` for a
-training step. PyTorch is imported when it is needed and not before.
+Halted tokens are set to zero and computed like the others. No tensors are recorded and gradient checkpointing is off:
+the model of ``golden/`` as it would normally be run, under ``torch.no_grad()`` for a forward pass and with
+``loss.backward()`` for a training step. This is the only file that imports PyTorch, and it does so inside functions.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
@@ -21,14 +21,15 @@ import refvt
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
+from refvt.training.optimiser import without_decay
 
-__all__ = ["TorchModel", "finds_gpu", "missing", "threads"]
+__all__ = ["TorchModel", "TorchStep", "finds_gpu", "make_product", "missing", "threads"]
 
 CHECKOUT = Path(refvt.__file__).resolve().parent.parent
 
 
 def missing() -> str | None:
-    """Why PyTorch cannot take part, in one line; None if it can."""
+    """The reason why PyTorch cannot take part, in one line; None if it can."""
     if find_spec("torch") is None:
         return 'PyTorch is not installed (pip install "refvt[torch]")'
     if not (CHECKOUT / "golden" / "torch_model.py").is_file():
@@ -37,7 +38,7 @@ def missing() -> str | None:
 
 
 def finds_gpu() -> bool:
-    """Can PyTorch take part on a GPU? It may be a build for the CPU alone."""
+    """Whether PyTorch can take part on a GPU; it may be a build for the CPU alone."""
     if missing() is not None:
         return False
     import torch
@@ -47,7 +48,7 @@ def finds_gpu() -> bool:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """PyTorch's own threads, set once around everything (changing them costs a new pool), and set back at the end."""
+    """Set the number of PyTorch's threads, once around everything (a change costs a new pool), and restore it."""
     import torch
 
     before = torch.get_num_threads()
@@ -102,8 +103,8 @@ class TorchModel:
         torch = self._torch
         layers = decisions.halting_layer
         forced = {
-            "kept": None if decisions.kept is None else [self._there(kept) for kept in decisions.kept],
-            "halting_layer": None if layers is None else self._there(layers),
+            "kept": None if decisions.kept is None else [self._upload(kept) for kept in decisions.kept],
+            "halting_layer": None if layers is None else self._upload(layers),
         }
         self._model.train(train)
         loss = None
@@ -119,15 +120,15 @@ class TorchModel:
             torch.cuda.synchronize()
         return output, loss
 
-    def _there(self, array: Array) -> Any:
+    def _upload(self, array: Array) -> Any:
         return self._torch.tensor(array).to(self._device)
 
     def logits(self, result: Any) -> Array:
-        """[B, K]"""
+        """Logits [B, K] as a NumPy array."""
         return np.asarray(result[0].logits.detach().cpu().numpy())
 
     def decisions(self, result: Any) -> Decisions:
-        """What the run decided."""
+        """Decisions of the run."""
         output = result[0]
         return Decisions(tuple(kept.cpu().numpy() for kept in output.kept), output.halting_layer.cpu().numpy())
 
@@ -145,3 +146,50 @@ class TorchModel:
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """PyTorch's own parameters, for an optimiser."""
         return iter(self._model.named_parameters())
+
+
+class TorchStep:
+    """PyTorch's training step: autograd and torch.optim.AdamW. ``losses`` holds the loss of every step made."""
+
+    def __init__(
+        self,
+        config: HaltingVTConfig,
+        start: dict[str, Array],
+        batch: tuple[Array, ...],
+        rate: float,
+        decay: float,
+        sdpa: bool,
+        device: str,
+    ) -> None:
+        import torch
+
+        clips, labels, moving = batch
+        self._model = TorchModel(config, start, clips, labels, moving, str(clips.dtype), sdpa=sdpa, device=device)
+        named = list(self._model.named_parameters())
+        no_decay = without_decay([name for name, _ in named], norms_and_biases=False)
+        groups = [
+            {"params": [w for name, w in named if name not in no_decay], "weight_decay": decay},
+            {"params": [w for name, w in named if name in no_decay], "weight_decay": 0.0},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, lr=rate)
+        self.losses: list[float] = []
+
+    def __call__(self) -> None:
+        result = self._model.run(True, Decisions(), wait=False)  # the loss is waited for
+        self._optimiser.step()
+        self.losses.append(self._model.loss(result))
+
+
+def make_product(a: Array, b: Array, dtype: str, device: str) -> Callable[[], None]:
+    """PyTorch's matrix product of two square matrices, as a run to be timed; on a GPU it is waited for."""
+    import torch
+
+    ta, tb = (torch.tensor(x).to(device, getattr(torch, dtype)) for x in (a, b))
+    tc = torch.empty_like(ta)
+
+    def run() -> None:
+        torch.mm(ta, tb, out=tc)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return run

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt import backends, weights
+from refvt import weights
 from refvt.cli.data_sets import open_annotated_videos
+from refvt.cli.options import add_backend
 from refvt.cli.progress import EvaluationBar
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
@@ -22,7 +23,9 @@ from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "Measure accuracy, GFLOPs and tokens per layer on labelled videos."
 
 DEFAULT_PRESET = "minik-g03-b10"
 _LISTED = 20  # largest number of notes, and of skipped videos, in the printed report
@@ -60,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of the digits: clips, clutter, noise, seed …",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips computed at once; default: 8")
-    parser.add_argument(
-        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
-    )
+    add_backend(parser)
     parser.add_argument("--out", type=Path, default=None, metavar="FILE.jsonl", help="write a line of JSON per video")
     parser.add_argument("--resume", action="store_true", help="continue the file --out")
     parser.add_argument("--json", action="store_true", help="no progress bar; print the figures as JSON")

@@ -1,4 +1,4 @@
-"""``refvt golden``: hold a backend against the golden files of the PyTorch run, or write them anew."""
+"""``refvt golden``: compare a backend with the golden files of the PyTorch run, or write these files again."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ from typing import Any
 
 import refvt
 from refvt import backends
+from refvt.cli.options import add_backend, add_dtype, add_json
 
-__all__ = ["add_arguments", "print_verification", "verify_all"]
+__all__ = ["HELP", "add_arguments", "print_verification", "run", "verify_all"]
+
+HELP = "Work with the golden files of the PyTorch run."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions of ``refvt golden`` and their options."""
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    verify = actions.add_parser("verify", help="hold a backend against every golden case (needs no torch)")
-    verify.add_argument("--backend", default="reference", choices=list(backends.BACKENDS))
-    verify.add_argument("--dtype", default="float64", choices=["float64", "float32"])
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    verify = actions.add_parser("verify", help="compare a backend with every golden case (needs no torch)")
+    add_backend(verify, default="reference")
+    add_dtype(verify, default="float64")
     verify.add_argument("--golden", type=Path, default=None, help="another folder of golden files")
     verify.add_argument("--tiny", action="store_true", help="only the tiny cases, for slow machines")
-    verify.add_argument("--json", action="store_true", help="print every case as JSON")
-    verify.set_defaults(run=_verify)
-    generate = actions.add_parser("generate", help="write the golden files anew (needs torch and a checkout)")
+    add_json(verify, "print every case as JSON")
+    generate = actions.add_parser("generate", help="write the golden files again (needs torch and a checkout)")
     generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
-    generate.add_argument("--check", action="store_true", help="compare with the files there are, change nothing")
-    generate.set_defaults(run=_generate)
+    generate.add_argument("--check", action="store_true", help="compare with the files that exist, change nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Verify or generate; 0, or 1 if a case does not hold. ValueError or OSError for a request that cannot be met."""
+    return _verify(options) if options.action == "verify" else _generate(options)
 
 
 def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[Any]:
-    """The results of all golden cases, or of the tiny ones; those that come with refvt if no folder is given."""
+    """Results of all golden cases, or of the tiny ones; without a folder those that come with refvt."""
     from refvt.conformance.golden import load_manifest
     from refvt.conformance.verify import verify
 
@@ -41,7 +47,7 @@ def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bo
 
 
 def print_verification(results: list[Any], dtype: str) -> int:
-    """A short table; returns how many cases failed."""
+    """Print a short table; returns the number of cases that failed."""
     print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
     for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
         group = [r for r in results if r.case.kind == kind]
@@ -63,7 +69,7 @@ def print_verification(results: list[Any], dtype: str) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    backends.get(options.backend)  # one that is not there is one error, not one per case
+    backends.get(options.backend)  # one that is missing is one error, not one per case
     results = verify_all(options.backend, options.dtype, options.golden, options.tiny)
     if not options.json:
         return 1 if print_verification(results, options.dtype) else 0

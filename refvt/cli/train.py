@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt import backends
 from refvt.array import Array
 from refvt.cli.data_sets import open_annotated_videos
+from refvt.cli.options import add_backend
 from refvt.cli.progress import TrainingBar, headline
 from refvt.data.dataset import Dataset
 from refvt.evaluation import Evaluation
@@ -20,7 +20,9 @@ from refvt.training.loop import MODEL, train
 from refvt.training.parallel import call_on_all, open_communicator
 from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe, make_moving_digits
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "Train a HaltingVT by a recipe; under mpiexec, with several processes."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change a field of the recipe: epochs=5, config.depth=8, data_settings.noise=20 (values are JSON)",
     )
-    parser.add_argument(
-        "--backend", default=None, choices=list(backends.BACKENDS), help="default: the fastest on the CPU"
-    )
+    add_backend(parser)
     parser.add_argument(
         "--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints; default: 100"
     )

@@ -1,4 +1,4 @@
-"""An operation of any column as one that takes and gives NumPy arrays, so that laws and tools need not know devices."""
+"""An operation of any backend as one that takes and returns NumPy arrays, so that laws and tools need no device."""
 
 from __future__ import annotations
 
@@ -6,52 +6,60 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends import Backend, Implementation
+from refvt.backends import Backend, ForwardOnly, Implementation
 from refvt.ops.laws import LawBroken
 
 __all__ = ["on_host"]
 
 
-def on_host(backend: Backend, operation: str) -> Implementation:
-    """The operation itself where arrays live in main memory; else with uploads before and downloads after.
+def on_host(backend: Backend, operation: str) -> Implementation | ForwardOnly:
+    """The operation itself where the backend's arrays are NumPy arrays; else with copies to the device and back.
 
-    The law that nothing is mutated cannot see the device: here every upload is compared with what it was made of.
+    The law that nothing is mutated cannot see the device: here every copy is compared with its original.
     """
-    op = backend.operations[operation]
-    moves = backend.arrays
-    if moves.__name__ == "refvt.backends.reference.arrays":
+    op = backend[operation]
+    if backend.arrays.IN_MAIN_MEMORY:
         return op
+    arrays, in_place = backend.arrays, op.operation.in_place
 
-    def up(value: Any) -> Any:
-        floats = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim > 0
-        return moves.from_numpy(value) if floats else value
+    def upload(name: str, value: Any) -> Any:
+        is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim > 0
+        return arrays.from_numpy(value) if is_float or name in in_place else value
 
-    def down(value: Any) -> Any:
+    def download(value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(down(part) for part in value)
-        return None if value is None else moves.to_numpy(value)
+            return tuple(download(part) for part in value)
+        return None if value is None else arrays.to_numpy(value)
 
-    def unchanged(given: dict[str, Any], uploaded: dict[str, Any]) -> None:
+    def check_unchanged(given: dict[str, Any], uploaded: dict[str, Any]) -> None:
         for name, value in uploaded.items():
-            if value is not given[name] and not np.array_equal(moves.to_numpy(value), given[name], equal_nan=True):
+            if name in in_place:
+                given[name][...] = arrays.to_numpy(value)
+            elif value is not given[name] and not np.array_equal(arrays.to_numpy(value), given[name], equal_nan=True):
                 raise LawBroken(f"{operation}: {name} was written to on the device")
 
-    def forward(keep: bool = True, **arguments: Any) -> Any:
-        uploaded = {name: up(value) for name, value in arguments.items()}
-        if op.backward is None:
-            results: Any = down(op.forward(**uploaded))
-        else:
-            found, cache = op.forward(**uploaded, keep=keep)
-            results = (down(found), cache)
-        unchanged(arguments, uploaded)
+    def forward_only(**arguments: Any) -> Any:
+        uploaded = {name: upload(name, value) for name, value in arguments.items()}
+        results = download(op.forward(**uploaded))
+        check_unchanged(arguments, uploaded)
         return results
+
+    if isinstance(op, ForwardOnly):
+        return ForwardOnly(op.operation, forward_only)
+    backward_of = op.backward
+
+    def forward(keep: bool = True, **arguments: Any) -> Any:
+        uploaded = {name: upload(name, value) for name, value in arguments.items()}
+        results, cache = op.forward(**uploaded, keep=keep)
+        check_unchanged(arguments, uploaded)
+        return download(results), cache
 
     def backward(*cotangents_and_cache: Any) -> Any:
         *cotangents, cache = cotangents_and_cache
         given = {f"d{i}": value for i, value in enumerate(cotangents)}
-        uploaded = {name: up(value) for name, value in given.items()}
-        gradients = down(op.backward(*uploaded.values(), cache)) if op.backward is not None else None
-        unchanged(given, uploaded)
+        uploaded = {name: upload(name, value) for name, value in given.items()}
+        gradients = download(backward_of(*uploaded.values(), cache))
+        check_unchanged(given, uploaded)
         return gradients
 
-    return Implementation(op.operation, forward, None if op.backward is None else backward)
+    return Implementation(op.operation, forward, backward)

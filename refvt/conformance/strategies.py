@@ -165,6 +165,41 @@ def _halt_tokens(m: _Maker) -> Made:
     return made
 
 
+def _compact(m: _Maker) -> Made:
+    """A layer of a random life: some tokens have halted before, some halt now."""
+    B, N = m.size("B", high=4), m.size("N", high=2 * m.largest)
+    cls_only, layer = m.flag("cls_only"), 3
+    lived = m.draw(st.sampled_from([0.2, 0.7, 1.0]), label="share alive")
+    entered = m.rng.random(B * N) < lived
+    tokens = np.flatnonzero(entered)
+    counts = np.stack([entered.reshape(B, N).sum(axis=1), entered[::N]]).astype(np.int64)
+    halts = m.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]), label="share that halts")
+    made: Made = {"halted": m.rng.random(len(tokens)) < halts, "tokens": tokens, "counts": counts}
+    made |= {"halting_layer": np.where(entered, 0, m.rng.integers(1, layer, B * N)), "layer": layer, "N": N}
+    return made | {"ghosts": m.flag("ghosts"), "leave_early": m.flag("leave_early"), "cls_only": cls_only}
+
+
+def _mask_halted(m: _Maker) -> Made:
+    n, layer = m.size("n"), 3
+    halting_layer = m.rng.integers(0, layer, n)
+    halted = (halting_layer > 0) | (m.rng.random(n) < 0.5)
+    return {"halted": halted, "halting_layer": halting_layer, "layer": layer, "masked": m.flag("masked")}
+
+
+def _squared_norm(m: _Maker) -> Made:
+    return {"x": m.normal(m.size("n", high=40 * m.largest))}
+
+
+def _adam_step(m: _Maker) -> Made:
+    run_offsets = m.offsets(m.size("runs", high=4))
+    n, runs = int(run_offsets[-1]), len(run_offsets) - 1
+    made: Made = {"w": m.normal(n), "m": m.normal(n), "v": np.abs(m.normal(n)), "gradient": m.normal(n)}
+    made |= {"run_offsets": run_offsets, "decays": m.rng.random(runs) < 0.5, "step": m.size("step", high=5)}
+    settings = {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.1}
+    clip = m.draw(st.sampled_from([1.0, 0.25]), label="clip")
+    return {**made, **settings, "decoupled": m.flag("decoupled"), "clip": clip}
+
+
 def _cross_entropy(m: _Maker) -> Made:
     B, K = m.size("B"), m.size("K")
     soft = m.rng.random((B, K))
@@ -197,9 +232,13 @@ _MAKERS: dict[str, Callable[[_Maker], Made]] = {
     "halt": _halt,
     "accumulate": _accumulate,
     "halt_tokens": _halt_tokens,
+    "compact": _compact,
+    "mask_halted": _mask_halted,
     "cross_entropy": _cross_entropy,
     "ponder_loss": _ponder_loss,
     "motion_loss": _motion_loss,
+    "squared_norm": _squared_norm,
+    "adam_step": _adam_step,
 }
 
 

@@ -95,7 +95,7 @@ def _verify_operation(
 ) -> None:
     table = backends.get(backend)
     assert case.operation is not None
-    op = table.operations[case.operation]
+    op = table[case.operation]
 
     def own(value: Array) -> Any:
         if value.dtype.kind != "f":
@@ -191,7 +191,7 @@ def _verify_training(
     model = HaltingVT(HaltingVTConfig(**case.config), _under(arrays, "start/"), backend=backend, dtype=dtype)
     shapes = {name: tuple(value.shape) for name, value in model.parameters.items()}
     parameters, gradients = Vector(shapes, dtype, backend).set(model.parameters), Vector(shapes, dtype, backend)
-    model.parameters, moves = parameters.arrays, parameters.moves
+    model.parameters, array_functions = parameters.arrays, parameters.ops.arrays
     rate, settings = case.settings["rate"], {"weight_decay": case.settings["weight_decay"]}
     settings["epsilon"] = case.settings["adam_epsilon"]
     adamw = Adam(parameters, without_decay(shapes, norms_and_biases=False), **settings)
@@ -205,7 +205,7 @@ def _verify_training(
         if case.settings["optimiser"] == "adamw":
             adamw.step(gradients, rate)
         else:
-            moves.add_scaled(parameters.vector, gradients.vector, -rate)
+            array_functions.add_scaled(parameters.vector, gradients.vector, -rate)
         losses.append(loss.total)
         own = loss.output.decisions
         assert own.kept is not None
@@ -219,7 +219,7 @@ def _verify_training(
         hold(f"decisions.{name}", np.stack(choices), f"decisions/{name}")
     hold("losses", np.array(losses), "losses")
     for name, value in parameters.arrays.items():
-        hold(f"final {name}", moves.to_numpy(value), f"final/{name}")
+        hold(f"final {name}", array_functions.to_numpy(value), f"final/{name}")
 
 
 def _differing(free: Decisions, forced: Decisions) -> list[tuple[str, int]]:

@@ -1,1 +1,1 @@
-"""Sweeps that stand for the paper's tables and figures, and the weights made for measuring them."""
+"""Small versions of the paper's tables and figures, on moving digits."""

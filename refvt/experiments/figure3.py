@@ -1,7 +1,7 @@
 """``refvt experiment figure3``: which tokens live, by layer and frame, on clips of a trained model.
 
-The paper's Figure 3 shows that tokens on what moves live longer. Beside the pictures this counts it: over all test
-clips, how many joint layers patches live in which something moves, and the others.
+The paper's Figure 3 shows that tokens on moving things live longer. Next to the pictures this experiment counts it,
+over all test clips: the number of joint layers that patches live in which something moves, and the others.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.data.moving_digits import MovingDigits
-from refvt.experiments.report import COLOURS, Findings, Table, chart, save_chart
+from refvt.evaluation.patches import kept_patches, patch_states
+from refvt.experiments.report import Findings, Table
 from refvt.experiments.runs import Grid, Run
-from refvt.model.haltingvt import HaltingVT, Output
-from refvt.plots import halting as plots
+from refvt.model.config import HaltingVTConfig
+from refvt.model.haltingvt import HaltingVT, Output, load
+from refvt.plots.charts import COLOURS, make_chart, save_chart
+from refvt.plots.sheets import SheetClip, halting_sheet
 
 __all__ = ["HELP", "measure", "movement", "patch_tokens"]
 
@@ -26,38 +29,16 @@ BATCH = 16
 
 
 def measure(grid: Grid, quick: bool, weights: Path | None) -> Findings:
+    """Run the model of the weights given, or one trained by the grid's recipe, on all test clips."""
     model = _model(grid, weights)
     config, data = grid.recipe.config, grid.data[1]
     outputs, clips = _run(model, data)
     count = min(QUICK_CLIPS if quick else CLIPS, len(data))
     drawn = [_drawn(model, data, index) for index in range(count)]
-    moves = np.concatenate(
-        [patch_tokens(movement(c, config.patch_size), o) for c, o in zip(clips, outputs, strict=True)]
-    )
-    lived = np.concatenate([o.alive[:, :, 1:].sum(axis=1) for o in outputs])  # [clips, N' − 1], joint layers entered
-    cls = np.concatenate([o.alive[:, :, 0].sum(axis=1) for o in outputs])
-    right = np.concatenate([o.logits.argmax(axis=1) for o in outputs]) == np.arange(len(data)) % data.num_classes
-    moving = moves > _noise(data)
-    alive = np.concatenate([o.alive.sum(axis=2) for o in outputs]).mean(axis=0)  # [L]
     figures = {
-        "clips": [
-            {
-                "index": one["index"],
-                "class": one["class"],
-                "answer": one["answer"],
-                "tokens_per_layer": one["alive"].sum(axis=1).tolist(),
-                "patches_by_layer_and_frame": _by_frame(one["alive"], config.num_frames).tolist(),
-                "cls_halts_in_layer": int(one["alive"][:, 0].sum()),
-            }
-            for one in drawn
-        ],
+        "clips": [_clip_figures(one, config.num_frames) for one in drawn],
         "test_clips": len(data),
-        "top1": float(right.mean()),
-        "tokens_per_layer": alive.tolist(),
-        "cls_layers": float(cls.mean()),
-        "share_of_patches_moving": float(moving.mean()),
-        "layers_lived_moving": _mean(lived[moving]),
-        "layers_lived_still": _mean(lived[~moving]),
+        **_figures(config, data, outputs, clips),
     }
     return Findings(
         title="Figure 3 in small: alive tokens by layer and frame",
@@ -72,23 +53,52 @@ def measure(grid: Grid, quick: bool, weights: Path | None) -> Findings:
         tables=[_table(figures, config.num_frames)],
         reading=_reading(figures, config.joint_tokens, config.joint_depth),
         pictures={
-            "": lambda path: _draw_sheet(drawn, config.patch_size, path),
+            "": lambda path: _draw_sheet(drawn, config, path),
             "-curve": lambda path: _draw_curve(figures, config.joint_tokens, path),
         },
     )
+
+
+def _figures(config: HaltingVTConfig, data: MovingDigits, outputs: list[Output], clips: list[Array]) -> dict[str, Any]:
+    """The numbers over all test clips."""
+    moves = np.concatenate(
+        [patch_tokens(movement(c, config.patch_size), config, o) for c, o in zip(clips, outputs, strict=True)]
+    )
+    lived = np.concatenate([o.alive[:, :, 1:].sum(axis=1) for o in outputs])  # [clips, N' − 1], joint layers entered
+    cls = np.concatenate([o.alive[:, :, 0].sum(axis=1) for o in outputs])
+    right = np.concatenate([o.logits.argmax(axis=1) for o in outputs]) == np.arange(len(data)) % data.num_classes
+    moving = moves > _noise(data)
+    return {
+        "top1": float(right.mean()),
+        "tokens_per_layer": np.concatenate([o.alive.sum(axis=2) for o in outputs]).mean(axis=0).tolist(),  # [L]
+        "cls_layers": float(cls.mean()),
+        "share_of_patches_moving": float(moving.mean()),
+        "layers_lived_moving": _mean(lived[moving]),
+        "layers_lived_still": _mean(lived[~moving]),
+    }
+
+
+def _clip_figures(one: dict[str, Any], frames: int) -> dict[str, Any]:
+    """The numbers of one drawn clip."""
+    return {
+        "index": one["index"],
+        "class": one["class"],
+        "answer": one["answer"],
+        "tokens_per_layer": one["alive"].sum(axis=1).tolist(),
+        "patches_by_layer_and_frame": _by_frame(one["alive"], frames).tolist(),
+        "cls_halts_in_layer": int(one["alive"][:, 0].sum()),
+    }
 
 
 def _model(grid: Grid, weights: Path | None) -> HaltingVT:
     if weights is None:
         grid.seeds = 1
         return grid.model(grid.measure([Run("recipe", {})])["recipe"][0])
-    import refvt
-
-    return refvt.load(weights, grid.recipe.config, backend=grid.backend)
+    return load(weights, grid.recipe.config, backend=grid.backend)
 
 
 def _run(model: HaltingVT, data: MovingDigits) -> tuple[list[Output], list[Array]]:
-    """What the model does with all clips, every token followed to its halt; and the clips."""
+    """Outputs for all clips, every token followed to its halt, and the clips, batch by batch."""
     outputs, clips = [], []
     for first in range(0, len(data), BATCH):
         batch = np.stack([data.clip(i) for i in range(first, min(first + BATCH, len(data)))])
@@ -98,7 +108,7 @@ def _run(model: HaltingVT, data: MovingDigits) -> tuple[list[Output], list[Array
 
 
 def _drawn(model: HaltingVT, data: MovingDigits, index: int) -> dict[str, Any]:
-    """A clip as pictures, and what happens to its tokens."""
+    """One clip: its frames to look at, its class and the answer, and what happens to its tokens."""
     clip = data.clip(index)
     out = model(clip[None], full_ponder=True)
     frames = np.rint(clip * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 3, 0)
@@ -107,22 +117,17 @@ def _drawn(model: HaltingVT, data: MovingDigits, index: int) -> dict[str, Any]:
         "class": data.names[data.target(index)],
         "answer": data.names[int(out.logits[0].argmax())],
         "frames": np.broadcast_to(frames, (*frames.shape[:3], 3)).copy(),
-        "kept": _kept(out, frames.shape[0])[0],
+        "kept": kept_patches(model.config, out)[0],
         "alive": out.alive[0],
     }
 
 
-def _kept(out: Output, frames: int) -> Array:
-    """Which patches enter the joint blocks, [B, T, S]; all of them where no Glimpser selects."""
-    B, _, N = out.alive.shape
-    if out.decisions.kept:
-        return out.decisions.kept[-1]
-    return np.broadcast_to(np.arange((N - 1) // frames), (B, frames, (N - 1) // frames))
-
-
 def movement(clips: Array, patch_size: int) -> Array:
-    """How much each patch changes, [B, T, patches]: the mean of |x_t − x_t'| over its pixels, for that neighbouring
-    frame t' from which it differs more. Zero for a clip of one frame."""
+    """Change of every patch from frame to frame, [B, T, patches].
+
+    It is the mean of |x_t − x_t'| over the patch's pixels, for the neighbouring frame t' that differs more. Zero for a
+    clip of one frame.
+    """
     B, C, T, height, width = clips.shape
     P = patch_size
     patches = clips.reshape(B, C, T, height // P, P, width // P, P)
@@ -134,15 +139,15 @@ def movement(clips: Array, patch_size: int) -> Array:
     return found
 
 
-def patch_tokens(values: Array, out: Output) -> Array:
+def patch_tokens(values: Array, config: HaltingVTConfig, out: Output) -> Array:
     """Values of patches [B, T, patches] in the order of the tokens after CLS, [B, N' − 1]; a fused token gets 0."""
-    kept = _kept(out, values.shape[1])  # [B, T, S]
+    kept = kept_patches(config, out)  # [B, T, S]
     of_kept = np.where(kept >= 0, np.take_along_axis(values, np.maximum(kept, 0), axis=2), 0)
     return of_kept.transpose(0, 2, 1).reshape(len(kept), -1)  # token s · T + t
 
 
 def _noise(data: MovingDigits) -> float:
-    """Twice the mean |difference| of two pixels that differ by noise alone: of normal noise σ it is 2σ/√π."""
+    """Twice the mean |difference| of two pixels that differ by noise alone, which is 2σ/√π for normal noise σ."""
     return float(2 * 2 / np.sqrt(np.pi) * data.noise / 127.5)
 
 
@@ -190,13 +195,22 @@ def _reading(figures: dict[str, Any], tokens: int, layers: int) -> list[str]:
     return said
 
 
-def _draw_sheet(drawn: list[dict[str, Any]], patch_size: int, path: Path) -> None:
-    clips = [(f"{one['class']} (answer: {one['answer']})", one["frames"], one["kept"], one["alive"]) for one in drawn]
-    plots.halting_sheet(clips, patch_size, "Which patches live: frames across, joint layers down", path)
+def _draw_sheet(drawn: list[dict[str, Any]], config: HaltingVTConfig, path: Path) -> None:
+    clips = [
+        SheetClip(
+            one["frames"],
+            patch_states(one["kept"], one["alive"], config.grid, full_ponder=True),
+            f"{one['class']} (answer: {one['answer']})",
+            one["class"] == one["answer"],
+        )
+        for one in drawn
+    ]
+    note = "Percentages: how many of all patches of the clip are alive in a layer; every token is followed to its halt."
+    halting_sheet(clips, "Which patches live: frames across, joint layers down", note, path)
 
 
 def _draw_curve(figures: dict[str, Any], tokens: int, path: Path) -> None:
-    figure, axes = chart()
+    figure, axes = make_chart()
     layers = np.arange(1, len(figures["tokens_per_layer"]) + 1)
     for i, one in enumerate(figures["clips"]):
         style = "-" if i < len(COLOURS) else "--"

@@ -1,9 +1,9 @@
-"""``refvt experiment frontier``: accuracy against GFLOPs, by halting and by the two simpler ways to save.
+"""``refvt experiment frontier``: accuracy against GFLOPs, by halting and by two simpler ways to save.
 
 *Halting*: the recipe with other halting centres β and ponder weights. *Static dropping*: halting switched off, and the
-Glimpser keeps just so many patches that a clip costs what it costs with halting; which number that is, is known once
-the halting runs are done. *Frame sampling*: halting switched off, and only every second (fourth) frame of the same
-clips. All are trained alike.
+Glimpser keeps the number of patches at which a clip costs most nearly what it costs with halting; that number is known
+once the halting runs are done. *Fewer frames*: halting switched off, and every second (fourth) frame of the same clips;
+``frames4`` is the run of four frames. All are trained alike.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refvt.experiments.report import COLOURS, Findings, Spread, Table, chart, save_chart, spread
+from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import NO_HALTING, Grid, Result, Run, without_halting
+from refvt.plots.charts import COLOURS, make_accuracy_chart, save_chart
 from refvt.training.recipe import Recipe
 
 __all__ = ["HELP", "frame_runs", "halting_runs", "keep_run", "matching_patches", "measure"]
@@ -20,13 +21,13 @@ __all__ = ["HELP", "frame_runs", "halting_runs", "keep_run", "matching_patches",
 HELP = "Accuracy against GFLOPs by β and ponder weight, with static token dropping and fewer frames as baselines."
 CENTRES, QUICK_CENTRES = (2 / 3, 1.0, 4 / 3), (2 / 3, 1.0)  # times the recipe's β
 PONDER_WEIGHTS, QUICK_PONDER_WEIGHTS = (0.25, 4.0), (4.0,)  # times the recipe's
-FRAMES, QUICK_FRAMES = (2, 4), (2,)  # every so-manieth frame
+EVERY, QUICK_EVERY = (2, 4), (2,)  # every second frame, every fourth
 KINDS = ("halting", "static dropping", "fewer frames")
 
 
 def halting_runs(recipe: Recipe, quick: bool) -> list[Run]:
     """The recipe at several β, and with several ponder weights at its own β."""
-    found: dict[str, Run] = {}  # by name: where β is 0, all of its multiples are one
+    found: dict[str, Run] = {}  # by name: if β is 0, all of its multiples are one run
     for share in QUICK_CENTRES if quick else CENTRES:
         center = float(f"{share * recipe.config.halting_center:.3g}")
         name = f"beta{center:g}"
@@ -40,15 +41,15 @@ def halting_runs(recipe: Recipe, quick: bool) -> list[Run]:
 
 
 def keep_run(recipe: Recipe, patches: int) -> Run:
-    """No halting, and so many patches of every frame kept by the last Glimpser block."""
+    """The run without halting in which the last Glimpser block keeps this number of patches of every frame."""
     rates, S = recipe.config.keep_rates, recipe.config.patches_entering()[-2]
-    # half a patch less: R · S is rounded up, and must not be lifted over a whole number by its last bit
+    # half a patch less: R · S is rounded up, and its last bit must not lift it over a whole number
     R = 1.0 if patches == S else (patches - 0.5) / S
     return Run(f"keep{patches}", {**NO_HALTING, "config.keep_rates": (*rates[:-1], R)})
 
 
 def matching_patches(recipe: Recipe, gflops: float) -> int:
-    """How many patches a frame must keep for a clip without halting to cost nearest to ``gflops``."""
+    """Number of patches of a frame to keep, for a clip without halting to cost most nearly ``gflops``."""
 
     def cost(patches: int) -> float:
         return without_halting(recipe.changed(keep_run(recipe, patches).changes).config)
@@ -57,13 +58,14 @@ def matching_patches(recipe: Recipe, gflops: float) -> int:
 
 
 def frame_runs(recipe: Recipe, quick: bool) -> list[Run]:
-    """No halting, and fewer frames; patches are kept at the recipe's rate."""
+    """The runs without halting on fewer frames; ``framesN`` sees N of them. Patches are kept at the recipe's rate."""
     T = recipe.config.num_frames
-    numbers = [T // every for every in (QUICK_FRAMES if quick else FRAMES) if T // every > 0]
+    numbers = [T // every for every in (QUICK_EVERY if quick else EVERY) if T // every > 0]
     return [Run(f"frames{t}", {**NO_HALTING, "config.num_frames": t}) for t in sorted({*numbers} - {T}, reverse=True)]
 
 
 def measure(grid: Grid, quick: bool) -> Findings:
+    """Train the halting runs, then those of the same cost that drop patches or frames, and compare them."""
     recipe = grid.recipe
     if not recipe.config.keep_rates:
         raise ValueError("recipe: expected a model with Glimpser blocks, got config.glimpser_depth 0")
@@ -82,12 +84,12 @@ def measure(grid: Grid, quick: bool) -> Findings:
     return Findings(
         title="Accuracy against GFLOPs: halting, static dropping, fewer frames",
         about=(
-            "The paper holds halting at several β against methods that drop tokens or frames in advance. Here on "
+            "The paper compares halting at several β with methods that drop tokens or frames in advance. Here on "
             f"moving digits, {recipe.epochs} epochs from scratch. *Halting*: β and the ponder weight of the recipe are "
             "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a "
-            "clip cost nearest to what it costs with halting. *Fewer frames*: nothing halts, and only every second or "
-            "fourth frame of the same clips is seen, with the recipe's keep rate. "
-            f"keep{here} is the recipe without halting."
+            f"clip cost nearest to what it costs with halting; keep{here} keeps {here} of them, and is the recipe "
+            "without halting. *Fewer frames*: nothing halts, and the model sees every second or every fourth of the "
+            f"{recipe.config.num_frames} frames of the same clips, with the recipe's keep rate; framesN sees N frames."
         ),
         figures={
             "points": [
@@ -127,8 +129,8 @@ def _equal_cost(
 ) -> Table:
     rows = []
     for one, other in pairs:
-        (accuracy, cost), (beside, cost_beside) = _of(halting[one]), _of(static[other])
-        rows.append((one, cost.number(), accuracy.percent(), other, cost_beside.number(), beside.percent()))
+        (accuracy, cost), (static_accuracy, static_cost) = _of(halting[one]), _of(static[other])
+        rows.append((one, cost.number(), accuracy.percent(), other, static_cost.number(), static_accuracy.percent()))
     header = ("halting", "GFLOPs", "accuracy", "static dropping", "GFLOPs", "accuracy")
     return Table("At equal cost", header, rows)
 
@@ -138,7 +140,7 @@ def _reading(
     static: dict[str, list[Result]],
     frames: dict[str, list[Result]],
     pairs: list[tuple[str, str]],
-    whole: str,
+    unhalted: str,
 ) -> list[str]:
     said = []
     for one, other in pairs:
@@ -150,22 +152,25 @@ def _reading(
         )
     ahead = sum(_of(halting[one])[0].mean > _of(static[other])[0].mean for one, other in pairs)
     said.append(
-        f"Against static dropping of nearest cost halting is the more accurate in {ahead} of {len(pairs)} pairs. The "
-        "paper puts it ahead."
+        f"Compared with static dropping of nearest cost, halting is more accurate in {ahead} of {len(pairs)} pairs. "
+        f"The pairs are not independent: they share {len({other for _, other in pairs})} static runs. The paper puts "
+        "halting ahead."
     )
-    accuracy, cost = _of(static[whole])
-    said.append(f"The same model without halting ({whole}): {accuracy.percent()} at {cost.number()} GFLOPs.")
+    accuracy, cost = _of(static[unhalted])
+    said.append(f"The same model without halting ({unhalted}): {accuracy.percent()} at {cost.number()} GFLOPs.")
     for name, found in frames.items():
         accuracy, cost = _of(found)
         as_cheap = [halted for halted in map(_of, halting.values()) if halted[1].mean <= cost.mean]
         best = max((a.mean for a, _ in as_cheap), default=None)
-        beside = "no halting point is as cheap" if best is None else f"halting at no more than that: {100 * best:.1f} %"
-        said.append(f"{name}: {accuracy.percent()} at {cost.number()} GFLOPs; {beside}.")
+        comparison = (
+            "no halting run is as cheap" if best is None else f"halting at no more than that: {100 * best:.1f} %"
+        )
+        said.append(f"{name}: {accuracy.percent()} at {cost.number()} GFLOPs; {comparison}.")
     return said
 
 
 def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
-    figure, axes = chart(7.5, 5)
+    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run", 7.5, 5)
     for (kind, points), colour, marker in zip(kinds.items(), COLOURS, "os^", strict=False):
         middles = []
         for name, found in points.items():
@@ -174,11 +179,8 @@ def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
             axes.plot(cost.values, [100 * a for a in accuracy.values], marker, color=colour, markersize=4, alpha=0.4)
             axes.annotate(name, middles[-1], (6, 5), textcoords="offset points", fontsize=7, color=colour)
         line: Any = list(zip(*sorted(middles), strict=True))
-        # halting is no curve: β and the ponder weight are two different roads
+        # halting is not one curve: β and the ponder weight are two different ways to halt more
         axes.plot(*line, marker, color=colour, markersize=8, label=kind, linestyle="" if kind == "halting" else "-")
     axes.margins(0.15)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
-    axes.set_title("Large: mean over seeds; small: every run", fontsize=10)
     axes.legend()
     save_chart(figure, path)

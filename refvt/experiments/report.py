@@ -1,12 +1,11 @@
-"""What an experiment hands out: numbers as JSON, a page with tables and a reading, pictures.
+"""The report of an experiment: numbers as JSON, a page with tables and a reading, pictures.
 
-The page is a rendering of the JSON's figures. Files are written whole or not at all, the page last, so that whoever
-finds it finds what it speaks of.
+The page is a rendering of the JSON's figures. Files are written whole or not at all, the page last, so that all files
+it refers to exist once it does.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,27 +15,26 @@ from typing import Any, NamedTuple
 
 from refvt.files import write_whole
 
-__all__ = ["COLOURS", "Findings", "Spread", "Table", "as_markdown", "chart", "save_chart", "spread", "write"]
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
+__all__ = ["Findings", "Spread", "Table", "render_page", "spread", "write"]
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of n values; None for a single one, which has no spread."""
+    """Mean and sample standard deviation of n values; a single value has no deviation (None)."""
 
     mean: float
     deviation: float | None
     values: list[float]
 
     def percent(self, digits: int = 1) -> str:
+        """A share as per cent: mean ± deviation."""
         return self._shown(lambda x: f"{100 * x:.{digits}f}", " %")
 
     def change(self) -> str:
-        """A difference, times 100 and with its sign; the unit is the caller's."""
+        """A difference times 100, with its sign and without a unit."""
         return self._shown(lambda x: f"{100 * x:+z.1f}", "").replace("± +", "± ")
 
     def number(self) -> str:
-        """With so many places that the mean has four figures."""
+        """Mean ± deviation, with four figures of the mean."""
         places = max(0, 3 - math.floor(math.log10(abs(self.mean)))) if self.mean else 0
         return self._shown(lambda x: f"{x:.{places}f}", "")
 
@@ -46,6 +44,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of values, one per seed."""
     found = [float(v) for v in values]
     mean = sum(found) / len(found)
     if len(found) == 1:
@@ -55,7 +54,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; the first column is words, the others are numbers."""
+    """Rows of cells under a header; words in the first column, numbers in the others."""
 
     title: str
     header: tuple[str, ...]
@@ -64,11 +63,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an experiment found.
+    """The results of an experiment.
 
-    title, about: what it is and what it stands for in the paper. figures: the numbers, as JSON can hold them. tables:
-    the same to look at. reading: sentences made from the numbers. pictures: by what is added to the file's name, a
-    function that draws a PNG whole or not at all.
+    title, about: what it is, and which part of the paper it repeats. figures: the numbers, as JSON can hold them.
+    tables: the same to look at. reading: sentences made from the numbers. pictures: by the suffix of the file's name,
+    a function that draws a PNG whole or not at all.
     """
 
     title: str
@@ -79,54 +78,58 @@ class Findings:
     pictures: dict[str, Callable[[Path], None]]
 
 
-def as_markdown(report: dict[str, Any], findings: Findings) -> str:
-    """The page of a report and the findings in it."""
+def render_page(report: dict[str, Any], findings: Findings) -> str:
+    """The Markdown page of a report and its findings."""
     e = report["environment"]
     packages = ", ".join(f"{name} {found}" for name, found in e["packages"].items())
-    runs = report["runs"]
     lines = [f"# {findings.title}", "", findings.about, "", "## Reading", ""]
     lines += [f"- {sentence}" for sentence in findings.reading]
     for extra in findings.pictures:
         lines += ["", f"![{findings.title}](experiment-{report['experiment']}{extra}.png)"]
     for table in findings.tables:
-        lines += ["", f"## {table.title}", "", *_padded(table)]
+        lines += ["", f"## {table.title}", "", *_align(table)]
     threads = "1 thread" if e["threads"] == 1 else f"{e['threads']} threads"
     lines += ["", "## How it was made", "", "```sh", report["command"], "```", ""]
     lines += [
         f"refvt {report['refvt']}, {e['date']}, {e['cpu']}, {e['cores']} cores, {threads}; {packages}.",
         "",
     ]
-    recipe = ["```json", json.dumps(report["recipe"], ensure_ascii=False), "```"]
-    if not runs:
-        lines += ["The model has the shape, and the clips the settings, of this recipe:", "", *recipe]
-    else:
-        lines += [
-            f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. Seeds "
-            f"{', '.join(map(str, report['seeds']))}; ± is the sample standard deviation over them. Accuracy is top-1 "
-            "on the held-out clips after the last epoch. GFLOPs are 10⁹ multiply-adds a clip, counted as the paper "
-            "counts; a clip is done when its CLS has halted. The recipe that the runs change:",
-            "",
-            *recipe,
-        ]
-        header = ("run", "seed", "accuracy", "GFLOPs", "saved by halting", "tokens entering each joint block", "s")
-        rows = [
-            (
-                run["run"],
-                str(run["seed"]),
-                f"{100 * run['top1']:.1f} %",
-                f"{run['gflops']:.4g}",
-                f"{100 * run['saved_by_halting']:z.1f} %",
-                " ".join(f"{n:.1f}" for n in run["tokens_per_layer"]),
-                f"{run['seconds']:.0f}",
-            )
-            for run in runs
-        ]
-        lines += ["", "## All runs", "", *_padded(Table("", header, rows))]
+    lines += _runs_section(report)
     return "\n".join([*lines, ""])
 
 
-def _padded(table: Table) -> list[str]:
-    """A Markdown table that can be read as it stands."""
+def _runs_section(report: dict[str, Any]) -> list[str]:
+    """What was trained: the recipe, and a table of all runs."""
+    runs = report["runs"]
+    recipe = ["```json", json.dumps(report["recipe"], ensure_ascii=False), "```"]
+    if not runs:
+        return ["The model has the shape, and the clips the settings, of this recipe:", "", *recipe]
+    lines = [
+        f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. Seeds "
+        f"{', '.join(map(str, report['seeds']))}; ± is the sample standard deviation, over seeds where nothing else is "
+        "said. Accuracy is top-1 on the held-out clips after the last epoch. GFLOPs are 10⁹ multiply-adds a clip, "
+        "counted as the paper counts; a clip is done when its CLS has halted. The recipe that the runs change:",
+        "",
+        *recipe,
+    ]
+    header = ("run", "seed", "accuracy", "GFLOPs", "saved by halting", "tokens entering each joint block", "s")
+    rows = [
+        (
+            run["run"],
+            str(run["seed"]),
+            f"{100 * run['top1']:.1f} %",
+            f"{run['gflops']:.4g}",
+            f"{100 * run['saved_by_halting']:z.1f} %",
+            " ".join(f"{n:.1f}" for n in run["tokens_per_layer"]),
+            f"{run['seconds']:.0f}",
+        )
+        for run in runs
+    ]
+    return [*lines, "", "## All runs", "", *_align(Table("", header, rows))]
+
+
+def _align(table: Table) -> list[str]:
+    """A Markdown table whose columns are aligned in the source too."""
     cells = [table.header, *table.rows]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.header))]
 
@@ -139,7 +142,7 @@ def _padded(table: Table) -> list[str]:
 
 
 def write(report: dict[str, Any], findings: Findings, folder: Path) -> list[Path]:
-    """Write experiment-NAME.md, .json and the pictures to a folder that is there; returns what was written."""
+    """Write experiment-NAME.md, .json and the pictures to an existing folder; returns the files written."""
     stem = f"experiment-{report['experiment']}"
     written = []
     for extra, draw in findings.pictures.items():
@@ -147,24 +150,5 @@ def write(report: dict[str, Any], findings: Findings, folder: Path) -> list[Path
         draw(written[-1])
     written += [folder / f"{stem}.json", folder / f"{stem}.md"]
     write_whole(written[-2], (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(written[-1], as_markdown(report, findings).encode())
+    write_whole(written[-1], render_page(report, findings).encode())
     return written
-
-
-# ---- pictures
-
-
-def chart(width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
-    """An empty matplotlib figure and its axes, without matplotlib's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def save_chart(figure: Any, path: Path) -> None:
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
-    write_whole(path, encoded.getvalue())

@@ -1,4 +1,4 @@
-"""A grid of training runs: named changes of one recipe, each with several seeds, done one after the other.
+"""A grid of training runs: named changes of one recipe, each with several seeds, done one after another.
 
 Every run has a folder of its own, ``<out>/<name>/seed<k>``, and is an ordinary ``refvt train``: it can be killed at any
 moment and goes on from its checkpoint, and one that is finished is not done again. A run that changes nothing is called
@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its last evaluation and the seconds of work of all its sessions."""
+    """A finished run: its last evaluation, and the seconds of work from start to end, interruptions left out."""
 
     run: str
     seed: int
@@ -57,10 +57,11 @@ class Result:
 
     @property
     def saved(self) -> float:
-        """Share of the joint blocks' multiply-adds that halting saved."""
+        """Share of the joint blocks' multiply-adds saved by halting."""
         return saved_by_halting(self.recipe.config, self.gflops)
 
     def as_dict(self) -> dict[str, Any]:
+        """The figures of the run, as JSON can hold them."""
         return {
             "run": self.run,
             "seed": self.seed,
@@ -73,7 +74,7 @@ class Result:
 
 
 class SampledFrames:
-    """The clips of a data set with fewer frames: ``frames`` of every ``of``, evenly spaced and from the middle."""
+    """The clips of a data set with fewer frames: ``frames`` of the ``of`` frames, evenly spaced around the middle."""
 
     def __init__(self, data: Dataset, of: int, frames: int) -> None:
         self.data, self.indices = data, sample_indices(of, frames, of // frames)
@@ -114,7 +115,7 @@ class Grid:
         self.data = make_moving_digits(recipe)
 
     def measure(self, runs: Sequence[Run]) -> dict[str, list[Result]]:
-        """The results of runs by name, one per seed; what is not finished yet is trained.
+        """Results of runs by name, one per seed; runs that are not finished yet are trained.
 
         ValueError for two runs of one name. TrainingError for a folder that holds the run of another recipe.
         """
@@ -135,7 +136,7 @@ class Grid:
         return refvt.load(result.folder / MODEL, config, backend=self.backend)
 
     def test(self, result: Result, name: str, changes: Mapping[str, Any]) -> Evaluation:
-        """What a trained model does on the test set under another configuration; records lie in the run's folder."""
+        """Evaluation of a trained model on the test set under another configuration; records go to the run's folder."""
         model = self.model(result, changes)
         test_set = self._data_of(result.recipe)[1]
         records = result.folder / f"test-{name}.jsonl"
@@ -162,7 +163,7 @@ class Grid:
         )
 
     def _data_of(self, recipe: Recipe) -> tuple[Dataset, Dataset]:
-        """The grid's own clips for every run: a model of fewer frames gets some of theirs."""
+        """The grid's own clips for every run; a model of fewer frames gets some of their frames."""
         of, frames = self.recipe.config.num_frames, recipe.config.num_frames
         train_set, test_set = self.data
         if frames == of:
@@ -176,13 +177,13 @@ def without_halting(config: HaltingVTConfig) -> float:
 
 
 def saved_by_halting(config: HaltingVTConfig, gflops: float) -> float:
-    """Share of the joint blocks' multiply-adds that is missing from ``gflops``; the other parts cannot be saved."""
+    """Share of the joint blocks' multiply-adds that a clip of ``gflops`` saves; the other parts cannot be saved."""
     fixed = sum(flops.fixed_multiply_adds(config).values()) / 1e9
     return (without_halting(config) - gflops) / (without_halting(config) - fixed)
 
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Did this run end here? TrainingError if the folder holds another one."""
+    """Whether this run has ended in this folder. TrainingError if the folder holds another run."""
     if not (folder / MODEL).is_file():
         return False  # train itself looks at the checkpoint, if there is one
     stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))

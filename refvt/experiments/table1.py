@@ -1,7 +1,7 @@
 """``refvt experiment table1``: the paper's Table 1 in small.
 
 Keep rates R of the Glimpser, each with and without the motion loss. Without it there are no static twins either: they
-are there for its sake.
+exist for its sake.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refvt.experiments.report import COLOURS, Findings, Spread, Table, chart, save_chart, spread
+from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import Grid, Result, Run, without_halting
+from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
 from refvt.training.recipe import Recipe
 
-__all__ = ["HELP", "measure", "runs"]
+__all__ = ["HELP", "measure", "plan"]
 
 HELP = "Table 1: accuracy and GFLOPs by the Glimpser's keep rate R, with and without the motion loss."
 RATES, QUICK_RATES = (1.0, 0.7, 0.5, 0.3), (1.0, 0.5)
 MOTION = {True: "with", False: "without"}
 
 
-def runs(recipe: Recipe, quick: bool) -> dict[tuple[float, bool], Run]:
+def plan(recipe: Recipe, quick: bool) -> dict[tuple[float, bool], Run]:
     """The runs by R and motion loss. ValueError for a model without a Glimpser."""
     rates = recipe.config.keep_rates
     if not rates:
@@ -35,7 +36,8 @@ def runs(recipe: Recipe, quick: bool) -> dict[tuple[float, bool], Run]:
 
 
 def measure(grid: Grid, quick: bool) -> Findings:
-    planned = runs(grid.recipe, quick)
+    """Train every keep rate with and without the motion loss, and compare them pair by pair."""
+    planned = plan(grid.recipe, quick)
     results = grid.measure(list(planned.values()))
     cells = {place: results[run.name] for place, run in planned.items()}
     rates = sorted({R for R, _ in cells}, reverse=True)
@@ -94,11 +96,12 @@ def _reading(
         for motion in MOTION
     }
     said = [
-        "Off the joint blocks' multiply-adds halting alone takes, with the motion loss, "
+        "Of the joint blocks' multiply-adds halting alone saves, with the motion loss, "
         f"{saved[True]}; without it {saved[False]}.",
         "The paper credits the motion loss with 5.4 % fewer GFLOPs. Here, over "
         f"{len(cost.values)} pairs of runs that differ in nothing else, it changes GFLOPs by {cost.change()} % and "
-        f"accuracy by {accuracy.change()} points; {_weighed(cost, 'the change of GFLOPs')}.",
+        f"accuracy by {accuracy.change()} points (mean and standard deviation over the pairs). "
+        f"{_weigh(cost)}",
     ]
     if 1.0 in rates and len(rates) > 1:
         whole = spread([r.top1 for r in cells[1.0, True]]).mean
@@ -114,29 +117,25 @@ def _reading(
     return said
 
 
-def _weighed(found: Spread, what: str) -> str:
-    """How a mean stands to the spread of what it is the mean of."""
-    if found.deviation is None:
-        return f"from one pair it cannot be said whether {what} is more than chance"
-    if abs(found.mean) > 2 * found.deviation / len(found.values) ** 0.5:
-        return f"{what} is more than twice its standard error"
-    return f"{what} is not told apart from nothing: it is within twice its standard error"
+def _weigh(change: Spread) -> str:
+    """A sentence that compares a mean change with its standard error, the deviation over √n."""
+    if change.deviation is None:
+        return "From one pair it cannot be said whether the change of GFLOPs is more than chance."
+    error = change.deviation / len(change.values) ** 0.5
+    limit = f"twice its standard error of {100 * error:.1f} %"
+    if abs(change.mean) > 2 * error:
+        return f"The mean change of GFLOPs is more than {limit}."
+    return f"The mean change of GFLOPs cannot be told apart from zero: it is within {limit}."
 
 
 def _draw(cells: dict[tuple[float, bool], list[Result]], rates: list[float], path: Path) -> None:
-    figure, axes = chart()
+    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run")
     for motion, colour, marker in ((True, COLOURS[0], "o"), (False, COLOURS[1], "s")):
         for R in rates:
             found = cells[R, motion]
-            label = f"{MOTION[motion]} motion loss" if rates.index(R) == 0 else None
-            x, y = [r.gflops for r in found], [100 * r.top1 for r in found]
-            axes.plot(x, y, marker, color=colour, markersize=4, alpha=0.4)
-            middle = sum(x) / len(x), sum(y) / len(y)
-            axes.plot(*middle, marker, color=colour, markersize=9, label=label)
+            label = f"{MOTION[motion]} motion loss" if rates[0] == R else None
+            middle = plot_runs(axes, [r.gflops for r in found], [r.top1 for r in found], marker, colour, label)
             axes.annotate(f"R = {R:g}", middle, (7, 5), textcoords="offset points", fontsize=8, color=colour)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
     axes.set_xlim(0)
-    axes.set_title("Large: mean over seeds; small: every run", fontsize=10)
     axes.legend()
     save_chart(figure, path)

@@ -1,7 +1,7 @@
 """``refvt experiment variants``: the two places where the released model and the text differ.
 
-``halted_keys`` zero or masked, ``cls_skip`` off or on (see SPEC's variants): trained with each, and each trained model
-also tested with the other. The parameters are the same in all of them, so a switch can be thrown at test time alone.
+``halted_keys`` zero or masked, ``cls_skip`` off or on: trained with each, and each trained model also tested with the
+other. The parameters are the same in all of them, so a switch can be thrown at test time alone.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refvt.experiments.report import COLOURS, Findings, Table, chart, save_chart, spread
+from refvt.experiments.report import Findings, Table, spread
 from refvt.experiments.runs import Grid, Run
+from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
 
 __all__ = ["HELP", "SWITCHES", "measure"]
 
@@ -23,25 +24,8 @@ Cell = tuple[str, Any, Any]  # switch, value in training, value in testing
 
 
 def measure(grid: Grid, quick: bool) -> Findings:  # fewer seeds and epochs are all that makes it quick
-    cells: dict[Cell, tuple[list[float], list[float]]] = {}  # accuracies and GFLOPs, one per seed
-    planned = [
-        Run(name, {f"config.{switch}": value}) for switch, values in SWITCHES.items() for value, name in values.items()
-    ]
-    trained = grid.measure(planned)
-    for switch, values in SWITCHES.items():
-        for here, name in values.items():
-            for there in values:
-                accuracy, cost = [], []
-                for result in trained[name]:
-                    top1, gflops = result.top1, result.gflops
-                    if there != here:
-                        found = grid.test(result, values[there], {f"config.{switch}": there})
-                        assert found.top1 is not None
-                        assert found.gflops is not None
-                        top1, gflops = found.top1, found.gflops
-                    accuracy.append(top1)
-                    cost.append(gflops)
-                cells[switch, here, there] = accuracy, cost
+    """Train with every value of every switch, and test each trained model with both."""
+    cells = _measure_cells(grid)
     return Findings(
         title="Variants: what live tokens see of halted ones, and whether CLS keeps its skip connection",
         about=(
@@ -66,6 +50,30 @@ def measure(grid: Grid, quick: bool) -> Findings:  # fewer seeds and epochs are 
         reading=[sentence for switch in SWITCHES for sentence in _reading(switch, cells)],
         pictures={"": lambda path: _draw(cells, path)},
     )
+
+
+def _measure_cells(grid: Grid) -> dict[Cell, tuple[list[float], list[float]]]:
+    """Accuracies and GFLOPs of every cell, one of each per seed."""
+    cells: dict[Cell, tuple[list[float], list[float]]] = {}
+    planned = [
+        Run(name, {f"config.{switch}": value}) for switch, values in SWITCHES.items() for value, name in values.items()
+    ]
+    trained = grid.measure(planned)
+    for switch, values in SWITCHES.items():
+        for here, name in values.items():
+            for there in values:
+                accuracy, cost = [], []
+                for result in trained[name]:
+                    top1, gflops = result.top1, result.gflops
+                    if there != here:
+                        found = grid.test(result, values[there], {f"config.{switch}": there})
+                        assert found.top1 is not None
+                        assert found.gflops is not None
+                        top1, gflops = found.top1, found.gflops
+                    accuracy.append(top1)
+                    cost.append(gflops)
+                cells[switch, here, there] = accuracy, cost
+    return cells
 
 
 def _name(switch: str, value: Any) -> str:
@@ -104,19 +112,11 @@ def _reading(switch: str, cells: dict[Cell, tuple[list[float], list[float]]]) ->
 
 
 def _draw(cells: dict[Cell, tuple[list[float], list[float]]], path: Path) -> None:
-    figure, axes = chart(7.5, 4.5)
+    figure, axes = make_accuracy_chart("Crosses: switched at test time alone. Large: mean over seeds", 7.5)
     colours = {(switch, value): COLOURS[i] for i, (switch, value, _) in enumerate(list(cells)[::2])}
     for (switch, here, there), (accuracy, cost) in cells.items():
-        colour = colours[switch, here]
-        same = here == there
-        style = {"marker": "o" if same else "X", "color": colour, "linestyle": ""}
         label = f"{switch}: trained {_name(switch, here)}, tested {_name(switch, there)}"
-        middle = spread(cost).mean, 100 * spread(accuracy).mean
-        axes.plot(cost, [100 * a for a in accuracy], **style, markersize=4, alpha=0.4)
-        axes.plot(*middle, **style, markersize=9, label=label)
+        plot_runs(axes, cost, accuracy, "o" if here == there else "X", colours[switch, here], label)
     axes.margins(0.15)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
-    axes.set_title("Crosses: switched at test time alone. Large: mean over seeds", fontsize=10)
     axes.legend(fontsize=7)
     save_chart(figure, path)

@@ -1,11 +1,14 @@
-"""The two halves every block is made of: pre-norm attention and pre-norm MLP, forward and backward.
+"""The two sublayers of every block, pre-norm attention and pre-norm MLP, forward and backward.
 
-They are the only places where a block's parameters meet the table of operations; the Glimpser uses the attention half
-twice (through time, then through space) and the joint block once. What differs between them, and between dense and
-compact execution, is index arrays alone.
+    x ← x + proj(attention(q, k, v)),   q, k, v = qkv(norm1(x))
+    x ← x + mlp(norm2(x))
 
-``Scope`` carries what every function of the model needs: the table, the parameters, a place to put gradients, and the
-observer to whom named tensors are shown.
+These are the only places where a block's parameters meet the table of operations. A Glimpser block uses the attention
+sublayer twice (through time, then inside each frame), a joint block once. All that differs between them, and between
+dense and compact execution, is index arrays.
+
+``Context`` carries what every function of the model needs: the table of operations, the parameters, a place for their
+gradients, and a function that records named tensors.
 """
 
 from __future__ import annotations
@@ -18,187 +21,280 @@ from refvt.array import Array
 from refvt.backends import Backend
 
 __all__ = [
-    "Scope",
-    "attention_half_backward",
-    "attention_half_forward",
-    "mlp_half_backward",
-    "mlp_half_forward",
+    "AttentionCache",
+    "Context",
+    "MlpCache",
+    "Projected",
+    "Segments",
+    "attend",
+    "attention_cache_of",
+    "attention_sublayer_backward",
+    "attention_sublayer_forward",
+    "mlp_sublayer_backward",
+    "mlp_sublayer_forward",
+    "project_keys_values",
+    "project_output",
+    "project_queries",
+    "project_queries_keys_values",
 ]
 
 
-def _nobody(name: str, tensor: Array) -> None:
+def _ignore(name: str, tensor: Array) -> None:
     pass
 
 
 @dataclass
-class Scope:
-    """The table ``ops``, the parameters by name, the gradients by name, and ``see(name, tensor)`` for traces."""
+class Context:
+    """What every function of the model needs.
+
+    ops: the table of operations. parameters: by name. record: called with the name and value of every named tensor.
+    gradients: of the parameters, by name; filled by a backward pass. keep: whether a backward pass will follow.
+    """
 
     ops: Backend
     parameters: dict[str, Array]
-    see: Callable[[str, Array], None] = _nobody
+    record: Callable[[str, Array], None] = _ignore
     gradients: dict[str, Array] = field(default_factory=dict)
     keep: bool = False
 
     @property
     def tracing(self) -> bool:
-        return self.see is not _nobody
+        return self.record is not _ignore
 
-    def rows(self, x: Array, index: Array | slice) -> tuple[Array, Any]:
-        """Rows of x, and the cache of their gather; a slice of them is a view, and has none."""
+    def take_rows(self, x: Array, index: Array | slice) -> tuple[Array, Any]:
+        """Rows of x and the cache of their gather. A slice gives a view, which has no cache."""
         if isinstance(index, slice):
             return x[index], None
         rows, cache = self.ops.gather.forward(x, index, keep=self.keep)
         return rows, cache
 
-    def pair(self, name: str) -> tuple[Array, Array]:
+    def weight_and_bias(self, name: str) -> tuple[Array, Array]:
         """The weight and bias of a layer."""
         return self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
 
-    def put(self, name: str, dweight: Array, dbias: Array) -> None:
+    def set_gradient(self, name: str, dweight: Array, dbias: Array) -> None:
+        """Store the gradients of a layer's weight and bias."""
         self.gradients[f"{name}.weight"], self.gradients[f"{name}.bias"] = dweight, dbias
 
 
-class AttentionHalfCache(NamedTuple):
+# ---- attention
+
+
+class Segments(NamedTuple):
+    """Which rows attend to which: each segment's queries attend to its keys."""
+
+    key_offsets: Array  # [segments+1]
+    query_offsets: Array  # [segments+1]; the key offsets themselves if every row is a query
+    key_bias: Array | None = None  # [n] added to the logits of a key
+
+
+class Projected(NamedTuple):
+    """Normed rows and their queries, keys and values; the caches are None without a backward pass."""
+
+    normed: Array  # [n, D]
+    q: Array | None  # [m, D]; None until the query rows are known
+    k: Array  # [n, D]
+    v: Array  # [n, D]
+    norm_cache: Any
+    gather_cache: Any  # of the gather of the query rows; None if every row is a query
+    qkv_cache: Any  # of one linear layer, or of two: (q, kv)
+
+
+class AttentionCache(NamedTuple):
+    """What the backward of an attention sublayer needs."""
+
     norm_name: str
     attn_name: str
     norm: Any
-    queries: Any  # of the gather that picks the query rows, None if every row asks
-    qkv: Any  # one linear cache, or two: (q, kv)
+    gather: Any
+    qkv: Any
     attention: Any
     proj: Any
 
 
-def attention_half_forward(
-    scope: Scope,
+def project_queries_keys_values(context: Context, norm_name: str, attn_name: str, x: Array) -> Projected:
+    """Norm, then q, k and v of every row in one matrix product; x [n, D]."""
+    ops, D = context.ops, x.shape[1]
+    # 1. norm
+    normed, norm_cache = ops.layernorm.forward(x, *context.weight_and_bias(norm_name), keep=context.keep)  # [n, D]
+    context.record(norm_name, normed)
+    # 2. q, k, v
+    qkv, cache = ops.linear.forward(normed, *context.weight_and_bias(f"{attn_name}.qkv"), keep=context.keep)  # [n, 3D]
+    q, k, v = (ops.arrays.columns(qkv, i * D, (i + 1) * D) for i in range(3))
+    return Projected(normed, q, k, v, norm_cache, None, cache)
+
+
+def project_keys_values(context: Context, norm_name: str, attn_name: str, x: Array) -> Projected:
+    """Norm, then k and v of every row: where only some rows are queries (``project_queries``); x [n, D]."""
+    ops, D = context.ops, x.shape[1]
+    # 1. norm
+    normed, norm_cache = ops.layernorm.forward(x, *context.weight_and_bias(norm_name), keep=context.keep)  # [n, D]
+    context.record(norm_name, normed)
+    # 2. k, v
+    weight, bias = context.weight_and_bias(f"{attn_name}.qkv")
+    kv, cache = ops.linear.forward(normed, weight[D:], bias[D:], keep=context.keep)  # [n, 2D]
+    k, v = ops.arrays.columns(kv, 0, D), ops.arrays.columns(kv, D, 2 * D)
+    return Projected(normed, None, k, v, norm_cache, None, (None, cache))
+
+
+def project_queries(context: Context, attn_name: str, projected: Projected, rows: Array | slice) -> Projected:
+    """The same with q of the given rows [m]."""
+    D = projected.k.shape[1]
+    weight, bias = context.weight_and_bias(f"{attn_name}.qkv")
+    normed, gather_cache = context.take_rows(projected.normed, rows)  # [m, D]
+    q, q_cache = context.ops.linear.forward(normed, weight[:D], bias[:D], keep=context.keep)  # [m, D]
+    return projected._replace(q=q, gather_cache=gather_cache, qkv_cache=(q_cache, projected.qkv_cache[1]))
+
+
+def attend(
+    context: Context, attn_name: str, projected: Projected, segments: Segments, num_heads: int
+) -> tuple[Array, Any]:
+    """y [m, D], the attention of every query inside its segment, and its cache."""
+    q, k, v = projected.q, projected.k, projected.v
+    assert q is not None
+    for name, tensor in zip("qkv", (q, k, v), strict=True):
+        context.record(f"{attn_name}.{name}", tensor)
+    # 3. attention
+    key_offsets, query_offsets, key_bias = segments
+    y, cache = context.ops.attention.forward(
+        q, k, v, query_offsets, key_offsets, num_heads, key_bias, keep=context.keep
+    )  # [m, D]
+    context.record(f"{attn_name}.y", y)
+    return y, cache
+
+
+def project_output(
+    context: Context, attn_name: str, y: Array, residual: Array | None, drop_path: Array | None
+) -> tuple[Array, Any]:
+    """residual + drop_path · proj(y) [m, D], and the cache; drop_path [m] or None is the DropPath scale of each row."""
+    # 4. projection and skip connection
+    proj = context.weight_and_bias(f"{attn_name}.proj")
+    out, cache = context.ops.linear.forward(y, *proj, residual, drop_path, keep=context.keep)
+    context.record(f"{attn_name}.proj", out)
+    return out, cache
+
+
+def attention_sublayer_forward(
+    context: Context,
     norm_name: str,
     attn_name: str,
     x: Array,
     residual: Array | None,
+    segments: Segments,
     num_heads: int,
-    key_offsets: Array,
-    query_offsets: Array | None = None,
-    queries: Array | slice | Callable[[Array, Array], tuple[Array, Array]] | None = None,
-    key_bias: Array | None = None,
-    gain: Array | None = None,
-    project: bool = True,
-) -> tuple[Array, tuple[Array, Array], AttentionHalfCache | None]:
-    """out = residual + gain · proj(attention(qkv(norm(x)))), and the q and k that were used.
+    query_rows: Array | slice | None = None,
+    drop_path: Array | None = None,
+) -> tuple[Array, AttentionCache | None]:
+    """residual + drop_path · proj(attention(qkv(norm(x)))) for the m query rows of x [n, D]: [m, D].
 
-    Without ``project`` (and without a cache) the attention comes out as it is, for a layer that projects it.
-
-    x [n, D], key_offsets [segments+1]. ``queries`` [m] names the rows of x that ask (all, if None; a slice where nobody
-    keeps a cache); query_offsets cuts *them* into segments. residual and gain belong to the m rows that come out. Who
-    asks may depend on the keys: then ``queries`` is a function of norm(x) and k that returns the rows and the residual.
+    query_rows [m] names them (None: all n; a slice where no backward pass follows); residual [m, D] and drop_path [m]
+    belong to them.
     """
-    ops, D = scope.ops, x.shape[1]
-    columns = ops.arrays.columns
-    # 1. norm
-    normed, norm_cache = ops.layernorm.forward(x, *scope.pair(norm_name), keep=scope.keep)  # [n, D]
-    scope.see(norm_name, normed)
-    # 2. q, k, v: one multiply if every row asks; else q for those that do, k and v for all
-    weight, bias = scope.pair(f"{attn_name}.qkv")
-    gather_cache = qkv_cache = None
-    if queries is None:
-        query_offsets = key_offsets
-        qkv, qkv_cache = ops.linear.forward(normed, weight, bias, keep=scope.keep)  # [n, 3D]
-        q, k, v = (columns(qkv, i * D, (i + 1) * D) for i in range(3))
+    if query_rows is None:
+        projected = project_queries_keys_values(context, norm_name, attn_name, x)
     else:
-        kv, kv_cache = ops.linear.forward(normed, weight[D:], bias[D:], keep=scope.keep)  # [n, 2D]
-        k, v = columns(kv, 0, D), columns(kv, D, 2 * D)
-        if callable(queries):
-            queries, residual = queries(normed, k)
-        asking, gather_cache = scope.rows(normed, queries)  # [m, D]
-        q, q_cache = ops.linear.forward(asking, weight[:D], bias[:D], keep=scope.keep)  # [m, D]
-        qkv_cache = (q_cache, kv_cache)
-    for name, tensor in zip("qkv", (q, k, v), strict=True):
-        scope.see(f"{attn_name}.{name}", tensor)
-    # 3. attention
-    y, attention_cache = ops.attention.forward(
-        q, k, v, query_offsets, key_offsets, num_heads, key_bias, keep=scope.keep
+        projected = project_keys_values(context, norm_name, attn_name, x)
+        projected = project_queries(context, attn_name, projected, query_rows)
+    y, attention_cache = attend(context, attn_name, projected, segments, num_heads)
+    out, proj_cache = project_output(context, attn_name, y, residual, drop_path)
+    return out, attention_cache_of(context, norm_name, attn_name, projected, attention_cache, proj_cache)
+
+
+def attention_cache_of(
+    context: Context, norm_name: str, attn_name: str, projected: Projected, attention_cache: Any, proj_cache: Any
+) -> AttentionCache | None:
+    """The cache of a sublayer from those of its passes; None without a backward pass."""
+    if not context.keep:
+        return None
+    return AttentionCache(
+        norm_name=norm_name,
+        attn_name=attn_name,
+        norm=projected.norm_cache,
+        gather=projected.gather_cache,
+        qkv=projected.qkv_cache,
+        attention=attention_cache,
+        proj=proj_cache,
     )
-    scope.see(f"{attn_name}.y", y)
-    if not project:
-        return y, (q, k), None
-    # 4. projection, gain, skip connection
-    out, proj_cache = ops.linear.forward(y, *scope.pair(f"{attn_name}.proj"), residual, gain, keep=scope.keep)
-    scope.see(f"{attn_name}.proj", out)
-    if not scope.keep:
-        return out, (q, k), None
-    cache = AttentionHalfCache(norm_name, attn_name, norm_cache, gather_cache, qkv_cache, attention_cache, proj_cache)
-    return out, (q, k), cache
 
 
-def attention_half_backward(
-    scope: Scope,
-    dout: Array,
-    cache: AttentionHalfCache,
-    extra: tuple[Array, Array] | None = None,
+def attention_sublayer_backward(
+    context: Context, dout: Array, cache: AttentionCache, dq_dk: tuple[Array, Array] | None = None
 ) -> tuple[Array, Array | None]:
-    """Returns dx and dresidual. ``extra`` is a gradient that reached q and k by another way (the Glimpser's scores)."""
-    ops, arrays = scope.ops, scope.ops.arrays
-    attn = cache.attn_name
-    scope.see(f"d({attn}.proj)", dout)
-    # 4. projection
+    """dx [n, D] and dresidual [m, D] from dout [m, D].
+
+    dq_dk: gradients that reached q and k by another way (the scores of the Glimpser).
+    """
+    ops, arrays, attn = context.ops, context.ops.arrays, cache.attn_name
+    context.record(f"d({attn}.proj)", dout)
+    # 4. projection and skip connection
     dy, dweight, dbias, dresidual = ops.linear.backward(dout, cache.proj)
-    scope.put(f"{attn}.proj", dweight, dbias)
-    scope.see(f"d({attn}.y)", dy)
+    context.set_gradient(f"{attn}.proj", dweight, dbias)
+    context.record(f"d({attn}.y)", dy)
     # 3. attention
     dq, dk, dv = ops.attention.backward(dy, cache.attention)
-    if extra is not None:
-        dq, dk = arrays.add(dq, extra[0]), arrays.add(dk, extra[1])
+    if dq_dk is not None:
+        dq, dk = arrays.add(dq, dq_dk[0]), arrays.add(dk, dq_dk[1])
     for name, tensor in zip("qkv", (dq, dk, dv), strict=True):
-        scope.see(f"d({attn}.{name})", tensor)
+        context.record(f"d({attn}.{name})", tensor)
     # 2. q, k, v
-    if cache.queries is None:
-        dnormed, dweight, dbias, _ = ops.linear.backward(arrays.join_columns([dq, dk, dv]), cache.qkv)
-    else:
-        q_cache, kv_cache = cache.qkv
-        dasking, dweight_q, dbias_q, _ = ops.linear.backward(dq, q_cache)
-        dnormed, dweight_kv, dbias_kv, _ = ops.linear.backward(arrays.join_columns([dk, dv]), kv_cache)
-        dnormed = arrays.add(dnormed, ops.gather.backward(dasking, cache.queries))
-        dweight, dbias = arrays.join_rows([dweight_q, dweight_kv]), arrays.join_rows([dbias_q, dbias_kv])
-    scope.put(f"{attn}.qkv", dweight, dbias)
-    scope.see(f"d({cache.norm_name})", dnormed)
+    dnormed, dweight, dbias = _qkv_backward(context, dq, dk, dv, cache)
+    context.set_gradient(f"{attn}.qkv", dweight, dbias)
+    context.record(f"d({cache.norm_name})", dnormed)
     # 1. norm
     dx, dweight, dbias = ops.layernorm.backward(dnormed, cache.norm)
-    scope.put(cache.norm_name, dweight, dbias)
+    context.set_gradient(cache.norm_name, dweight, dbias)
     return dx, dresidual
 
 
-class MlpHalfCache(NamedTuple):
+def _qkv_backward(context: Context, dq: Array, dk: Array, dv: Array, cache: AttentionCache) -> tuple[Array, ...]:
+    """dnormed [n, D], dweight [3D, D] and dbias [3D] from dq [m, D], dk and dv [n, D]."""
+    ops, arrays = context.ops, context.ops.arrays
+    if cache.gather is None:  # every row is a query
+        dnormed, dweight, dbias, _ = ops.linear.backward(arrays.join_columns([dq, dk, dv]), cache.qkv)
+        return dnormed, dweight, dbias
+    q_cache, kv_cache = cache.qkv
+    dnormed_q, dweight_q, dbias_q, _ = ops.linear.backward(dq, q_cache)
+    dnormed_kv, dweight_kv, dbias_kv, _ = ops.linear.backward(arrays.join_columns([dk, dv]), kv_cache)
+    dnormed = arrays.add(dnormed_kv, ops.gather.backward(dnormed_q, cache.gather))
+    return dnormed, arrays.join_rows([dweight_q, dweight_kv]), arrays.join_rows([dbias_q, dbias_kv])
+
+
+# ---- MLP
+
+
+class MlpCache(NamedTuple):
+    """What the backward of an MLP sublayer needs."""
+
     block: str
     norm: Any
     mlp: Any
 
 
-def mlp_half_forward(
-    scope: Scope, block: str, x: Array, gain: Array | None = None
-) -> tuple[Array, MlpHalfCache | None]:
-    """x + gain · mlp(norm2(x)), x [n, D]."""
-    ops = scope.ops
+def mlp_sublayer_forward(
+    context: Context, block: str, x: Array, drop_path: Array | None = None
+) -> tuple[Array, MlpCache | None]:
+    """x + drop_path · mlp(norm2(x)) for x [n, D]; drop_path [n] is the DropPath scale of each row."""
+    ops = context.ops
     # 1. norm
-    normed, norm_cache = ops.layernorm.forward(x, *scope.pair(f"{block}.norm2"), keep=scope.keep)
-    scope.see(f"{block}.norm2", normed)
-    # 2. mlp, gain, skip connection
-    out, mlp_cache = ops.mlp.forward(
-        normed, *scope.pair(f"{block}.mlp.fc1"), *scope.pair(f"{block}.mlp.fc2"), x, gain, keep=scope.keep
-    )
-    scope.see(f"{block}.mlp", out)
-    return out, MlpHalfCache(block, norm_cache, mlp_cache) if scope.keep else None
+    normed, norm_cache = ops.layernorm.forward(x, *context.weight_and_bias(f"{block}.norm2"), keep=context.keep)
+    context.record(f"{block}.norm2", normed)
+    # 2. MLP and skip connection
+    fc1, fc2 = context.weight_and_bias(f"{block}.mlp.fc1"), context.weight_and_bias(f"{block}.mlp.fc2")
+    out, mlp_cache = ops.mlp.forward(normed, *fc1, *fc2, x, drop_path, keep=context.keep)  # [n, D]
+    context.record(f"{block}.mlp", out)
+    return out, MlpCache(block, norm_cache, mlp_cache) if context.keep else None
 
 
-def mlp_half_backward(scope: Scope, dout: Array, cache: MlpHalfCache) -> Array:
-    """Returns dx."""
-    ops, block = scope.ops, cache.block
-    scope.see(f"d({block}.mlp)", dout)
-    # 2. mlp
+def mlp_sublayer_backward(context: Context, dout: Array, cache: MlpCache) -> Array:
+    """dx [n, D] from dout [n, D]."""
+    ops, block = context.ops, cache.block
+    context.record(f"d({block}.mlp)", dout)
+    # 2. MLP and skip connection
     dnormed, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual = ops.mlp.backward(dout, cache.mlp)
-    scope.put(f"{block}.mlp.fc1", dfc1_weight, dfc1_bias)
-    scope.put(f"{block}.mlp.fc2", dfc2_weight, dfc2_bias)
-    scope.see(f"d({block}.norm2)", dnormed)
+    context.set_gradient(f"{block}.mlp.fc1", dfc1_weight, dfc1_bias)
+    context.set_gradient(f"{block}.mlp.fc2", dfc2_weight, dfc2_bias)
+    context.record(f"d({block}.norm2)", dnormed)
     # 1. norm
     dx, dweight, dbias = ops.layernorm.backward(dnormed, cache.norm)
-    scope.put(f"{block}.norm2", dweight, dbias)
-    dstate: Array = scope.ops.arrays.add(dx, dresidual)
-    return dstate
+    context.set_gradient(f"{block}.norm2", dweight, dbias)
+    return ops.arrays.add(dx, dresidual)

@@ -9,7 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["Decisions", "check_decisions"]
+__all__ = ["Decisions", "check_decisions", "kept_patches", "kept_places"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,63 @@ def check_decisions(decisions: Decisions, config: HaltingVTConfig, B: int) -> De
             )
         layers = np.where(layers == 0, L, layers).astype(np.int64)
     return Decisions(None if kept is None else tuple(a.astype(np.int64) for a in kept), layers)
+
+
+def kept_places(kept: tuple[Array, ...], config: HaltingVTConfig) -> tuple[Array | None, ...]:
+    """Imposed patches as places: where each stands among the patches that enter its block, None if all stay.
+
+    kept: for each Glimpser block original indices [B, T, S'] as in ``Decisions``; returns [B·T, k] for each.
+    ValueError for a patch that does not enter its block or is named twice, and for a block that cannot choose.
+    """
+    B, T = kept[0].shape[:2] if kept else (0, 0)
+    entering: Array = np.broadcast_to(np.arange(config.patches_per_frame), (B, T, config.patches_per_frame))
+    found: list[Array | None] = []
+    for g, leaving in enumerate(kept):
+        k = config.kept_patches(g, entering.shape[2])
+        if config.keep_rates[g] >= 1:
+            if (leaving != entering).any():
+                raise ValueError(f"decisions.kept[{g}]: this block keeps every patch in its place (its keep rate is 1)")
+            found.append(None)
+        else:
+            if config.fuse_dropped and (leaving[:, :, -1] != -1).any():
+                raise ValueError(f"decisions.kept[{g}]: the last entry of a frame is its fused token and must be −1")
+            found.append(_places_of(leaving[:, :, :k], entering, g).reshape(B * T, k))
+        entering = leaving
+    return tuple(found)
+
+
+def _places_of(wanted: Array, candidates: Array, block: int) -> Array:
+    """Where the wanted original patch indices stand among the candidates of their frame.
+
+    wanted [B, T, k], candidates [B, T, S] → places [B, T, k]. ValueError for a patch that is no candidate or is named
+    twice.
+    """
+    match = wanted[..., :, None] == candidates[..., None, :]  # [B, T, k, S]
+    # several fused tokens share the name −1: the first wanted one is the first that stands there, and so on
+    nth = np.cumsum(wanted[..., :, None] == wanted[..., None, :], axis=-1)
+    nth = np.diagonal(nth, axis1=-2, axis2=-1)  # [B, T, k] how often this name was wanted so far
+    match &= np.cumsum(match, axis=-1) == nth[..., None]
+    if not match.any(axis=-1).all():
+        b, t, rank = (int(i) for i in np.argwhere(~match.any(axis=-1))[0])
+        raise ValueError(
+            f"decisions.kept[{block}]: clip {b}, frame {t} names patch {int(wanted[b, t, rank])}, "
+            "which is named twice or did not enter this block"
+        )
+    return np.asarray(match.argmax(axis=-1))
+
+
+def kept_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
+    """The original patches [B, T, S'] that leave each block (−1: a fused token), from their places.
+
+    places: for each Glimpser block [B·T, k] among the patches that entered it; None where all stay.
+    """
+    S, T = config.patches_per_frame, config.num_frames
+    originals: Array = np.broadcast_to(np.arange(S), (B, T, S))
+    kept = []
+    for chosen in places:
+        if chosen is not None:
+            originals = np.take_along_axis(originals, chosen.reshape(B, T, -1), axis=2)
+            if config.fuse_dropped:
+                originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
+        kept.append(np.array(originals))
+    return kept

@@ -1,4 +1,4 @@
-"""HaltingVT as users call it: checks at the door, outputs with names, losses, gradients and traces."""
+"""HaltingVT as users call it: named outputs, losses, gradients and traces."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.model import flops
-from refvt.model.blocks import Scope
+from refvt.model.blocks import Context
 from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
-from refvt.model.decisions import Decisions, check_decisions
-from refvt.model.network import (
-    Gains,
-    Heads,
-    NetworkCache,
-    NetworkResult,
-    draw_gains,
-    network_backward,
-    network_forward,
-    network_result,
+from refvt.model.decisions import Decisions
+from refvt.model.inputs import (
+    LossWeights,
+    check_clips,
+    check_drop_path,
+    check_execution,
+    check_labels,
+    check_loss_weights,
 )
+from refvt.model.network import NetworkCache, NetworkResult, network_backward, network_forward, network_result
 from refvt.model.parameters import check_parameters, initial_parameters
+from refvt.model.plan import Execution
 
 __all__ = ["HaltingVT", "Loss", "Output", "Trace", "load"]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass says about a batch of B clips with N' tokens each in L joint blocks.
+    """The results of a forward pass for a batch of B clips with N' tokens each in L joint blocks.
 
     logits [B, K]; motion_logits [B, 2]; features [B, D], the normed CLS; ponder [B, N'], NaN for tokens still alive
-    when their clip left early; tokens_per_layer int64 [B, L] and alive bool [B, L, N'], who entered each joint block
-    (nobody once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention on those
-    counts. Token 0 is CLS, token 1 + s·T + t is the patch of rank s in frame t, ``decisions.kept[-1][b, t, s]`` on
-    the grid.
+    when their clip left early; tokens_per_layer int64 [B, L] and alive bool [B, L, N'], the tokens that entered each
+    joint block (none once the clip has left); decisions; gflops [B], 10⁹ multiply-adds in the literature's convention
+    on those counts. Token 0 is CLS, token 1 + s·T + t is the patch of rank s in frame t, patch
+    ``decisions.kept[-1][b, t, s]`` of the grid.
     """
 
     logits: Array
@@ -53,7 +53,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Loss:
-    """total = recognition + ponder_weight · ponder + motion_weight · motion, its parts before weighing, the output."""
+    """total = recognition + ponder_weight · ponder + motion_weight · motion; the parts are not weighted."""
 
     total: float
     recognition: float
@@ -86,7 +86,7 @@ class Trace(Mapping[str, Array]):
 class HaltingVT:
     """A HaltingVT: ``model(clips)`` classifies, ``loss_and_gradients`` differentiates, ``trace`` shows everything.
 
-    parameters: a dict with the names of a PyTorch state dict, drawn afresh from ``seed`` if None; arrays are cast to
+    parameters: a dict with the names of a PyTorch state dict, drawn from ``seed`` if None; arrays are cast to
     ``dtype`` ("float32" or "float64"). backend: a name of ``refvt.backends.available()``, None for the fastest on the
     CPU.
     """
@@ -133,31 +133,17 @@ class HaltingVT:
     ) -> Output:
         """Classify clips [B, C, T, height, width], normalised to (x − 127.5)/127.5.
 
-        execution: "dense" keeps a row for every token, "compact" computes only what is alive; the answers are the same.
+        execution: "dense" keeps a row for every token, "compact" computes only living tokens; the answers are the same.
         full_ponder: follow every token to its halt; otherwise a clip leaves when its CLS has halted. decisions: imposed
         instead of taken. arrays: "device" leaves logits, motion_logits, features and ponder where the backend computed
         them. ValueError or TypeError for clips, execution or decisions that do not fit.
         """
-        bring = self._bring(arrays)
-        compact = _is_compact(execution)
-        clips = self._checked(clips)
-        scope = Scope(self._ops, self.parameters)
-        forced = check_decisions(decisions or Decisions(), self.config, len(clips))
+        deliver = self._deliver(arrays)
+        clips = check_clips(clips, self.config, self._ops, self.dtype)
+        how = check_execution(execution, decisions, self.config, len(clips), leave_early=not full_ponder)
         with self._ops.session():
-            leave_early = compact and not full_ponder
-
-            def heads(clips: Array) -> Heads:
-                return network_forward(
-                    *(scope, self.config, clips, compact),
-                    leave_early=leave_early,
-                    kept=forced.kept,
-                    halting_layer=forced.halting_layer,
-                )[0]
-
-            free = forced.kept is None and forced.halting_layer is None
-            found = self._graphs((compact, leave_early), self.parameters, heads, clips) if free else heads(clips)
-            result, _ = network_result(scope, self.config, found, len(clips), leave_early)
-            return self._output(result, full_ponder, bring)
+            result, _ = self._run(Context(self._ops, self.parameters), clips, how)
+            return self._output(result, full_ponder, deliver)
 
     def loss_and_gradients(
         self,
@@ -177,44 +163,21 @@ class HaltingVT:
 
         labels [B] class numbers or [B, K] soft; motion_labels [B], 1 for moving and 0 for a static twin, None to leave
         the motion loss out. drop_path: the rate of the last block, drawn from rng. arrays: "device" leaves gradients
-        and outputs where the backend computed them. Returns the loss and a dict with the parameters' names.
-        Source: HaltingVT equations 9–11.
+        and outputs where the backend computed them. Returns the loss and a dict with the parameters' names. ValueError
+        or TypeError for arguments that do not fit. Source: HaltingVT equations 9–11.
         """
-        bring = self._bring(arrays)
-        compact = _is_compact(execution)
-        clips = self._checked(clips)
-        labels, motion_labels = self._checked_labels(labels, motion_labels, len(clips))
-        for name, number, top in (
-            ("ponder_weight", ponder_weight, np.inf),
-            ("motion_weight", motion_weight, np.inf),
-            ("label_smoothing", label_smoothing, 1),
-            ("drop_path", drop_path, 1),
-        ):
-            if not (0 <= number < top):
-                raise ValueError(f"{name}: expected a number from 0 and below {top}, got {number}")
-        gains = None
-        if drop_path > 0:
-            if not isinstance(rng, np.random.Generator):
-                raise TypeError(f"rng: drop_path > 0 needs a numpy Generator, got {type(rng).__name__}")
-            gains = draw_gains(self.config, len(clips), drop_path, rng)
-        forced = check_decisions(decisions or Decisions(), self.config, len(clips))
-        scope = Scope(self._ops, self.parameters, keep=True)
+        deliver = self._deliver(arrays)
+        weights = check_loss_weights(ponder_weight, motion_weight, label_smoothing)
+        clips = check_clips(clips, self.config, self._ops, self.dtype)
+        B = len(clips)
+        labels, motion_labels = check_labels(labels, motion_labels, self.config, B, self.dtype)
+        scales = check_drop_path(drop_path, rng, self.config, B)
+        how = check_execution(execution, decisions, self.config, B, drop_path=scales)
+        context = Context(self._ops, self.parameters, keep=True)
         with self._ops.session():
-            heads, cache = network_forward(
-                scope,
-                self.config,
-                clips,
-                compact,
-                gains=gains,
-                kept=forced.kept,
-                halting_layer=forced.halting_layer,
-            )
-            result, cache = network_result(scope, self.config, heads, len(clips), False, cache)
-            assert cache is not None
-            loss = self._loss_and_backward(
-                scope, result, cache, labels, motion_labels, (ponder_weight, motion_weight, label_smoothing), bring
-            )
-            return loss, {name: bring(scope.gradients[name]) for name in self.parameters}
+            result, cache = self._run(context, clips, how)
+            loss = self._loss_and_backward(context, result, cache, labels, motion_labels, weights, deliver)
+            return loss, {name: deliver(context.gradients[name]) for name in self.parameters}
 
     def trace(
         self,
@@ -234,169 +197,110 @@ class HaltingVT:
         """Every named tensor of a run, forward and, with ``gradients``, backward.
 
         The gradients are those of the training loss if labels are given; else those of a random linear function of
-        logits, motion logits and ponder (standard normal cotangents, seed 0), which hides nothing.
+        logits, motion logits and ponder (standard normal cotangents, seed 0), which hides nothing. ValueError or
+        TypeError as in ``loss_and_gradients``.
         """
-        compact = _is_compact(execution)
-        clips = self._checked(clips)
+        deliver = self._deliver("numpy")
+        weights = check_loss_weights(ponder_weight, motion_weight, label_smoothing)
+        clips = check_clips(clips, self.config, self._ops, self.dtype)
+        B = len(clips)
         if labels is not None:
-            labels, motion_labels = self._checked_labels(labels, motion_labels, len(clips))
-        forced = check_decisions(decisions or Decisions(), self.config, len(clips))
+            labels, motion_labels = check_labels(labels, motion_labels, self.config, B, self.dtype)
+        scales = check_drop_path(drop_path, rng, self.config, B)
+        how = check_execution(execution, decisions, self.config, B, every_output=True, drop_path=scales)
         tensors: dict[str, Array] = {}
 
-        def see(name: str, tensor: Array) -> None:
-            tensors[name] = np.array(self._ops.arrays.to_numpy(tensor))
+        def record(name: str, tensor: Array) -> None:
+            tensors[name] = np.array(deliver(tensor))
 
-        gains: Gains | None = None
-        if drop_path > 0:
-            gains = draw_gains(self.config, len(clips), drop_path, rng or np.random.default_rng(0))
-        scope = Scope(self._ops, self.parameters, see=see, keep=gradients)
+        context = Context(self._ops, self.parameters, record=record, keep=gradients)
         with self._ops.session():
-            heads, cache = network_forward(
-                scope,
-                self.config,
-                clips,
-                compact,
-                every_output=True,
-                gains=gains,
-                kept=forced.kept,
-                halting_layer=forced.halting_layer,
-            )
-            result, cache = network_result(scope, self.config, heads, len(clips), False, cache)
-            if cache is not None and labels is None:
-                random = np.random.default_rng(0)
-                logits, motion, ponder = (
-                    self._ops.arrays.from_numpy(random.standard_normal(a.shape), self.dtype)
-                    for a in (result.logits, result.motion_logits, result.fates.ponder)
-                )
-                network_backward(scope, self.config, logits, motion, ponder, cache)
-            elif cache is not None and labels is not None:
-                weights = (ponder_weight, motion_weight, label_smoothing)
-                self._loss_and_backward(scope, result, cache, labels, motion_labels, weights, self._bring("numpy"))
-            for name, gradient in scope.gradients.items():
-                see(f"d({name})" if name in self.parameters else name, gradient)
-            return Trace(tensors, self._output(result, True, self._bring("numpy")))
+            result, cache = self._run(context, clips, how)
+            if gradients and labels is None:
+                self._random_backward(context, result, cache)
+            elif gradients and labels is not None:
+                self._loss_and_backward(context, result, cache, labels, motion_labels, weights, deliver)
+            for name, gradient in context.gradients.items():
+                record(f"d({name})", gradient)
+            return Trace(tensors, self._output(result, True, deliver))
 
-    def _bring(self, arrays: str) -> Callable[[Array], Array]:
-        """What is done to results before they are handed out: brought to main memory, or left where they are."""
-        if arrays not in ("numpy", "device"):
-            raise ValueError(f"arrays: expected 'numpy' or 'device', got {arrays!r}")
-        to_numpy: Callable[[Array], Array] = self._ops.arrays.to_numpy
-        return to_numpy if arrays == "numpy" else lambda array: array
+    def _run(self, context: Context, clips: Array, execution: Execution) -> tuple[NetworkResult, NetworkCache | None]:
+        """One forward pass, and its cache if a backward pass will follow."""
+        cache = None
+        if context.keep or context.tracing or execution.kept_places or execution.halting_layer is not None:
+            found, cache = network_forward(context, self.config, clips, execution)
+        else:  # an inference pass asks the host for nothing, so a GPU can record and repeat it
+            kind = execution.compact, execution.leave_early
+            found = self._graphs(
+                kind, self.parameters, lambda clips: network_forward(context, self.config, clips, execution)[0], clips
+            )
+        return network_result(context, self.config, found, len(clips), execution.leave_early, cache)
 
     def _loss_and_backward(
         self,
-        scope: Scope,
+        context: Context,
         result: NetworkResult,
-        cache: NetworkCache,
+        cache: NetworkCache | None,
         labels: Array,
         motion_labels: Array | None,
-        weights: tuple[float, float, float],
-        bring: Callable[[Array], Array],
+        weights: LossWeights,
+        deliver: Callable[[Array], Array],
     ) -> Loss:
-        ops, arrays = self._ops, self._ops.arrays
-        ponder_weight, motion_weight, label_smoothing = weights
-        recognition, recognition_cache = ops.cross_entropy.forward(result.logits, labels, label_smoothing)
-        ponder, ponder_cache = ops.ponder_loss.forward(result.fates.ponder)
-        scalar = np.dtype(self.dtype).type
-        dlogits = ops.cross_entropy.backward(scalar(1), recognition_cache)
-        dponder = ops.ponder_loss.backward(scalar(ponder_weight), ponder_cache)
+        """The training loss; the gradients of the parameters go to the context."""
+        ops, arrays, number = self._ops, self._ops.arrays, np.dtype(self.dtype).type
+        assert cache is not None
+        recognition, recognition_cache = ops.cross_entropy.forward(result.logits, labels, weights.label_smoothing)
+        ponder, ponder_cache = ops.ponder_loss.forward(result.halting.ponder)
+        dlogits = ops.cross_entropy.backward(number(1), recognition_cache)
+        dponder = ops.ponder_loss.backward(number(weights.ponder), ponder_cache)
         motion: Array = np.zeros(())
-        dmotion = arrays.zeros(result.motion_logits.shape, self.dtype)
+        dmotion_logits = arrays.zeros(result.motion_logits.shape, self.dtype)
         if motion_labels is not None:
             motion, motion_cache = ops.motion_loss.forward(result.motion_logits, motion_labels)
-            dmotion = ops.motion_loss.backward(scalar(motion_weight), motion_cache)
-        network_backward(scope, self.config, dlogits, dmotion, dponder, cache)
-        parts = tuple(float(arrays.to_numpy(part)) for part in (recognition, ponder, motion))
-        total = parts[0] + ponder_weight * parts[1] + motion_weight * parts[2]
-        return Loss(total, parts[0], parts[1], parts[2], self._output(result, True, bring))
+            dmotion_logits = ops.motion_loss.backward(number(weights.motion), motion_cache)
+        network_backward(context, self.config, dlogits, dmotion_logits, dponder, cache)
+        parts = [float(arrays.to_numpy(part)) for part in (recognition, ponder, motion)]
+        total = parts[0] + weights.ponder * parts[1] + weights.motion * parts[2]
+        return Loss(total, parts[0], parts[1], parts[2], self._output(result, True, deliver))
 
-    def _output(self, result: NetworkResult, full_ponder: bool, bring: Callable[[Array], Array]) -> Output:
-        """The named outputs; without full_ponder what came after CLS halted is taken back, as if the clip had left."""
-        joint, arrays = result.fates, self._ops.arrays
-        ponder, layers, alive = joint.ponder, joint.halting_layer.copy(), joint.alive.copy()
+    def _random_backward(self, context: Context, result: NetworkResult, cache: NetworkCache | None) -> None:
+        """The gradients of a random linear function of the results, seed 0."""
+        assert cache is not None
+        rng = np.random.default_rng(0)
+        dlogits, dmotion_logits, dponder = (
+            self._ops.arrays.from_numpy(rng.standard_normal(a.shape), self.dtype)
+            for a in (result.logits, result.motion_logits, result.halting.ponder)
+        )
+        network_backward(context, self.config, dlogits, dmotion_logits, dponder, cache)
+
+    def _deliver(self, arrays: str) -> Callable[[Array], Array]:
+        """What is done to results before they are returned: brought to main memory, or left where they are."""
+        if arrays not in ("numpy", "device"):
+            raise ValueError(f"arrays: expected 'numpy' or 'device', got {arrays!r}")
+        return self._ops.arrays.to_numpy if arrays == "numpy" else lambda array: array
+
+    def _output(self, result: NetworkResult, full_ponder: bool, deliver: Callable[[Array], Array]) -> Output:
+        """The named outputs. Without full_ponder, what came after CLS halted is hidden, as if the clip had left."""
+        halting, arrays = result.halting, self._ops.arrays
+        ponder, layers, alive = halting.ponder, halting.halting_layer.copy(), halting.alive.copy()
         if not full_ponder:
-            left = layers[:, :1]  # CLS halts last of all that is known
+            left = layers[:, :1]  # [B, 1] the halting layer of CLS, the last that is known
             unknown = layers > left
             if unknown.any():
                 ponder = arrays.add(ponder, arrays.from_numpy(np.where(unknown, np.nan, 0), self.dtype))
             layers[unknown] = 0
             alive &= (np.arange(self.config.joint_depth) < left)[:, :, None]
-        counts = alive.sum(axis=2)
+        counts = alive.sum(axis=2)  # [B, L]
         return Output(
-            logits=bring(result.logits),
-            motion_logits=bring(result.motion_logits),
-            features=bring(result.features),
-            ponder=bring(ponder),
+            logits=deliver(result.logits),
+            motion_logits=deliver(result.motion_logits),
+            features=deliver(result.features),
+            ponder=deliver(ponder),
             tokens_per_layer=counts,
             alive=alive,
             decisions=Decisions(tuple(result.kept), layers),
             gflops=flops.clip_gflops(self.config, counts),
         )
-
-    def _checked(self, clips: Array) -> Array:
-        """The clips in the model's dtype and contiguous; an error says what is wrong with them.
-
-        Clips that lie on the backend's device stay there: they must have the model's dtype and be contiguous already.
-        """
-        c = self.config
-        on_device = self._ops.arrays.on_device(clips)
-        expected = f"[B, {c.channels}, {c.num_frames}, {c.image_size[0]}, {c.image_size[1]}] (B, C, T, height, width)"
-        if on_device is not None:
-            clips = on_device
-        elif not isinstance(clips, np.ndarray):
-            raise TypeError(f"clips: expected a NumPy array {expected}, got {type(clips).__name__}")
-        if not np.issubdtype(clips.dtype, np.floating):
-            raise TypeError(
-                f"clips: expected floating point pixels (x − 127.5)/127.5, got {clips.dtype}; normalise first"
-            )
-        if len(clips.shape) != 5:
-            raise ValueError(f"clips: expected 5 axes {expected}, got shape {list(clips.shape)}")
-        if len(clips) == 0:
-            raise ValueError(f"clips: expected at least one clip {expected}, got an empty batch {list(clips.shape)}")
-        height, width = tuple(clips.shape)[3:]
-        if height % c.patch_size or width % c.patch_size:
-            raise ValueError(
-                f"clips: height and width must be multiples of patch_size {c.patch_size}, got {height}×{width}"
-            )
-        if tuple(clips.shape)[1:] != (c.channels, c.num_frames, *c.image_size):
-            raise ValueError(f"clips: expected {expected}, got shape {list(clips.shape)}")
-        if on_device is not None:
-            with self._ops.session():
-                self._ops.arrays.check_clips(clips, self.dtype)
-            return clips
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            clips = np.ascontiguousarray(clips, dtype=self.dtype)
-        if not np.isfinite(clips).all():
-            raise ValueError(f"clips: expected finite numbers in {self.dtype}, got NaN or infinite values")
-        with self._ops.session():
-            array: Array = self._ops.arrays.from_numpy(clips, self.dtype)
-        return array
-
-    def _checked_labels(self, labels: Array, motion_labels: Array | None, B: int) -> tuple[Array, Array | None]:
-        K = self.config.num_classes
-        labels = np.asarray(labels)
-        if labels.shape == (B,) and np.issubdtype(labels.dtype, np.integer):
-            if labels.min() < 0 or labels.max() >= K:
-                found = f"{labels.min()} to {labels.max()}"
-                raise ValueError(f"labels: expected class numbers 0 to {K - 1}, got {found}")
-            labels = labels.astype(np.int64)
-        elif labels.shape == (B, K) and np.issubdtype(labels.dtype, np.floating):
-            if not np.isfinite(labels).all() or labels.min() < 0:
-                raise ValueError("labels: expected finite soft labels of at least 0")
-            labels = labels.astype(self.dtype)
-        else:
-            raise ValueError(
-                f"labels: expected integers [{B}] or soft labels [{B}, {K}], got {labels.dtype} {list(labels.shape)}"
-            )
-        if motion_labels is not None:
-            motion_labels = np.asarray(motion_labels)
-            if motion_labels.shape != (B,) or not np.isin(motion_labels, (0, 1)).all():
-                raise ValueError(
-                    f"motion_labels: expected {B} numbers, 1 for moving and 0 for static, "
-                    f"got {motion_labels.dtype} {list(motion_labels.shape)}"
-                )
-            motion_labels = motion_labels.astype(np.int64)
-        return labels, motion_labels
 
 
 def load(
@@ -416,9 +320,3 @@ def load(
     """
     tensors = parameters_from(read_checkpoint(path), config, seed, checkpoint_grid)
     return HaltingVT(config, tensors, backend=backend, dtype=dtype)
-
-
-def _is_compact(execution: str) -> bool:
-    if execution not in ("compact", "dense"):
-        raise ValueError(f"execution: expected 'compact' or 'dense', got {execution!r}")
-    return execution == "compact"

@@ -1,8 +1,17 @@
-"""The joint halting blocks: space-time attention over all living tokens of a clip, layer after layer, until all halt.
+"""The joint halting blocks: space-time attention over all living tokens of a clip, until every token has halted.
 
-One layer is: bring the living tokens together (``plan``), attention, MLP, ``halt``, ``accumulate``. ``joint_backward``
-walks the same layers in reverse. Which tokens have a row, and which rows are asked, is decided by index arrays alone;
-dense and compact execution share every line below.
+The passes of a layer, forward and in reverse backward:
+
+1. gather the rows that enter the block (``plan``)
+2. attention and MLP
+3. ``halt``: score, weight, and which tokens halt
+4. ``accumulate``: one more term of the output y of the tokens that are read
+5. the living tokens go on
+
+After the last layer: 6. the remainder of every token, and its ponder ρ = N_k + r_k.
+
+Which tokens have a row, and which rows are queries, is decided by index arrays alone: dense and compact execution share
+every line below. Source: HaltingVT section 3.3.
 """
 
 from __future__ import annotations
@@ -13,286 +22,299 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.model.blocks import (
-    AttentionHalfCache,
-    MlpHalfCache,
-    Scope,
-    attention_half_backward,
-    attention_half_forward,
-    mlp_half_backward,
-    mlp_half_forward,
+    AttentionCache,
+    Context,
+    MlpCache,
+    Segments,
+    attention_sublayer_backward,
+    attention_sublayer_forward,
+    mlp_sublayer_backward,
+    mlp_sublayer_forward,
 )
 from refvt.model.config import HaltingVTConfig
-from refvt.model.plan import cls_rows, compact_plan, dense_plan
-from refvt.ops.compaction import reference as compaction
-from refvt.ops.compaction.reference import everyone
+from refvt.model.plan import Execution, steps_of
+from refvt.ops.compaction import LayerPlan
 
-__all__ = ["Fates", "JointCache", "JointResult", "joint_backward", "joint_fates", "joint_forward"]
-
-
-class _LayerCache(NamedTuple):
-    entering: Any  # of the gather into the block, None if nothing moved
-    asked: Any  # of the gather of the rows that ask, None if all do
-    attention: AttentionHalfCache | None  # None: the block was not computed
-    mlp: MlpHalfCache | None
-    entered: int  # how many tokens did
-    used: Any  # of the gather of `used` from the layer before, None if nothing moved
-    halt: Any
-    output: tuple[Any, Any, Any] | None  # of the gathers of x and weight (None: all rows are read), of the accumulation
-    tokens: Array  # the tokens that entered, for traces
-
-
-class JointCache(NamedTuple):
-    layers: list[_LayerCache]
-    rows: int
+__all__ = ["HaltingOutcome", "JointCache", "JointResult", "halting_outcome", "joint_backward", "joint_forward"]
 
 
 class JointResult(NamedTuple):
-    y: Array  # [B, D] the output of CLS, or [B·N', D] of every token if all were asked for
-    weights: Array  # what the tokens of every layer gave, one layer behind the other
-    lengths: list[int]  # how many places each layer has there
-    layers: Array  # int64 [B·N'] the halting layers, where the column computes; 0: not known, or the last
-    packed: bool  # weights are of those who entered, one behind the other; else each token has its place
+    """What the joint blocks leave where it was computed."""
+
+    y: Array  # [B, D] the output of CLS, or [B·N', D] of every token
+    weights: Array  # the halting weights of all layers, one layer after another
+    lengths: list[int]  # the number of weights of each layer
+    halting_layer: Array  # int64 [B·N'] where the backend computes; 0: the last layer, or not known
+    packed: bool  # the weights of a layer are those of the tokens that entered it; else every token has a place
 
 
-class Fates(NamedTuple):
-    """What became of the tokens: known to the host once the logits are on their way."""
+class JointCache(NamedTuple):
+    """What the backward of the joint blocks needs."""
 
-    ponder: Array  # [B, N'], NaN (in float) for tokens still alive when their clip left
-    halting_layer: Array  # int64 [B, N'], 0 for those
-    alive: Array  # bool [B, L, N'] who entered each layer
-    cache: Any  # of the gather of the remainders
+    layers: list[_LayerCache]
+    num_tokens: int  # B·N'
+
+
+class _LayerCache(NamedTuple):
+    block: _BlockCache | None  # None: the block was not computed
+    num_entered: int  # number of tokens that entered
+    used: Any  # of the gather of ``used`` from the layer before; None if nothing moved
+    halt: Any
+    output: _OutputCache | None
+    tokens: Array  # the tokens that entered, for traces
 
 
 def joint_forward(
-    scope: Scope,
-    config: HaltingVTConfig,
-    x: Array,
-    B: int,
-    compact: bool,
-    every_output: bool = False,
-    leave_early: bool = False,
-    gains: Array | None = None,
-    forced: Array | None = None,
+    context: Context, config: HaltingVTConfig, x: Array, B: int, execution: Execution
 ) -> tuple[JointResult, JointCache | None]:
-    """Blocks G … depth−1 on x [B·N', D].
-
-    every_output: form y for every token, not just for CLS. leave_early: a clip is done once its CLS has halted.
-    gains [L, 2, B]: DropPath's, for attention and MLP of each layer. forced [B, N'] int64: the halting layers.
-    Source: HaltingVT section 3.3.
-    """
-    ops, keep, see = scope.ops, scope.keep, scope.see
+    """Blocks G … depth−1 on the state x [B·N', D]."""
+    ops, keep, tracing = context.ops, context.keep, context.tracing
     arrays, dtype, D = ops.arrays, x.dtype, x.shape[1]
-    N, L, G = len(x) // B, config.joint_depth, config.glimpser_depth
-    size, halted_keys = B * N, config.halted_keys
-    halting = (config.halting_scale, config.halting_center, config.epsilon)
-
-    # what is imposed the host knows by itself; else it is told how many are left, for a gradient or a trace alone
-    moves: Any = arrays if forced is None else compaction
-    untold = not (keep or scope.tracing or every_output)
-
-    def cls_only(layer: int) -> bool:
-        return compact and layer == L and not every_output
-
-    layers = arrays.zeros(size, np.int64) if forced is None else np.zeros(size, np.int64)  # at which each token halts
-    survivors = everyone(B, N, cls_only(1))
-    plan = dense_plan(B, N, None, None)
-    y = arrays.zeros((size if every_output else B, D), dtype)
-    used = arrays.zeros(size, dtype)  # weight used so far
+    L, size = config.joint_depth, B * config.joint_tokens
+    steps = steps_of(ops, config, B, dtype, execution, keep, tracing)
+    y = arrays.zeros((size if execution.every_output else B, D), dtype)
+    used = arrays.zeros(size, dtype)  # [n] the sum of each token's weights so far
     weights: list[Array] = []
     caches: list[_LayerCache] = []
-
     for layer in range(1, L + 1):
-        if compact and survivors.counts is not None and not survivors.counts[0].any():
-            break  # dense execution goes on, as the released model does
-        block, last = f"blocks.{G + layer - 1}", layer == L
-        # 1. bring together who takes part
-        step = compact_plan(survivors, N, cls_only(layer), not keep) if compact else plan
-        entering_cache = asked_cache = attention_cache = mlp_cache = None
-        if step is not None:
-            if step.entering is not None:
-                x, entering_cache = ops.gather.forward(x, step.entering, keep=keep)  # [rows, D]
-            see(f"{block}.entering", x)
-            # 2. attention and MLP; only the rows that ask come out
-            asked = x
-            if step.queries is not None:
-                asked, asked_cache = scope.rows(x, step.queries)
-            gain = None
-            if gains is not None and step.leaving is not None:
-                gain = np.repeat(gains[layer - 1], step.leaving, axis=1).astype(dtype)
-            key_bias = step.key_bias.astype(dtype) if isinstance(step.key_bias, np.ndarray) else step.key_bias
-            x, _, attention_cache = attention_half_forward(
-                scope,
-                f"{block}.norm1",
-                f"{block}.attn",
-                x,
-                asked,
-                config.num_heads,
-                step.key_offsets,
-                step.query_offsets,
-                step.queries,
-                key_bias,
-                None if gain is None else gain[0],
-            )
-            x, mlp_cache = mlp_half_forward(scope, block, x, None if gain is None else gain[1])
-        # 3. score, decide, weigh: all tokens that entered the layer, in dense execution those that never left too: a
-        # halted one has used up its weight, so that it halts again and gives nothing
-        used_cache = None
-        if survivors.goes_on is not None:
-            used, used_cache = ops.gather.forward(used, survivors.goes_on, keep=keep)
-        logit = None if last else arrays.column(x, 0)
-        choice = None if forced is None else _choice(forced, layer, compact, leave_early)
-        (weight, used, halted), halt_cache = ops.halt.forward(logit, used, *halting, last, choice, keep=keep)
-        weights.append(weight)
-        tokens = np.flatnonzero(arrays.to_numpy(layers) == 0) if scope.tracing else np.empty(0, np.int64)
-        if scope.tracing:
-            for name, values in (("logit", logit), ("weight", weight)):
-                see(f"joint.{layer}.{name}", _scatter(arrays, values, tokens, size, dtype))
-        # 4. one more term of the output of those that are read
-        term_cache = share_cache = output = None
-        if step is not None:
-            term, share = x, weight
-            if compact or not every_output:
-                # [readers]
-                nth, state_row = (_inverse(tokens, size),) * 2 if every_output else cls_rows(survivors, step, not keep)
-                term, term_cache = scope.rows(x, state_row)
-                share, share_cache = scope.rows(weight, nth)
-            y, sum_cache = ops.accumulate.forward(y, term, share, keep=keep)
-            output = term_cache, share_cache, sum_cache
-        if keep:
-            caches.append(
-                _LayerCache(
-                    entering_cache,
-                    asked_cache,
-                    attention_cache,
-                    mlp_cache,
-                    len(weight),
-                    used_cache,
-                    halt_cache,
-                    output,
-                    tokens,
-                )
-            )
-        # 5. who halts here is done; who does not goes on
-        if last:
+        if steps.none_left():
             break
-        if choice is not None:
-            halted = choice
-        if compact:
-            survivors = moves.compact(
-                *(halted, survivors, layers, layer, N, halted_keys == "zero", leave_early, cls_only(layer + 1)),
-                dtype if untold else None,
-            )
-        else:
-            plan = dense_plan(B, N, *moves.silence(halted, layers, layer, dtype, halted_keys == "masked"))
-
-    result = JointResult(y, arrays.join_rows(weights), [len(weight) for weight in weights], layers, compact)
+        # 1. the rows that enter, 2. attention and MLP
+        plan = steps.plan(layer)
+        block_cache = None
+        if plan is not None:
+            x, block_cache = _block_forward(context, config, layer, x, plan, execution)
+        # 3. score, weight, decision, for the n tokens that entered the layer
+        used_cache = None
+        if steps.survivor_rows is not None:
+            used, used_cache = ops.gather.forward(used, steps.survivor_rows, keep=keep)  # [n]
+        imposed = steps.imposed(layer)
+        weight, used, halted, halt_cache = _halt_forward(context, config, layer, x, used, imposed)
+        weights.append(weight)
+        tokens = _entered(context, steps.halting_layer)
+        _record_halting(context, config, layer, x, weight, tokens, size)
+        # 4. the output's next term
+        output_cache = None
+        if plan is not None:
+            y, output_cache = _output_forward(context, execution, x, weight, y, plan, tokens)
+        if keep:
+            caches.append(_LayerCache(block_cache, len(weight), used_cache, halt_cache, output_cache, tokens))
+        # 5. the living go on
+        if layer < L:
+            steps.advance(halted if imposed is None else imposed, layer)
+    lengths = [len(weight) for weight in weights]
+    result = JointResult(y, arrays.join_rows(weights), lengths, steps.halting_layer, execution.compact)
     return result, JointCache(caches, size) if keep else None
 
 
-def joint_fates(scope: Scope, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool) -> Fates:
-    """6. ponder = halting layer + remainder, and who was alive when: for the host, after everything else.
+def joint_backward(
+    context: Context, config: HaltingVTConfig, dy: Array, dponder: Array, cache: JointCache, remainders: Any
+) -> Array:
+    """The gradient of the state [B·N', D] that entered the first joint block.
 
-    leave_early as in ``joint_forward``.
+    dy: of ``JointResult.y``; dponder [B, N']; remainders: the cache of ``halting_outcome``.
     """
-    arrays, L = scope.ops.arrays, config.joint_depth
-    layers = np.array(arrays.to_numpy(result.layers)).reshape(B, -1)
-    # who is left at the end halts there, if the clip is
-    stayed = layers == 0
-    lasts = np.where(stayed, L, layers)  # [B, N'] the last layer that each token entered
-    if leave_early:
-        lasts = np.minimum(lasts, lasts[:, :1])
-        stayed &= lasts == L
-    layers[stayed] = L
-    alive = lasts[:, None, :] > np.arange(L)[:, None]  # [B, L, N']
-    # where each token's remainder stands among the weights of all layers, one behind the other
-    final, weighed = np.full(layers.size, -1), 0
-    for layer, length in enumerate(result.lengths, 1):
-        tokens = np.flatnonzero(alive[:, layer - 1]) if result.packed else np.arange(layers.size)
-        halts = layers.ravel()[tokens] == layer
-        final[tokens[halts]] = weighed + np.flatnonzero(halts)
-        weighed += length
-    remainder, cache = scope.ops.gather.forward(result.weights, final, keep=scope.keep)  # [B·N']
-    count = arrays.from_numpy(np.where(final < 0, np.nan, layers.ravel()), remainder.dtype)
-    return Fates(arrays.add(remainder, count).reshape(layers.shape), layers, alive, cache)
+    ops, arrays, size = context.ops, context.ops.arrays, cache.num_tokens
+    # 6. the remainders: their gradient goes to the weights of all layers
+    dweights = ops.gather.backward(dponder.reshape(-1), remainders)
+    stop = len(dweights)
+    dx: Array | None = None  # [rows, D] of the state that leaves the layer; only y reads the last one
+    dused: Array | None = None  # [n]
+    for index in reversed(range(len(cache.layers))):
+        step, layer = cache.layers[index], index + 1
+        start = stop - step.num_entered
+        dweight, stop = dweights[start:stop], start  # [n]
+        # 5. ``used`` of the living went on, 4. the output's term
+        if step.output is not None:
+            dy, dterm, dread = _output_backward(context, dy, step.output)
+            dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)
+        # 3. score, weight
+        if dused is None:
+            dused = arrays.zeros(step.num_entered, dy.dtype)
+        dlogit, dused = ops.halt.backward(dweight, dused, step.halt)
+        for name, value in (("weight", dweight), ("logit", dlogit)) if context.tracing else ():
+            context.record(f"d(joint.{layer}.{name})", _scatter(context, value, step.tokens, size, dy.dtype))
+        if layer < config.joint_depth:
+            assert dx is not None
+            dx = arrays.add_to_column(dx, 0, dlogit)
+        if step.used is not None:
+            dused = ops.gather.backward(dused, step.used)
+        # 2. attention and MLP, 1. the rows that entered
+        if step.block is not None:
+            dx = _block_backward(context, f"blocks.{config.glimpser_depth + index}", dx, step.block)
+    assert dx is not None
+    return dx
 
 
-def _choice(forced: Array, layer: int, compact: bool, leave_early: bool) -> Array:
-    """Who halts by imposed decisions [B, N'], among those who enter a layer."""
-    if not compact:
-        return np.asarray(forced.ravel() <= layer)
-    alive = forced >= layer
-    if leave_early:
-        alive &= forced[:, :1] >= layer
-    return np.asarray(forced[alive] == layer)
+# ---- 1. and 2. the block
 
 
-def _inverse(tokens: Array, size: int) -> Array:
-    """[size] the position of each token in ``tokens``, −1 if it is not there."""
-    where = np.full(size, -1)
-    where[tokens] = np.arange(len(tokens))
-    return where
+class _BlockCache(NamedTuple):
+    entering: Any  # of the gather into the block; None if nothing moved
+    residual: Any  # of the gather of the query rows; None if every row is a query
+    attention: AttentionCache | None
+    mlp: MlpCache | None
 
 
-def _scatter(arrays: Any, values: Array | None, tokens: Array, size: int, dtype: Any) -> Array:
-    """Values of the living tokens in the places of all tokens, for traces."""
+def _block_forward(
+    context: Context, config: HaltingVTConfig, layer: int, x: Array, plan: LayerPlan, execution: Execution
+) -> tuple[Array, _BlockCache]:
+    """The states [queries, D] that leave joint block ``layer``, from those of the layer before [·, D]."""
+    ops, block = context.ops, f"blocks.{config.glimpser_depth + layer - 1}"
+    # 1. the rows that enter; a zero row for a ghost, or for a halted token that keeps its row
+    entering_cache = residual_cache = None
+    if plan.entering_rows is not None:
+        x, entering_cache = ops.gather.forward(x, plan.entering_rows, keep=context.keep)  # [rows, D]
+    context.record(f"{block}.entering", x)
+    # 2. attention and MLP; only the query rows come out
+    residual = x
+    if plan.query_rows is not None:
+        residual, residual_cache = context.take_rows(x, plan.query_rows)  # [queries, D]
+    scales = [None, None]
+    if execution.drop_path is not None and plan.rows_leaving is not None:
+        of_clips = execution.drop_path.joint[layer - 1]  # [2, B]
+        scales = list(np.repeat(of_clips, plan.rows_leaving, axis=1).astype(x.dtype))  # [2, queries]
+    segments = Segments(
+        plan.key_offsets, plan.key_offsets if plan.query_offsets is None else plan.query_offsets, plan.key_bias
+    )
+    names = f"{block}.norm1", f"{block}.attn"
+    x, attention_cache = attention_sublayer_forward(
+        context, *names, x, residual, segments, config.num_heads, plan.query_rows, scales[0]
+    )
+    x, mlp_cache = mlp_sublayer_forward(context, block, x, scales[1])
+    return x, _BlockCache(entering_cache, residual_cache, attention_cache, mlp_cache)
+
+
+def _block_backward(context: Context, block: str, dx: Array | None, cache: _BlockCache) -> Array:
+    """The gradient of the states that the layer before left, from dx [queries, D]."""
+    ops, arrays = context.ops, context.ops.arrays
+    assert dx is not None
+    assert cache.mlp is not None
+    assert cache.attention is not None
+    # 2. MLP and attention
+    dx = mlp_sublayer_backward(context, dx, cache.mlp)
+    dentered, dresidual = attention_sublayer_backward(context, dx, cache.attention)
+    if cache.residual is not None:
+        dresidual = ops.gather.backward(dresidual, cache.residual)
+    dx = arrays.add(dentered, dresidual)  # [rows, D]
+    context.record(f"d({block}.entering)", dx)
+    # 1. the rows that entered; the gradient at a zero row is discarded
+    return dx if cache.entering is None else ops.gather.backward(dx, cache.entering)
+
+
+# ---- 3. halting
+
+
+def _halt_forward(
+    context: Context, config: HaltingVTConfig, layer: int, x: Array, used: Array, imposed: Array | None
+) -> tuple[Array, Array, Array, Any]:
+    """weight, used', halted [n] of the tokens that entered the layer, and the cache.
+
+    Channel 0 of a state is its halting logit. In dense execution a halted token enters too: it has used up its weight,
+    so it halts again with weight 0.
+    """
+    last = layer == config.joint_depth
+    logit = None if last else context.ops.arrays.column(x, 0)  # [n]; in the last layer every score is 1
+    (weight, used, halted), cache = context.ops.halt.forward(
+        logit, used, config.halting_scale, config.halting_center, config.epsilon, last, imposed, keep=context.keep
+    )
+    return weight, used, halted, cache
+
+
+def _entered(context: Context, halting_layer: Array) -> Array:
+    """The tokens that enter the layer, of all B·N', for traces; else none."""
+    if not context.tracing:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(context.ops.arrays.to_numpy(halting_layer) == 0)
+
+
+def _record_halting(
+    context: Context, config: HaltingVTConfig, layer: int, x: Array, weight: Array, tokens: Array, size: int
+) -> None:
+    """Record logit and weight of a layer for every token [B·N'], zero where a token did not enter."""
+    if not context.tracing:
+        return
+    logit = None if layer == config.joint_depth else context.ops.arrays.column(x, 0)
+    for name, values in (("logit", logit), ("weight", weight)):
+        context.record(f"joint.{layer}.{name}", _scatter(context, values, tokens, size, x.dtype))
+
+
+def _scatter(context: Context, values: Array | None, tokens: Array, size: int, dtype: Any) -> Array:
+    """Values of the living tokens in the places of all tokens [size], else zero."""
     full = np.zeros(size, dtype=dtype)
     if values is not None:
-        given = arrays.to_numpy(values)
+        given = context.ops.arrays.to_numpy(values)
         full[tokens] = given[tokens] if len(given) == size else given
     return full
 
 
-def joint_backward(
-    scope: Scope, config: HaltingVTConfig, dy: Array, dponder: Array, cache: JointCache, fates: Any
-) -> Array:
-    """Returns the gradient of the state [B·N', D] that entered the first joint block.
+# ---- 4. the output
 
-    dy: the gradient of ``y`` as it was returned; dponder [B, N']; fates: the cache of ``joint_fates``.
-    """
-    ops, arrays, see = scope.ops, scope.ops.arrays, scope.see
-    G, size, dtype = config.glimpser_depth, cache.rows, dy.dtype
-    # 6. the remainders of all layers
-    dweights = ops.gather.backward(dponder.reshape(-1), fates)
-    stop = len(dweights)
-    dx: Array | None = None  # of the state leaving the layer; nothing reads the last one but y
-    dused: Array | None = None
-    for index in reversed(range(len(cache.layers))):
-        step = cache.layers[index]
-        layer = index + 1
-        block = f"blocks.{G + index}"
-        start = stop - step.entered
-        dweight = dweights[start:stop]
-        stop = start
-        # 4. the output's term
-        if step.output is not None:
-            term_cache, share_cache, sum_cache = step.output
-            dy, dterm, dshare = ops.accumulate.backward(dy, sum_cache)
-            if term_cache is not None:
-                dterm, dshare = ops.gather.backward(dterm, term_cache), ops.gather.backward(dshare, share_cache)
-            dx, dweight = arrays.add(dterm, dx), arrays.add(dshare, dweight)
-        # 3. score and weight; 5. `used` of the living went on
-        if dused is None:
-            dused = arrays.zeros(step.entered, dtype)
-        dlogit, dused = ops.halt.backward(dweight, dused, step.halt)
-        if scope.tracing:
-            see(f"d(joint.{layer}.weight)", _scatter(arrays, dweight, step.tokens, size, dtype))
-            see(f"d(joint.{layer}.logit)", _scatter(arrays, dlogit, step.tokens, size, dtype))
-        if layer < config.joint_depth:
-            dx = arrays.add_to_column(dx, 0, dlogit)
-        if step.used is not None:
-            dused = ops.gather.backward(dused, step.used)
-        # 2. MLP and attention
-        if step.attention is None or step.mlp is None:  # no block was computed: x is the state before
-            continue
-        assert dx is not None
-        dx = mlp_half_backward(scope, dx, step.mlp)
-        dentered, dresidual = attention_half_backward(scope, dx, step.attention)
-        if step.asked is not None:
-            dresidual = ops.gather.backward(dresidual, step.asked)
-        dx = arrays.add(dentered, dresidual)
-        see(f"d({block}.entering)", dx)
-        # 1. who took part
-        if step.entering is not None:
-            dx = ops.gather.backward(dx, step.entering)
-    assert dx is not None
-    return dx
+
+class _OutputCache(NamedTuple):
+    term: Any  # of the gather of the states that are read; None if all are
+    weight: Any  # of the gather of their weights
+    accumulate: Any
+
+
+def _output_forward(
+    context: Context, execution: Execution, x: Array, weight: Array, y: Array, plan: LayerPlan, tokens: Array
+) -> tuple[Array, _OutputCache]:
+    """y + weight · x for the tokens whose output is read: y [B, D] for CLS, or [B·N', D] for all."""
+    term_cache = weight_cache = None
+    if execution.compact or not execution.every_output:
+        rows, places = plan.cls_rows, plan.cls_tokens  # [B]
+        if execution.every_output:  # [B·N'] the place of every token among those that entered, −1 if it did not
+            rows = places = np.full(len(y), -1)
+            places[tokens] = np.arange(len(tokens))
+        x, term_cache = context.take_rows(x, rows)
+        weight, weight_cache = context.take_rows(weight, places)
+    y, accumulate_cache = context.ops.accumulate.forward(y, x, weight, keep=context.keep)
+    return y, _OutputCache(term_cache, weight_cache, accumulate_cache)
+
+
+def _output_backward(context: Context, dy: Array, cache: _OutputCache) -> tuple[Array, Array, Array]:
+    """The gradients of y before the layer, of the states that left it and of their weights."""
+    ops = context.ops
+    dy, dterm, dweight = ops.accumulate.backward(dy, cache.accumulate)
+    if cache.term is not None:
+        dterm, dweight = ops.gather.backward(dterm, cache.term), ops.gather.backward(dweight, cache.weight)
+    return dy, dterm, dweight
+
+
+# ---- 6. when each token halted
+
+
+class HaltingOutcome(NamedTuple):
+    """When each token halted, on the host: known once the logits are computed."""
+
+    ponder: Array  # [B, N'] where the backend computes; NaN for tokens still alive when their clip left
+    halting_layer: Array  # int64 [B, N'], 0 for those
+    alive: Array  # bool [B, L, N'] the tokens that entered each layer
+    cache: Any  # of the gather of the remainders
+
+
+def halting_outcome(
+    context: Context, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool
+) -> HaltingOutcome:
+    """Pass 6: ρ = N_k + r_k for every token, and the layers that it entered; leave_early as in ``Execution``."""
+    arrays, L = context.ops.arrays, config.joint_depth
+    layers = np.array(arrays.to_numpy(result.halting_layer)).reshape(B, -1)  # [B, N']
+    # a token that no layer halted ends in the last one, if its clip has not left before
+    stayed = layers == 0
+    last_entered = np.where(stayed, L, layers)  # [B, N']
+    if leave_early:
+        last_entered = np.minimum(last_entered, last_entered[:, :1])
+        stayed &= last_entered == L
+    layers[stayed] = L
+    alive = last_entered[:, None, :] > np.arange(L)[:, None]  # [B, L, N']
+    # where the remainder of each token stands among the weights of all layers; −1: unknown
+    place, first = np.full(layers.size, -1), 0
+    for layer, length in enumerate(result.lengths, 1):
+        tokens = np.flatnonzero(alive[:, layer - 1]) if result.packed else np.arange(layers.size)
+        halts = layers.ravel()[tokens] == layer
+        place[tokens[halts]] = first + np.flatnonzero(halts)
+        first += length
+    remainder, cache = context.ops.gather.forward(result.weights, place, keep=context.keep)  # [B·N']
+    count = arrays.from_numpy(np.where(place < 0, np.nan, layers.ravel()), remainder.dtype)
+    return HaltingOutcome(arrays.add(remainder, count).reshape(layers.shape), layers, alive, cache)

@@ -1,32 +1,40 @@
-"""Pictures of token halting: which patches of a clip are still computed in which layer, and what that costs.
+"""Pictures of token halting in one clip: which patches are computed in which layer, and what that costs.
 
-`halting_picture` writes a PNG with one row of frames per joint layer, `halting_gif` an animation with one
-step per layer; `halting_sheet` shows several clips side by side. They take NumPy arrays and need matplotlib. Navy,
-orange and white can be told apart by colour-blind eyes, and differ in lightness too. `contact_sheet` shows clips as a
-model gets them, one row each.
-
-Arrays, for one clip of T frames, each cut in patches of P × P pixels:
-- frames: uint8 [T, height, width, 3], RGB;
-- kept: integer [T, S], the patches that enter the joint blocks, by their number in the frame, row by row; −1
-  stands for a fused token, which has no place in the frame;
-- alive: bool [L, 1 + S·T], what enters each joint layer: CLS first, then token 1 + s·T + t, which is patch
-  kept[t, s] of frame t. A layer without any live token was never computed: the clip was done.
+``halting_picture`` writes a PNG with one row of frames per joint layer, ``halting_gif`` an animation with one step per
+layer. Both draw a ``ClipStates``, which ``ClipStates.of_output`` makes from what a model returned. They need
+matplotlib. Navy, orange and white can be told apart by colour-blind eyes, and differ in lightness too.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import imageio.v3 as iio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refvt.checks import check_int
-from refvt.files import write_whole
-from refvt.plots.page import BLUE, FAINT, GREY, Page, as_count, as_number, as_percent, scaled, with_256_colours, wrapped
+from refvt.evaluation.patches import ALIVE, DONE, DROPPED, HALTED, kept_patches, patch_states
+from refvt.model import flops
+from refvt.model.config import HaltingVTConfig
+from refvt.model.haltingvt import Output
+from refvt.plots.page import (
+    BLUE,
+    FAINT,
+    GREY,
+    Page,
+    footnote,
+    format_count,
+    format_number,
+    format_percent,
+    heading,
+    resize,
+    save_gif,
+)
 
-# What a patch is in a layer.
-ALIVE, DROPPED, HALTED, DONE = range(4)
+__all__ = ["MEANING", "ClipStates", "halting_gif", "halting_picture", "paint"]
+
 MEANING = {
     ALIVE: "alive: computed",
     HALTED: "halted in an earlier layer",
@@ -35,235 +43,139 @@ MEANING = {
 }
 
 
-def halting_picture(
-    frames: NDArray[np.uint8],
-    patch_size: int,
-    kept: NDArray[np.integer[Any]],
-    alive: NDArray[np.bool_],
-    tokens_per_layer: ArrayLike,
-    gflops_per_layer: ArrayLike,
-    gflops_per_layer_dense: ArrayLike,
-    title: str,
-    note: str,
-    path: str | Path,
-) -> None:
-    """Write a PNG: the frames on top, below them a row per joint layer that shows which patches it computes.
+@dataclass(frozen=True)
+class ClipStates:
+    """One clip of T frames, cut in patches of P × P pixels, and what L joint layers compute of it.
 
-    Arrays as at the head of this module; tokens_per_layer, gflops_per_layer and gflops_per_layer_dense (the
-    same model without halting) are [L] and become bars beside their rows. `title` stands above, `note` below.
-    The file appears whole or not at all. Raises TypeError or ValueError for arrays that do not fit together,
-    ModuleNotFoundError without matplotlib, OSError when the file cannot be written.
+    frames uint8 [T, height, width, 3], RGB; patch_size P. kept integer [T, S] and alive bool [L, 1 + S·T] say which
+    patches enter the joint blocks and which tokens enter each layer, see ``patches.patch_states``; full_ponder: every
+    token was followed to its own halt. tokens_per_layer, gflops_per_layer and gflops_per_layer_dense, the same model
+    without halting, are [L]. TypeError or ValueError for arrays that do not fit together.
     """
-    clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
-    encoded = iio.imwrite("<bytes>", _draw_picture(clip, title, note).pixels(), extension=".png", plugin="pillow")
-    write_whole(Path(path), encoded)
 
-
-def halting_gif(
-    frames: NDArray[np.uint8],
-    patch_size: int,
-    kept: NDArray[np.integer[Any]],
-    alive: NDArray[np.bool_],
-    tokens_per_layer: ArrayLike,
-    gflops_per_layer: ArrayLike,
-    gflops_per_layer_dense: ArrayLike,
-    title: str,
-    note: str,
-    path: str | Path,
-    milliseconds: int = 800,
-) -> None:
-    """Write a looping GIF of L + 1 steps: the frames as read, then what each joint layer computes.
-
-    Arguments and errors as in `halting_picture`. A step lasts `milliseconds`, rounded to the 10 ms that GIFs
-    count in, and the last one three times as long.
-    """
-    clip = _check(frames, patch_size, kept, alive, tokens_per_layer, gflops_per_layer, gflops_per_layer_dense)
-    step = 10 * max(1, round(check_int("milliseconds", milliseconds) / 10))
-    steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
-    images = with_256_colours(np.stack(steps))
-    durations = [step] * clip.num_layers + [3 * step]
-    encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
-    write_whole(Path(path), encoded)
-
-
-def halting_sheet(
-    clips: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.integer[Any]], NDArray[np.bool_]]],
-    patch_size: int,
-    title: str,
-    path: str | Path,
-    side: int = 40,
-) -> None:
-    """Write a PNG of several clips, two beside one another: of each its frames, and below a row per joint layer.
-
-    clips: (name, frames, kept, alive), the arrays as at the head of this module and of the same shapes in all clips.
-    Frames are drawn `side` pixels wide. Beside a row stands how many tokens enter the layer, CLS included. The file
-    appears whole or not at all. Errors as in `halting_picture`; ValueError for no clips or unequal ones.
-    """
-    if not clips:
-        raise ValueError("clips must be at least one")
-    pages = []
-    for _, frames, kept, alive in clips:
-        tokens = np.asarray(alive).sum(axis=1)
-        pages.append(_check(frames, patch_size, kept, alive, tokens, tokens, tokens))
-    shapes = {(clip.frames.shape, clip.states.shape) for clip in pages}
-    if len(shapes) > 1:
-        raise ValueError(f"clips must have the same shapes of frames and layers, not {sorted(shapes)}")
-    T, height, width, _ = pages[0].frames.shape
-    L = pages[0].num_layers
-    gap, edge, label, count, between = 3, 14, 62, 40, 26
-    tall = round(side * height / width)
-    block_width, block_height = label + T * (side + gap) + count, 24 + (L + 1) * (tall + gap) + 14
-    columns = min(2, len(clips))
-    page_width = 2 * edge + columns * block_width + (columns - 1) * between
-    title_lines = wrapped(title, page_width - 2 * edge, 11)
-    top = edge + 22 * len(title_lines) + 8
-    rows = -(-len(clips) // columns)
-    shown = max(pages, key=lambda clip: len(_shown(clip)))
-    legend = top + rows * block_height
-    page = Page(page_width, legend + 24 * -(-len(_shown(shown)) // 2) + edge)
-    for i, line in enumerate(title_lines):
-        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
-    for i, (clip, (name, *_)) in enumerate(zip(pages, clips, strict=True)):
-        row, column = divmod(i, columns)
-        x, y = edge + column * (block_width + between), top + row * block_height
-        page.text(x, y + 10, name, 10)
-        for layer in range(-1, L):
-            line_y = y + 24 + (layer + 1) * (tall + gap)
-            images = clip.frames if layer < 0 else painted(clip.frames, clip.states[layer], clip.patch_size)
-            page.text(x, line_y + tall / 2, "clip" if layer < 0 else f"layer {layer + 1}", 9, color=FAINT)
-            for t, image in enumerate(images):
-                page.image(x + label + t * (side + gap), line_y, scaled(image, side, tall))
-            if layer >= 0:
-                page.text(x + label + T * (side + gap) + 4, line_y + tall / 2, as_number(clip.tokens[layer]), 9)
-    _draw_legend(page, shown, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
-    encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
-    write_whole(Path(path), encoded)
-
-
-def contact_sheet(
-    clips: NDArray[np.floating[Any]], names: Sequence[str], title: str, path: str | Path, side: int = 64
-) -> None:
-    """Write a PNG of clips [n, C, T, height, width] from −1 to 1: a row for each, with its name before it.
-
-    After the frames stands their maximum over time, in which moving things leave a trail. Frames are drawn `side`
-    pixels wide. C is 1 or 3. The file appears whole or not at all. Raises ValueError for other shapes and another
-    number of names, ModuleNotFoundError without matplotlib, OSError when the file cannot be written.
-    """
-    clips = np.asarray(clips)
-    if clips.ndim != 5 or 0 in clips.shape or clips.shape[1] not in (1, 3):
-        raise ValueError(f"clips must be [n, 1 or 3, T, height, width], none of them zero, not {list(clips.shape)}")
-    n, _, T, height, width = clips.shape
-    if len(names) != n:
-        raise ValueError(f"names must be {n}, one for each clip, not {len(names)}")
-    pixels = np.clip(np.rint(clips * 127.5 + 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 4, 1)
-    images = np.broadcast_to(pixels, (n, T, height, width, 3))  # [n, T, height, width, 3]
-
-    gap, edge, label = 4, 14, 172
-    tall = round(side * height / width)
-    title_lines = wrapped(title, label + (T + 1) * (side + gap) + gap, 11)
-    top = edge + 22 * len(title_lines) + 26
-    trail = edge + label + T * (side + gap) + 3 * gap
-    page = Page(trail + side + edge, top + n * (tall + gap) - gap + edge)
-    for i, line in enumerate(title_lines):
-        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
-    for t in range(T):
-        page.text(edge + label + t * (side + gap), top - 14, f"frame {t + 1}" if t == 0 else str(t + 1), 9, color=FAINT)
-    page.text(trail, top - 14, "all", 9, color=FAINT)
-    for row, (name, frames) in enumerate(zip(names, images, strict=True)):
-        y = top + row * (tall + gap)
-        page.text(edge, y + tall / 2, name, 11)
-        for t, frame in enumerate(frames):
-            page.image(edge + label + t * (side + gap), y, scaled(frame, side, tall))
-        page.image(trail, y, scaled(frames.max(axis=0), side, tall))
-    encoded = iio.imwrite("<bytes>", page.pixels(), extension=".png", plugin="pillow", optimize=True)
-    write_whole(Path(path), encoded)
-
-
-# ---- what is to be drawn
-
-
-class _Clip(NamedTuple):
-    frames: NDArray[np.uint8]  # [T, height, width, 3]
+    frames: NDArray[np.uint8]
     patch_size: int
-    states: NDArray[np.int8]  # [L, T, rows of patches, columns of patches]
-    cls_alive: NDArray[np.bool_]  # [L]
-    num_tokens: int  # that enter the first joint layer, CLS included
-    tokens: NDArray[np.float64]  # [L]
-    gflops: NDArray[np.float64]  # [L]
-    dense: NDArray[np.float64]  # [L], GFLOPs without halting
+    kept: NDArray[np.integer[Any]]
+    alive: NDArray[np.bool_]
+    tokens_per_layer: ArrayLike
+    gflops_per_layer: ArrayLike
+    gflops_per_layer_dense: ArrayLike
+    full_ponder: bool = False
+    # made from the others
+    states: NDArray[np.int8] = field(init=False)  # [L, T, rows of patches, columns of patches]
+    tokens: NDArray[np.float64] = field(init=False)  # [L]
+    gflops: NDArray[np.float64] = field(init=False)  # [L]
+    dense: NDArray[np.float64] = field(init=False)  # [L], GFLOPs without halting
+
+    @classmethod
+    def of_output(
+        cls,
+        config: HaltingVTConfig,
+        frames: NDArray[np.uint8],
+        output: Output,
+        clip: int = 0,
+        full_ponder: bool = False,
+    ) -> Self:
+        """The record of one clip of a batch that a model was run on."""
+        tokens = output.tokens_per_layer[clip]
+        return cls(
+            frames,
+            config.patch_size,
+            kept_patches(config, output)[clip],
+            output.alive[clip],
+            tokens,
+            flops.joint_multiply_adds(config, tokens) / 1e9,
+            flops.joint_multiply_adds(config, np.full(config.joint_depth, config.joint_tokens)) / 1e9,
+            full_ponder,
+        )
+
+    def __post_init__(self) -> None:
+        def set_field(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # the record is frozen
+
+        for name in ("frames", "kept", "alive"):
+            set_field(name, np.asarray(getattr(self, name)))
+        grid = self._check_frames()
+        self._check_tokens(grid)
+        set_field("states", patch_states(self.kept, self.alive, grid, self.full_ponder))
+        for name, given in (
+            ("tokens", "tokens_per_layer"),
+            ("gflops", "gflops_per_layer"),
+            ("dense", "gflops_per_layer_dense"),
+        ):
+            set_field(name, self._curve(given))
+
+    def _check_frames(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        frames, P = self.frames, check_int("patch_size", self.patch_size)
+        if frames.dtype != np.uint8:
+            raise TypeError(f"frames: expected uint8, got {frames.dtype}")
+        if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames: expected [T, height, width, 3], got {list(frames.shape)}")
+        _, height, width, _ = frames.shape
+        if height % P or width % P:
+            raise ValueError(f"frames: expected height and width to be multiples of {P}, got {height} and {width}")
+        return height // P, width // P
+
+    def _check_tokens(self, grid: tuple[int, int]) -> None:
+        kept, alive, last = self.kept, self.alive, grid[0] * grid[1] - 1
+        if not np.issubdtype(kept.dtype, np.integer):
+            raise TypeError(f"kept: expected integers, got {kept.dtype}")
+        if kept.ndim != 2 or len(kept) != len(self.frames):
+            raise ValueError(f"kept: expected [{len(self.frames)}, patches kept per frame], got {list(kept.shape)}")
+        if kept.size and not -1 <= kept.min() <= kept.max() <= last:
+            raise ValueError(f"kept: expected numbers from −1 to {last}, got {kept.min()} to {kept.max()}")
+        if alive.dtype != np.bool_:
+            raise TypeError(f"alive: expected bool, got {alive.dtype}")
+        if alive.ndim != 2 or len(alive) == 0 or alive.shape[1] != self.num_tokens:
+            raise ValueError(f"alive: expected [layers, {self.num_tokens}], got {list(alive.shape)}")
+
+    def _curve(self, name: str) -> NDArray[np.float64]:
+        values, L = getattr(self, name), self.num_layers
+        curve = np.asarray(values, np.float64)
+        if curve.shape != (L,) or not np.isfinite(curve).all() or (curve < 0).any():
+            raise ValueError(f"{name}: expected {L} finite numbers, none negative, got {values!r}")
+        return curve
 
     @property
     def num_layers(self) -> int:
-        return len(self.states)
+        """L."""
+        return len(self.alive)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that enter the first joint layer, CLS included."""
+        return 1 + self.kept.size
+
+    @property
+    def shown_states(self) -> list[int]:
+        """The states that occur, to be explained in a legend; ALIVE always."""
+        return [state for state in MEANING if state == ALIVE or (self.states == state).any()]
 
 
-def token_states(kept: NDArray[np.integer[Any]], alive: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.int8]:
-    """What every patch of a clip is in every layer: ALIVE, DROPPED, HALTED or DONE, int8 [L, T, rows, columns].
+def halting_picture(clip: ClipStates, title: str, note: str, path: str | Path) -> None:
+    """Write a PNG: the frames on top, below them a row per joint layer that shows which patches it computes.
 
-    kept [T, S] and alive [L, 1 + S·T] as at the head of this module; grid is (rows, columns).
+    Bars next to the rows show tokens and GFLOPs with and without halting. ``title`` stands above, ``note`` below.
+    The file appears whole or not at all. ModuleNotFoundError without matplotlib, OSError if the file cannot be
+    written.
     """
-    L, T = len(alive), len(kept)
-    states = np.full((L, T, grid[0] * grid[1]), DROPPED, np.int8)
-    t, s = np.nonzero(kept >= 0)
-    before = np.ones(alive.shape[1], np.bool_)  # alive in the last layer that was computed
-    for layer in range(L):
-        if alive[layer].any():
-            before = alive[layer]
-            of_token = np.where(before, ALIVE, HALTED)
-        else:
-            of_token = np.where(before, DONE, HALTED)
-        states[layer, t, kept[t, s]] = of_token[1 + s * T + t]
-    return states.reshape(L, T, *grid)
+    _draw_picture(clip, title, note).save(path, optimize=False)
 
 
-def _check(
-    frames: NDArray[np.uint8],
-    patch_size: int,
-    kept: NDArray[np.integer[Any]],
-    alive: NDArray[np.bool_],
-    tokens_per_layer: ArrayLike,
-    gflops_per_layer: ArrayLike,
-    gflops_per_layer_dense: ArrayLike,
-) -> _Clip:
-    frames, kept, alive = np.asarray(frames), np.asarray(kept), np.asarray(alive)
-    P = check_int("patch_size", patch_size)
-    if frames.dtype != np.uint8:
-        raise TypeError(f"frames must be uint8, not {frames.dtype}")
-    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames must be [T, height, width, 3], not {list(frames.shape)}")
-    T, height, width, _ = frames.shape
-    if height % P or width % P:
-        raise ValueError(f"frames of {height}×{width} (height × width) cannot be cut in patches of {P}×{P}")
-    rows, columns = height // P, width // P
-    if not np.issubdtype(kept.dtype, np.integer):
-        raise TypeError(f"kept must be of an integer dtype, not {kept.dtype}")
-    if kept.ndim != 2 or len(kept) != T:
-        raise ValueError(f"kept must be [{T}, patches kept per frame], not {list(kept.shape)}")
-    if kept.size and not -1 <= kept.min() <= kept.max() < rows * columns:
-        raise ValueError(f"kept must lie in −1 … {rows * columns - 1}, not in {kept.min()} … {kept.max()}")
-    if alive.dtype != np.bool_:
-        raise TypeError(f"alive must be bool, not {alive.dtype}")
-    num_tokens = 1 + kept.size
-    if alive.ndim != 2 or len(alive) == 0 or alive.shape[1] != num_tokens:
-        raise ValueError(f"alive must be [layers, {num_tokens}], not {list(alive.shape)}")
-    L = len(alive)
-    curves = []
-    for name, values in (
-        ("tokens_per_layer", tokens_per_layer),
-        ("gflops_per_layer", gflops_per_layer),
-        ("gflops_per_layer_dense", gflops_per_layer_dense),
-    ):
-        curve = np.asarray(values, np.float64)
-        if curve.shape != (L,) or not np.isfinite(curve).all() or (curve < 0).any():
-            raise ValueError(f"{name} must be {L} finite numbers, none negative, not {values!r}")
-        curves.append(curve)
+def halting_gif(clip: ClipStates, title: str, note: str, path: str | Path, milliseconds: int = 800) -> None:
+    """Write a looping GIF of L + 1 steps: the frames as read, then what each joint layer computes.
 
-    states = token_states(kept, alive, (rows, columns))
-    return _Clip(frames, P, states, alive[:, 0], num_tokens, *curves)
+    A step lasts ``milliseconds``, rounded to the 10 ms that GIFs count in, and the last one three times as long. The
+    rest as in ``halting_picture``.
+    """
+    check_int("milliseconds", milliseconds)
+    steps = [_draw_step(clip, title, note, layer) for layer in range(-1, clip.num_layers)]
+    save_gif(path, steps, milliseconds, hold=3)
 
 
-def painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
-    """frames [T, height, width, 3] with every patch painted as its state, [T, rows, columns], asks."""
+def paint(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
+    """Frames [T, height, width, 3] with every patch in the colour of its state, [T, rows, columns]."""
     pixels = states.repeat(patch_size, axis=1).repeat(patch_size, axis=2)  # [T, height, width]
     grey = frames @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
     out = frames.copy()
@@ -277,131 +189,155 @@ def painted(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int
     return out
 
 
-# ---- drawing
+# ---- the picture
+
+EDGE, GAP, LEFT, PANEL, BETWEEN = 18, 5, 130, 184, 26  # of the page, of cells, labels, a panel of bars, two panels
 
 
-def _draw_picture(clip: _Clip, title: str, note: str) -> Page:
+@dataclass(frozen=True)
+class _Grid:
+    """Positions and sizes of the rows and cells of the picture, in pixels."""
+
+    cell_width: int
+    cell_height: int
+    row: int  # from one layer to the next
+    top: int  # of the clip's own row
+    layers: int  # top of the first layer
+
+    def middle(self, layer: int) -> float:
+        """Middle of a layer's row."""
+        return self.layers + layer * self.row + self.cell_height / 2
+
+
+def _draw_picture(clip: ClipStates, title: str, note: str) -> Page:
     T, height, width, _ = clip.frames.shape
-    L = clip.num_layers
     cell_width = int(np.clip(1000 // T, 88, 190))
     cell_height = round(cell_width * height / width)
-    gap, edge, left, panel, between = 5, 18, 130, 184, 26
     row = max(cell_height, 64) + 10
-    frames_end = left + T * (cell_width + gap)
-    bars = (frames_end + 18, frames_end + 18 + panel + between)  # where the two panels begin
-    page_width = bars[1] + panel + edge
-    title_lines = wrapped(title, page_width - 2 * edge, 15)
-    note_lines = wrapped(note, page_width - 2 * edge, 10)
-    top = edge + 30 * len(title_lines) + 6
-    layers = top + max(row, 24 * len(_shown(clip)) + 12) + 40  # where the rows of the layers begin
-    end = layers + L * row
-    page = Page(page_width, end + 34 + 20 * len(note_lines) + edge)
+    frames_end = LEFT + T * (cell_width + GAP)
+    bars = (frames_end + 18, frames_end + 18 + PANEL + BETWEEN)  # where the two panels begin
+    page_width = bars[1] + PANEL + EDGE
+    above, below = heading(title, page_width - 2 * EDGE, 15), footnote(note, page_width - 2 * EDGE, 10)
+    top = EDGE + above.height + 6
+    layers = top + max(row, 24 * len(clip.shown_states) + 12) + 40
+    end = layers + clip.num_layers * row
+    grid = _Grid(cell_width, cell_height, row, top, layers)
 
-    def put_row(y: int, images: NDArray[np.uint8]) -> None:
-        for t, image in enumerate(images):
-            page.image(left + t * (cell_width + gap), y, scaled(image, cell_width, cell_height))
-
-    for i, line in enumerate(title_lines):
-        page.text(edge, edge + 12 + 30 * i, line, 15, weight="bold")
-    page.text(edge, top + cell_height / 2 - 10, "the clip", 12, weight="bold")
-    page.text(edge, top + cell_height / 2 + 12, as_count(T, "frame"), 10)
-    put_row(top, clip.frames)
+    page = Page(page_width, end + 34 + below.height + EDGE)
+    page.paragraph(EDGE, EDGE + 12, above)
+    _draw_frames(page, clip, grid)
     _draw_legend(page, clip, bars[0], top, columns=1, column_width=0)
-
-    for layer in range(L):
-        y = layers + layer * row
-        middle = y + cell_height / 2
-        page.text(edge, middle - 21, f"layer {layer + 1}", 12, weight="bold")
-        page.text(edge, middle, as_count(clip.tokens[layer], "token"), 10)
-        _draw_cls(page, edge, middle + 20, clip, layer)
-        put_row(y, painted(clip.frames, clip.states[layer], clip.patch_size))
-
-    without = np.full(L, float(clip.num_tokens))
-    for x, name, values, dense in (
-        (bars[0], "tokens", clip.tokens, without),
-        (bars[1], "GFLOPs", clip.gflops, clip.dense),
-    ):
-        scale = panel / (max(values.max(), dense.max()) or 1.0)
-        page.text(x, layers - 20, name, 12, weight="bold")
-        page.text(x + panel, layers - 20, "no halting", 10, ha="right", color=FAINT)
-        for layer in range(L):
-            y = layers + layer * row + cell_height // 2
-            page.text(x, y - 13, as_number(values[layer]), 10)
-            page.text(x + panel - 7, y - 13, as_number(dense[layer]), 10, ha="right", color=FAINT)
-            page.box(x, y, scale * dense[layer], 16, GREY)
-            page.box(x, y, scale * values[layer], 16, BLUE)
-        middles = layers + row * np.arange(L) + cell_height // 2 + 8.0
-        for series, colour in ((dense, FAINT), (values, BLUE)):
-            page.curve(x + scale * series, middles, colour)
-        total = f"{as_number(values.sum())} of {as_number(dense.sum())}"
-        page.text(x, end + 12, f"{total} ({as_percent(values.sum(), dense.sum())})", 10)
-    for i, line in enumerate(note_lines):
-        page.text(edge, end + 42 + 20 * i, line, 10, color=FAINT)
+    without = np.full(clip.num_layers, float(clip.num_tokens))
+    _draw_bars(page, grid, bars[0], "tokens", clip.tokens, without, end)
+    _draw_bars(page, grid, bars[1], "GFLOPs", clip.gflops, clip.dense, end)
+    page.paragraph(EDGE, end + 42, below)
     return page
 
 
-def _draw_step(clip: _Clip, title: str, note: str, layer: int) -> NDArray[np.uint8]:
-    """One step of the animation, uint8 [height, width, 3]; layer −1 shows the frames as they are."""
+def _draw_frames(page: Page, clip: ClipStates, grid: _Grid) -> None:
+    """The clip, and below it what every layer computes of it."""
+
+    def draw_row(y: int, images: NDArray[np.uint8]) -> None:
+        for t, image in enumerate(images):
+            x = LEFT + t * (grid.cell_width + GAP)
+            page.image(x, y, resize(image, grid.cell_width, grid.cell_height))
+
+    page.text(EDGE, grid.top + grid.cell_height / 2 - 10, "the clip", 12, weight="bold")
+    page.text(EDGE, grid.top + grid.cell_height / 2 + 12, format_count(len(clip.frames), "frame"), 10)
+    draw_row(grid.top, clip.frames)
+    for layer in range(clip.num_layers):
+        middle = grid.middle(layer)
+        page.text(EDGE, middle - 21, f"layer {layer + 1}", 12, weight="bold")
+        page.text(EDGE, middle, format_count(clip.tokens[layer], "token"), 10)
+        _draw_cls(page, EDGE, middle + 20, clip, layer)
+        draw_row(grid.layers + layer * grid.row, paint(clip.frames, clip.states[layer], clip.patch_size))
+
+
+def _draw_bars(
+    page: Page, grid: _Grid, x: int, name: str, values: NDArray[np.float64], dense: NDArray[np.float64], end: int
+) -> None:
+    """A panel: a bar for every layer, grey without halting and blue with it, curves along them, and the totals."""
+    L = len(values)
+    scale = PANEL / (max(values.max(), dense.max()) or 1.0)
+    page.text(x, grid.layers - 20, name, 12, weight="bold")
+    page.text(x + PANEL, grid.layers - 20, "no halting", 10, ha="right", color=FAINT)
+    for layer in range(L):
+        y = grid.layers + layer * grid.row + grid.cell_height // 2
+        page.text(x, y - 13, format_number(values[layer]), 10)
+        page.text(x + PANEL - 7, y - 13, format_number(dense[layer]), 10, ha="right", color=FAINT)
+        page.box(x, y, scale * dense[layer], 16, GREY)
+        page.box(x, y, scale * values[layer], 16, BLUE)
+    middles = grid.layers + grid.row * np.arange(L, dtype=np.float64) + grid.cell_height // 2 + 8.0
+    for series, colour in ((dense, FAINT), (values, BLUE)):
+        page.curve(x + scale * series, middles, colour)
+    total = f"{format_number(values.sum())} of {format_number(dense.sum())}"
+    page.text(x, end + 12, f"{total} ({format_percent(values.sum(), dense.sum())})", 10)
+
+
+# ---- the animation
+
+
+def _draw_step(clip: ClipStates, title: str, note: str, layer: int) -> Page:
+    """One step of the animation; layer −1 shows the frames as they are."""
     T, height, width, _ = clip.frames.shape
     grid_rows = max(1, round((T / 2) ** 0.5))
     grid_columns = -(-T // grid_rows)
     cell_width, cell_height = 160, round(160 * height / width)
     gap, edge = 4, 14
     page_width = max(grid_columns * (cell_width + gap) - gap, 560) + 2 * edge
-    end = page_width - edge
-    title_lines = wrapped(title, page_width - 2 * edge, 11)
-    note_lines = wrapped(note, page_width - 2 * edge, 9)
-    head = edge + 22 * len(title_lines)
+    above, below = heading(title, page_width - 2 * edge, 11), footnote(note, page_width - 2 * edge, 9)
+    head = edge + above.height
     top = head + 66
     legend = top + grid_rows * (cell_height + gap) + 8
-    notes = legend + 24 * -(-len(_shown(clip)) // 2)
-    page = Page(page_width, notes + 17 * len(note_lines) + edge)
+    end = legend + 24 * -(-len(clip.shown_states) // 2)
 
-    for i, line in enumerate(title_lines):
-        page.text(edge, edge + 8 + 22 * i, line, 11, weight="bold")
-    if layer < 0:
-        images, tokens = clip.frames, float(clip.num_tokens)
-        page.text(edge, head + 12, f"the clip: {as_count(T, 'frame')}", 13, weight="bold")
-        page.text(end, head + 12, f"{as_count(tokens, 'token')} enter layer 1", 10, ha="right")
-    else:
-        images = painted(clip.frames, clip.states[layer], clip.patch_size)
-        tokens = clip.tokens[layer]
-        cost = f"{as_number(clip.gflops[layer])} of {as_number(clip.dense[layer])} GFLOPs"
-        page.text(edge, head + 12, f"layer {layer + 1} of {clip.num_layers}", 13, weight="bold")
-        _draw_cls(page, edge + 180, head + 12, clip, layer)
-        of_tokens = f"{as_number(tokens)} of {as_count(clip.num_tokens, 'token')}"
-        page.text(end, head + 12, f"{of_tokens} · {cost}", 10, ha="right")
+    page = Page(page_width, end + below.height + edge)
+    page.paragraph(edge, edge + 8, above)
+    tokens = float(clip.num_tokens) if layer < 0 else clip.tokens[layer]
+    _draw_step_head(page, clip, layer, edge, head + 12)
     page.box(edge, head + 34, page_width - 2 * edge, 18, GREY)
     page.box(edge, head + 34, (page_width - 2 * edge) * min(1.0, tokens / clip.num_tokens), 18, BLUE)
+    images = clip.frames if layer < 0 else paint(clip.frames, clip.states[layer], clip.patch_size)
     for t, image in enumerate(images):
         row, column = divmod(t, grid_columns)
         x, y = edge + column * (cell_width + gap), top + row * (cell_height + gap)
-        page.image(x, y, scaled(image, cell_width, cell_height))
+        page.image(x, y, resize(image, cell_width, cell_height))
     _draw_legend(page, clip, edge, legend, columns=2, column_width=(page_width - 2 * edge) // 2)
-    for i, line in enumerate(note_lines):
-        page.text(edge, notes + 8 + 17 * i, line, 9, color=FAINT)
-    return page.pixels()
+    page.paragraph(edge, end + 8, below)
+    return page
 
 
-def _draw_legend(page: Page, clip: _Clip, x: int, y: int, columns: int, column_width: int) -> None:
+def _draw_step_head(page: Page, clip: ClipStates, layer: int, edge: int, y: int) -> None:
+    """The line above a step: which layer, whether CLS is alive, tokens and cost."""
+    end = page.width - edge
+    if layer < 0:
+        page.text(edge, y, f"the clip: {format_count(len(clip.frames), 'frame')}", 13, weight="bold")
+        page.text(end, y, f"{format_count(clip.num_tokens, 'token')} enter layer 1", 10, ha="right")
+        return
+    tokens = f"{format_number(clip.tokens[layer])} of {format_count(clip.num_tokens, 'token')}"
+    cost = f"{format_number(clip.gflops[layer])} of {format_number(clip.dense[layer])} GFLOPs"
+    page.text(edge, y, f"layer {layer + 1} of {clip.num_layers}", 13, weight="bold")
+    _draw_cls(page, edge + 180, y, clip, layer)
+    page.text(end, y, f"{tokens} · {cost}", 10, ha="right")
+
+
+# ---- parts of both
+
+
+def _draw_legend(page: Page, clip: ClipStates, x: int, y: int, columns: int, column_width: int) -> None:
     """What the states look like, on a piece from the middle of the first frame."""
     height, width = clip.frames.shape[1:3]
     side = max(2, min(height, width) // 4)
     piece = clip.frames[:1, (height - side) // 2 :, (width - side) // 2 :][:, :side, :side]
-    for i, state in enumerate(_shown(clip)):
+    for i, state in enumerate(clip.shown_states):
         row, column = divmod(i, columns)
-        sample = painted(piece, np.full((1, 1, 1), state, np.int8), side)[0]
+        sample = paint(piece, np.full((1, 1, 1), state, np.int8), side)[0]
         left, top = x + column * column_width, y + 24 * row
         page.box(left - 1, top - 1, 20, 20, FAINT)
-        page.image(left, top, scaled(sample, 18, 18))
+        page.image(left, top, resize(sample, 18, 18))
         page.text(left + 27, top + 9, MEANING[state], 10)
 
 
-def _draw_cls(page: Page, x: float, y: float, clip: _Clip, layer: int) -> None:
-    alive = bool(clip.cls_alive[layer])
+def _draw_cls(page: Page, x: float, y: float, clip: ClipStates, layer: int) -> None:
+    alive = bool(clip.alive[layer, 0])
     page.text(x, y, "● CLS alive" if alive else "○ CLS halted", 10, color=BLUE if alive else FAINT)
-
-
-def _shown(clip: _Clip) -> list[int]:
-    """The states that occur; there is always something alive to explain."""
-    return [state for state in MEANING if state == ALIVE or (clip.states == state).any()]

@@ -1,14 +1,21 @@
-"""A page to draw on: matplotlib without its global state, and what words and images on it need.
+"""A page to draw on, without matplotlib's global state, and the files it is saved to.
 
 All lengths are in pixels, and y counts downwards, as in images.
 """
 
+from __future__ import annotations
+
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from refvt.files import write_whole
 
 __all__ = [
     "BLUE",
@@ -16,20 +23,44 @@ __all__ = [
     "GREY",
     "INK",
     "Page",
-    "as_count",
-    "as_number",
-    "as_percent",
-    "scaled",
-    "with_256_colours",
-    "wrapped",
+    "Paragraph",
+    "footnote",
+    "format_count",
+    "format_number",
+    "format_percent",
+    "heading",
+    "resize",
+    "save_gif",
 ]
 
 BLUE, GREY, INK, FAINT = "#0072B2", "#DDDDDD", "#1A1A1A", "#666666"
-_DPI = 110
+DPI = 110
+LINE_HEIGHT = {15: 30, 12: 25, 11: 22, 10: 20, 9.5: 18, 9: 17}  # by type size
+
+
+class Paragraph:
+    """Text wrapped to a width. Its height is known before there is a page, whose height depends on it."""
+
+    def __init__(self, text: str, width: int, size: float, **style: Any) -> None:
+        # a letter is about 0.62 of the type size wide on average
+        self.lines = textwrap.wrap(text, max(10, int(width / (0.62 * size * DPI / 72))))
+        self.size, self.style = size, style
+        self.line_height = LINE_HEIGHT[size]
+        self.height = self.line_height * len(self.lines)
+
+
+def heading(text: str, width: int, size: float) -> Paragraph:
+    """A bold paragraph for the top of a page."""
+    return Paragraph(text, width, size, weight="bold")
+
+
+def footnote(text: str, width: int, size: float) -> Paragraph:
+    """A faint paragraph for the bottom of a page."""
+    return Paragraph(text, width, size, color=FAINT)
 
 
 class Page:
-    """A white page to put text, boxes and images on: matplotlib, without its global state."""
+    """A white page to put text, boxes and images on. ModuleNotFoundError without matplotlib."""
 
     def __init__(self, width: int, height: int) -> None:
         try:
@@ -41,21 +72,28 @@ class Page:
             raise ModuleNotFoundError(message, name="matplotlib") from error
         self.width, self.height = width, height
         self._rectangle: Any = Rectangle
-        self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+        self._figure: Any = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
         self._canvas: Any = FigureCanvasAgg(self._figure)
 
     def text(self, x: float, y: float, text: str, size: float, va: str = "center", **style: Any) -> None:
+        """Write one line of text; y is its middle."""
         style.setdefault("color", INK)
         self._figure.text(x / self.width, 1 - y / self.height, text, size=size, va=va, parse_math=False, **style)
 
+    def paragraph(self, x: float, y: float, paragraph: Paragraph) -> None:
+        """Write a paragraph; y is the middle of its first line."""
+        for i, line in enumerate(paragraph.lines):
+            self.text(x, y + paragraph.line_height * i, line, paragraph.size, **paragraph.style)
+
     def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        # Below the images, which may lie on a box.
+        """Draw a filled rectangle below the images, which may lie on it."""
         corner = x / self.width, 1 - (y + height) / self.height
         size = width / self.width, height / self.height
         transform = self._figure.transFigure
         self._figure.add_artist(self._rectangle(corner, *size, facecolor=colour, transform=transform, zorder=-1))
 
     def curve(self, xs: NDArray[np.float64], ys: NDArray[np.float64], colour: str) -> None:
+        """Draw a line through points, with a dot at each."""
         from matplotlib.lines import Line2D
 
         style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "marker": "o", "markersize": 3.5, "zorder": -0.5}
@@ -63,6 +101,7 @@ class Page:
         self._figure.add_artist(Line2D(xs / self.width, 1 - ys / self.height, transform=transform, **style))
 
     def image(self, x: int, y: int, image: NDArray[np.uint8]) -> None:
+        """Put an image [height, width, 3] on the page, pixel for pixel, its top left corner at (x, y)."""
         self._figure.figimage(image, x, self.height - y - len(image), origin="upper")
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -70,19 +109,34 @@ class Page:
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba(), np.uint8)[:, :, :3]
 
+    def save(self, path: str | Path, optimize: bool = True) -> None:
+        """Write the page as a PNG, whole or not at all.
 
-def scaled(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    # Enlarged pixels stay squares: a toy clip of 32 × 32 is not blurred to look like more than it is.
+        optimize: the smallest file; takes long for large pages of photographs.
+        """
+        encoded = iio.imwrite("<bytes>", self.pixels(), extension=".png", plugin="pillow", optimize=optimize)
+        write_whole(path, encoded)
+
+
+def save_gif(path: str | Path, pages: Sequence[Page], milliseconds: int, hold: int = 1) -> None:
+    """Write pages as a looping GIF, whole or not at all.
+
+    A step lasts ``milliseconds``, rounded to the 10 ms that GIFs count in, and the last one ``hold`` times as long.
+    """
+    step = 10 * max(1, round(milliseconds / 10))
+    durations = [step] * (len(pages) - 1) + [hold * step]
+    images = _reduce_colours(np.stack([page.pixels() for page in pages]))
+    encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    write_whole(path, encoded)
+
+
+def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """The image in another size; enlarged pixels stay squares, so that a clip of 32 × 32 does not look like more."""
     method = Image.Resampling.LANCZOS if width < image.shape[1] else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
-def wrapped(text: str, width: int, size: float) -> list[str]:
-    """Lines that fit in `width` pixels; a letter is about 0.62 of the type size wide on average."""
-    return textwrap.wrap(text, max(10, int(width / (0.62 * size * _DPI / 72))))
-
-
-def as_number(value: float) -> str:
+def format_number(value: float) -> str:
     """Whole numbers as they are, others with three figures and never an exponent."""
     if value == round(value):
         return f"{value:.0f}"
@@ -90,15 +144,17 @@ def as_number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def as_count(value: float, unit: str) -> str:
-    return f"{as_number(value)} {unit}{'' if value == 1 else 's'}"
+def format_count(value: float, unit: str) -> str:
+    """A number with its unit in the singular or the plural."""
+    return f"{format_number(value)} {unit}{'' if value == 1 else 's'}"
 
 
-def as_percent(part: float, total: float) -> str:
+def format_percent(part: float, total: float) -> str:
+    """A part of a total in per cent; a dash if the total is zero."""
     return f"{100 * part / total:.0f} %" if total else "–"
 
 
-def with_256_colours(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _reduce_colours(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The steps [n, height, width, 3] in the 256 colours that a GIF can hold, one palette for all, dithered.
 
     With a palette per step colours would flicker; without dither smooth walls and skies turn to blotches.

@@ -163,7 +163,7 @@ class _Run:
         # all ranks start from rank 0's state
         self.done = self.optimiser.steps = self.communicator.broadcast(self.done)
         for part in (self.parameters, self.optimiser.m, self.optimiser.v) if self.communicator.size > 1 else ():
-            part.moves.write(part.vector, self.communicator.broadcast(part.numpy()))
+            part.ops.arrays.write(part.vector, self.communicator.broadcast(part.numpy()))
         self._started = time.monotonic()
         self._file = None
         if self.communicator.rank == 0:
@@ -233,7 +233,7 @@ class _Run:
         if self.communicator.size > 1:
             total = gradients.numpy()
             self.communicator.allreduce(total)
-            gradients.moves.write(gradients.vector, total)
+            gradients.ops.arrays.write(gradients.vector, total)
         self.communicator.allreduce(sums)
         if sums[0] == 0:
             raise TrainingError(f"step {step + 1}: none of its clips can be read")
@@ -298,7 +298,7 @@ class _Run:
             gradients.add(found, n)  # a mean over clips becomes a sum; the optimiser divides by all clips
             losses = [n * x for x in (loss.total, loss.recognition, loss.ponder, loss.motion)]
             # accuracy and cost are those of the moving clips: their twins would flatter both
-            logits = gradients.moves.to_numpy(out.logits)
+            logits = gradients.ops.arrays.to_numpy(out.logits)
             sums += [n, *losses, *_sums(logits[:n], batch.labels[:n], out.gflops[:n], out.tokens_per_layer[:n])]
         return sums
 

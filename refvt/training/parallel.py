@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from refvt.array import Array
-from refvt.backends.jit import workspace
 from refvt.training.errors import TrainingError
 
 __all__ = ["Communicator", "MpiCommunicator", "SingleProcess", "call_on_all", "open_communicator"]
@@ -131,6 +130,8 @@ def open_communicator() -> Iterator[Communicator]:
     if find_spec("mpi4py") is None:
         raise ModuleNotFoundError('training with mpiexec needs mpi4py: pip install "refvt[mpi]"', name="mpi4py")
     from mpi4py import MPI
+
+    from refvt.backends.jit import workspace  # only here: without MPI nothing of Numba is needed
 
     threads = workspace.num_threads()
     if not os.environ.get("REFVT_NUM_THREADS"):

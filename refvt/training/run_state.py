@@ -47,7 +47,9 @@ def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vect
     """Write the checkpoint of a run, completely or not at all."""
     groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
     tensors = {
-        f"{g}/{name}": vector.moves.to_numpy(a) for g, vector in groups.items() for name, a in vector.arrays.items()
+        f"{g}/{name}": vector.ops.arrays.to_numpy(a)
+        for g, vector in groups.items()
+        for name, a in vector.arrays.items()
     }
     state = {"format": FORMAT, "recipe": recipe.as_dict(), "progress": asdict(progress)}
     write_whole(path, safetensors.numpy.save(tensors, {KEY: json.dumps(state)}))
@@ -91,7 +93,7 @@ def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Ad
                         raise CheckpointError(
                             f"{path}: {group}/{name}: expected {expected}, got {value.dtype} {list(value.shape)}"
                         )
-                    vector.moves.write(array, value)
+                    vector.ops.arrays.write(array, value)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     optimiser.steps = progress.steps

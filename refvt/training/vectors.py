@@ -25,8 +25,8 @@ class Vector:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, backend: str = "jit") -> None:
         self.shapes, self.backend = dict(shapes), backend
-        self.moves = backends.get(backend).arrays
-        self.vector: Array = self.moves.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
+        self.ops = backends.get(backend)
+        self.vector: Array = self.ops.arrays.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
         self.arrays: dict[str, Array] = {}
         self.places: dict[str, slice] = {}
         start = 0
@@ -40,19 +40,19 @@ class Vector:
         for name, array in self.arrays.items():
             if tuple(values[name].shape) != self.shapes[name]:
                 raise ValueError(f"{name}: expected shape {self.shapes[name]}, got {tuple(values[name].shape)}")
-            self.moves.write(array, values[name])
+            self.ops.arrays.write(array, values[name])
         return self
 
     def clear(self) -> None:
         """Set all numbers to 0."""
-        self.moves.fill(self.vector, 0)
+        self.ops.arrays.fill(self.vector, 0)
 
     def add(self, values: Mapping[str, Array], factor: float) -> None:
         """Add ``factor`` times arrays of the same names and shapes, which must be arrays of the same backend."""
         for name, array in self.arrays.items():
-            self.moves.add_scaled(array, values[name], factor)
+            self.ops.arrays.add_scaled(array, values[name], factor)
 
     def numpy(self) -> Array:
         """Return the vector in main memory: itself if it is there, else a copy."""
-        array: Array = self.moves.to_numpy(self.vector)
+        array: Array = self.ops.arrays.to_numpy(self.vector)
         return array

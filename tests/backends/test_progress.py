@@ -1,9 +1,9 @@
-"""What is said while kernels are compiled."""
+"""The progress line while kernels are compiled."""
 
 import pytest
 from numba import njit
 
-from refvt.backends import progress as compiling
+from refvt.backends import progress
 from refvt.backends.progress import compilation_shown
 
 
@@ -30,9 +30,9 @@ def test_kernels_are_counted_on_one_line(capsys):
         assert first(3) == 6  # ready
     said = capsys.readouterr().err
     begun = [line.strip() for line in said.split("\r")[1:-1]]
-    assert [line.split(": ")[-1].split(",")[0] for line in begun] == ["1", "2"]
+    assert [line.split(": ")[-1].split(" ")[0] for line in begun] == ["1", "2"]
     assert all(line.endswith("doubled") for line in begun)
-    assert said.split("\r")[-1].strip() == "refvt: compiling kernels, once on this machine: 2, 0 s done"
+    assert said.split("\r")[-1].strip() == "refvt: compiling kernels (once per machine): 2 kernels, 0 s, done"
     assert all(len(line) <= 79 for line in said.replace("\n", "").split("\r"))
 
 
@@ -43,7 +43,7 @@ def test_the_outer_one_counts_and_the_line_ends_with_the_inner_one(capsys):
             with compilation_shown():
                 fresh()(2)
             said = capsys.readouterr().err
-            assert said.split("\r")[-1].rstrip(" \n").endswith(f": {number}, 0 s done")
+            assert said.split("\r")[-1].rstrip(" \n").endswith(f": {number} kernels, 0 s, done")
             assert said.endswith("\n")
         with compilation_shown():
             pass
@@ -52,12 +52,12 @@ def test_the_outer_one_counts_and_the_line_ends_with_the_inner_one(capsys):
 
 def test_only_compilation_takes_time(capsys, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(compiling.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with compilation_shown(silent=0):
         fresh()(2)
         now = 3600.0
         fresh()(2)
-    assert capsys.readouterr().err.rstrip().endswith(": 2, 0 s done")
+    assert capsys.readouterr().err.rstrip().endswith(": 2 kernels, 0 s, done")
 
 
 def test_nothing_is_said_of_what_is_ready_or_quick_or_not_ours(capsys, monkeypatch):

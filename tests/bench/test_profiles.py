@@ -1,4 +1,4 @@
-"""Weights made for measuring cost what they were asked to cost, and die over several layers."""
+"""Under weights made for measuring a clip has the requested cost, and tokens die over several layers."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from refvt.cli import main
+from refvt.cli import COMMANDS, main
 from refvt.conformance.golden import golden_directory
 from refvt.data import MovingDigits, find_sample_video
 
@@ -46,7 +46,7 @@ def test_demo_fails_when_the_golden_files_do_not_hold(tmp_path, capsys, monkeypa
     shutil.copytree(golden_directory(), copy)
     (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
     monkeypatch.setattr(golden, "golden_directory", lambda: copy)
-    monkeypatch.setattr(demo, "run", lambda *_: print("the rest of the demo"))
+    monkeypatch.setattr(demo, "show", lambda *_: print("the rest of the demo"))
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
     assert "FAILED tiny-op-gelu-basic" in printed
@@ -114,7 +114,9 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
     assert "usage: refvt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["halt"], ["golden"], ["golden", "verify"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), ["golden", "verify"], ["experiment", "table1"]]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

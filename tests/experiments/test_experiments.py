@@ -38,7 +38,7 @@ def done(tmp_path_factory):
 
 def test_table1_crosses_keep_rates_and_the_motion_loss():
     recipe = RECIPES["digits"]
-    planned = table1.runs(recipe, quick=False)
+    planned = table1.plan(recipe, quick=False)
     assert list(planned) == [(R, motion) for R in (1.0, 0.7, 0.5, 0.3) for motion in (True, False)]
     assert len({run.name for run in planned.values()}) == 8
     for (R, motion), run in planned.items():
@@ -46,8 +46,8 @@ def test_table1_crosses_keep_rates_and_the_motion_loss():
         assert made.config.keep_rates == (1.0, R)
         assert made.static_twins is motion
         assert made.motion_weight > 0
-    assert len(table1.runs(recipe, quick=True)) == 4
-    assert table1.runs(tiny_recipe(motion_weight=0.0), quick=True)[0.5, True].changes["motion_weight"] == 1.0
+    assert len(table1.plan(recipe, quick=True)) == 4
+    assert table1.plan(tiny_recipe(motion_weight=0.0), quick=True)[0.5, True].changes["motion_weight"] == 1.0
 
 
 def test_frontier_varies_beta_and_the_ponder_weight():
@@ -110,7 +110,7 @@ def test_values_of_patches_go_to_their_tokens(keep_rates):
     clips, _ = MovingDigits("test", clips=3, frames=4, size=16, noise=9).arrays()
     out = refvt.HaltingVT(config, backend="reference")(clips)
     values = np.arange(3 * 4 * 16, dtype=float).reshape(3, 4, 16)
-    found = figure3.patch_tokens(values, out)
+    found = figure3.patch_tokens(values, config, out)
     kept = out.decisions.kept[-1] if keep_rates else np.tile(np.arange(16), (3, 4, 1))
     for b, t, s in np.ndindex(*kept.shape):
         assert found[b, s * 4 + t] == values[b, t, kept[b, t, s]]
@@ -134,8 +134,8 @@ def test_every_experiment_writes_page_numbers_and_pictures(done):
         for run in report["runs"]:
             assert f"{100 * run['top1']:.1f} %" in page
         for kind in ("md", "json"):
-            beside = folder / "runs" / f"experiment-{name}.{kind}"
-            assert beside.read_bytes() == (folder / "docs/results" / beside.name).read_bytes()
+            own = folder / "runs" / f"experiment-{name}.{kind}"
+            assert own.read_bytes() == (folder / "docs/results" / own.name).read_bytes()
     assert "--seeds 2 --recipe tiny.json --backend reference" in reports["table1"]["command"]
 
 
@@ -174,9 +174,9 @@ def test_frontier_sets_halting_beside_dropping_of_the_same_cost(done):
     assert {pair["halting"] for pair in pairs} == {p["run"] for p in points.values() if p["kind"] == "halting"}
     recipe = tiny_recipe()
     for pair in pairs:
-        cost, beside = (points[pair[kind]]["gflops"]["mean"] for kind in ("halting", "static"))
+        cost, static = (points[pair[kind]]["gflops"]["mean"] for kind in ("halting", "static"))
         step = [without_halting(recipe.changed(frontier.keep_run(recipe, k).changes).config) for k in range(1, 17)]
-        assert beside == pytest.approx(min(step, key=lambda c: abs(c - cost)))
+        assert static == pytest.approx(min(step, key=lambda c: abs(c - cost)))
     assert points["frames2"]["gflops"]["mean"] < points["keep8"]["gflops"]["mean"]
     assert len(reports["frontier"]["reading"]) == len(pairs) + 3
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refvt.experiments.report import Findings, Table, as_markdown, spread, write
+from refvt.experiments.report import Findings, Table, render_page, spread, write
 
 REPORT = {
     "experiment": "trial",
@@ -29,7 +29,7 @@ REPORT = {
 
 def findings(draw):
     table = Table("Numbers", ("thing", "n"), [("one", "1"), ("seven", "7777")])
-    return Findings("A trial", "It stands for nothing.", {}, [table], ["Nothing came out."], {"": draw, "-two": draw})
+    return Findings("A trial", "It repeats nothing.", {}, [table], ["Nothing came out."], {"": draw, "-two": draw})
 
 
 def test_spread_is_the_mean_and_the_sample_standard_deviation():
@@ -49,8 +49,8 @@ def test_spreads_are_shown_with_their_units():
 
 
 def test_the_page_holds_what_the_report_says():
-    page = as_markdown(REPORT, findings(None))
-    assert page.startswith("# A trial\n\nIt stands for nothing.\n")
+    page = render_page(REPORT, findings(None))
+    assert page.startswith("# A trial\n\nIt repeats nothing.\n")
     assert "- Nothing came out.\n" in page
     assert "| thing |    n |\n| ----- | ---: |\n| one   |    1 |\n| seven | 7777 |\n" in page
     assert "(experiment-trial.png)" in page

@@ -28,15 +28,15 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The folders that training was asked for."""
-    asked, train = [], runs.train
+    """The folders that were trained."""
+    folders, train = [], runs.train
 
     def watched(recipe, train_set, test_set, out, **options):
-        asked.append(f"{out.parent.name}/{out.name}")
+        folders.append(f"{out.parent.name}/{out.name}")
         return train(recipe, train_set, test_set, out, **options)
 
     monkeypatch.setattr(runs, "train", watched)
-    return asked
+    return folders
 
 
 def test_every_run_is_measured_with_every_seed(unbroken):
@@ -49,7 +49,7 @@ def test_every_run_is_measured_with_every_seed(unbroken):
             config = r.recipe.config
             stored = json.loads((r.folder / "recipe.json").read_text())
             assert (stored["seed"], stored["learning_rate"]) == (r.seed, r.recipe.learning_rate)
-            # the figures are those of the model that lies there, on the clips it is meant for
+            # the figures are those of the model in the folder, on its own clips
             clips, classes = MovingDigits("test", clips=10, frames=4, size=16, noise=4).arrays()
             clips = clips[:, :, :: 4 // config.num_frames]
             output = refvt.load(r.folder / "model.safetensors", config, backend="reference")(clips)
@@ -75,7 +75,7 @@ def test_killed_between_runs_and_within_one_it_goes_on_and_ends_the_same(unbroke
 
     def killed(self, index, rng=None):
         calls.append(index)
-        # a run draws 2 × 16 training clips and tests 2 × 10; so this lies in the second epoch of the second run
+        # a run draws 2 × 16 training clips and tests 2 × 10; so this is in the second epoch of the second run
         if len(calls) == 52 + 1 + 16 + 10 + 5:
             raise KeyboardInterrupt
         return clip(self, index, rng)

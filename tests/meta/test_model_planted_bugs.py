@@ -1,7 +1,7 @@
 """Bugs planted one by one in the model: the golden files must catch every one of them.
 
-The laws guard single operations; what holds them together (who takes part, which gradient flows where, which residual
-CLS loses) is guarded by whole models. Each entry is a piece of a module and what a tired hand might have written.
+The laws guard single operations; what holds them together (which tokens take part, which gradient flows where, which
+residual CLS loses) is guarded by whole models. Each entry is a piece of a module's text and what a tired author might have written.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import types
 
 import pytest
 
+from refvt import backends
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify
 
@@ -18,85 +19,98 @@ CASES = load_manifest()
 
 BUGS = [
     # blocks
-    ("blocks", "weight[:D], bias[:D], keep", "weight[D : 2 * D], bias[D : 2 * D], keep", "model-zero"),
-    ("blocks", "dq, dk = arrays.add(dq, extra[0]), arrays.add(dk, extra[1])", "pass", "model-fuse"),
-    ("blocks", "dnormed = arrays.add(dnormed, ops.gather.backward(dasking, cache.queries))", "pass", "model-zero"),
-    ("blocks", "return out, MlpHalfCache(", "return out - x + normed, MlpHalfCache(", "tiny-model-zero"),
-    ("blocks", "scope.ops.arrays.add(dx, dresidual)", "dx", "tiny-model-zero"),
-    ("blocks", "scope.put(cache.norm_name, dweight, dbias)", "scope.put(cache.norm_name, dbias, dweight)", "tiny-model-zero"),
-    # the ghost's gradients: those of keys that do not ask are dropped
+    ("model.blocks", "weight[:D], bias[:D], keep", "weight[D : 2 * D], bias[D : 2 * D], keep", "model-zero"),
+    ("model.blocks", "dq, dk = arrays.add(dq, dq_dk[0]), arrays.add(dk, dq_dk[1])", "pass", "model-fuse"),
+    ("model.blocks", "dnormed = arrays.add(dnormed_kv, ops.gather.backward(dnormed_q, cache.gather))", "dnormed = dnormed_kv", "model-zero"),
+    ("model.blocks", "return out, MlpCache(", "return out - x + normed, MlpCache(", "tiny-model-zero"),
+    ("model.blocks", "return ops.arrays.add(dx, dresidual)", "return dx", "tiny-model-zero"),
+    ("model.blocks", "context.set_gradient(cache.norm_name, dweight, dbias)", "context.set_gradient(cache.norm_name, dbias, dweight)", "tiny-model-zero"),
+    # the ghost's gradients: those of keys that are no queries are dropped
     (
-        "blocks",
-        "        q_cache, kv_cache = cache.qkv\n",
-        "        q_cache, kv_cache = cache.qkv\n        import numpy\n"
-        "        silent = ~numpy.isin(numpy.arange(len(dk)), cache.queries.source)\n        dk[silent] = dv[silent] = 0\n",
+        "model.blocks",
+        "    q_cache, kv_cache = cache.qkv\n",
+        "    q_cache, kv_cache = cache.qkv\n    import numpy\n"
+        "    silent = ~numpy.isin(numpy.arange(len(dk)), cache.gather.source)\n    dk[silent] = dv[silent] = 0\n",
         "model-zero",
     ),
-    # glimpser
-    ("glimpser", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
-    ("glimpser", "if selects and not config.cls_skip else", "if selects else", "model-prune-one-cls-skip"),
-    ("glimpser", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    index = index[T - 1 :]\n", "model-prune-one"),
-    ("glimpser", "is_patch=(from_time >= 0)", "is_patch=(from_time >= -1)", "tiny-model-zero"),
-    ("glimpser", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
-    ("glimpser", "np.arange(B * S + 1) * T", "np.arange(B * T + 1) * S", "model-zero"),
-    ("glimpser", "extra = ops.cls_scores.backward(dscores, cache.scores)", "extra = None", "model-fuse"),
-    ("glimpser", "dpatches, dscores = ops.fuse", "dpatches, dscores = 0 * dframes[:0], None  # ops.fuse", "model-fuse"),
-    ("glimpser", "originals = np.take_along_axis(originals, ", "originals = (lambda o, p, axis: p)(originals, ", "model-prune-two-zero"),
-    ("glimpser", "return np.asarray(match.argmax(axis=-1))", "return np.sort(match.argmax(axis=-1))", "model-prune-two-zero"),
-    ("glimpser", "rows_of(gains.temporal, T)", "rows_of(gains.temporal, T) ** 0", "model-drop-path"),
-    ("glimpser", "rows_of(gains.spatial, 1 + standing)", "rows_of(gains.spatial.T, 1 + standing)", "model-drop-path-prune"),
-    ("glimpser", "arrays.take(residual_rows, rows)", "arrays.take(order.frame_rows, rows)", "model-prune-one"),
-    ("glimpser", "select(ops.gather.forward(q, order.of_cls, keep=False)[0], k)", "select(k, k)", "model-prune-one"),
-    ("glimpser", "arrays.take_patches(_with_fused(B, T, S), places, tail=1)", "arrays.take_patches(_with_fused(B, T, S)[::-1], places, tail=1)", "model-fuse"),
+    # Glimpser
+    ("model.plan", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
+    ("model.plan", "cls_skips = not selects or config.cls_skip", "cls_skips = not selects", "model-prune-one-cls-skip"),
+    ("model.plan", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    by_patch = by_patch[T - 1 :]\n", "model-prune-one"),
+    ("model.plan", "is_patch=(state_paths >= 0)", "is_patch=(state_paths >= -1)", "tiny-model-zero"),
+    ("model.plan", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
+    ("model.plan", "np.arange(B * S + 1) * T", "np.arange(B * T + 1) * S", "model-zero"),
+    ("model.plan", "take_patches(table, places, tail=int(plan.fuses))", "take_patches(table[::-1], places, tail=int(plan.fuses))", "model-fuse"),
+    ("model.glimpser", "return dframes, ops.cls_scores.backward(dscores, cache.scores)", "return dframes, None", "model-fuse"),
+    ("model.glimpser", "dpatches, dscores = ops.fuse", "dpatches, dscores = 0 * dframes[:0], None  # ops.fuse", "model-fuse"),
+    ("model.decisions", "originals = np.take_along_axis(originals, ", "originals = (lambda o, p, axis: p)(originals, ", "model-prune-two-zero"),
+    ("model.decisions", "return np.asarray(match.argmax(axis=-1))", "return np.sort(match.argmax(axis=-1))", "model-prune-two-zero"),
+    ("model.glimpser", "scales_of(drop_path.temporal, T)", "scales_of(drop_path.temporal, T) ** 0", "model-drop-path"),
+    ("model.glimpser", "scales_of(drop_path.spatial, 1 + plan", "scales_of(drop_path.spatial.T, 1 + plan", "model-drop-path-prune"),
+    ("model.glimpser", "arrays.take(plan.residual_rows, rows)", "arrays.take(plan.frame_rows, rows)", "model-prune-one"),
+    ("model.glimpser", "projected._replace(q=ops.gather.forward(q, plan.cls_of_row, keep=False)[0])", "projected._replace(q=projected.k)", "model-prune-one"),
     ("backends.reference.arrays", "np.take_along_axis(table, 1 + places, axis=1)", "np.take_along_axis(table, places, axis=1)", "model-prune-one"),
     ("backends.reference.arrays", "rows.reshape(-1, T, rows.shape[1]).transpose(0, 2, 1)", "rows.reshape(-1, T, rows.shape[1])", "model-prune-two-zero"),
-    # who takes part
-    ("plan", "np.log(N - counts[ghosts])", "0", "model-zero"),
-    ("plan", "np.log(N - counts[ghosts])", "np.log(N - counts[ghosts] + 1)", "model-zero"),
-    ("plan", "key_offsets[1:][ghosts] - 1", "key_offsets[1:][ghosts] - 2", "model-zero"),
-    ("joint", 'halted_keys == "zero", leave_early', 'halted_keys == "none", leave_early', "model-zero"),
-    ("joint", 'halted_keys == "zero", leave_early', "True, leave_early", "model-masked"),
-    ("plan", "np.where(counts[1] > 0, offsets_of(of_each)[:-1], -1) for", "offsets_of(of_each)[:-1] for", "model-zero"),
-    ("ops.compaction.reference", "layers[tokens[halted]] = layer", "layers[tokens[halted]] = layer + 1", "tiny-model-zero"),
+    # which tokens take part
+    ("ops.compaction", "np.log(N - tokens[ghost])", "0", "model-zero"),
+    ("ops.compaction", "np.log(N - tokens[ghost])", "np.log(N - tokens[ghost] + 1)", "model-zero"),
+    ("ops.compaction", "key_offsets[1:][ghost] - 1", "key_offsets[1:][ghost] - 2", "model-zero"),
+    ("ops.compaction", "np.where(has_cls > 0, offsets_of(n)[:-1], -1) for", "offsets_of(n)[:-1] for", "model-zero"),
+    ("model.plan", 'config.halted_keys == "zero", dtype', 'config.halted_keys == "none", dtype', "model-zero"),
+    ("model.plan", 'config.halted_keys == "zero", dtype', "True, dtype", "model-masked"),
+    ("ops.compaction.reference", "halting_layer[tokens[halted]] = layer", "halting_layer[tokens[halted]] = layer + 1", "tiny-model-zero"),
     ("ops.compaction.reference", "(tokens % N == 0) & ~halted", "(tokens % N == 1) & ~halted", "model-zero"),
-    ("ops.compaction.reference", "rows = np.arange(len(tokens)) + shift[clip]", "rows = np.arange(len(tokens))", "model-zero"),
-    ("ops.compaction.reference", "goes_on = np.flatnonzero(going)", "goes_on = np.flatnonzero(going)[::-1]", "tiny-model-zero"),
-    ("ops.compaction.reference", "entering[rows[here]] = goes_on[here]", "entering[rows[here]] = goes_on[here] - 1", "model-zero"),
+    ("ops.compaction.reference", "rows = np.arange(len(tokens_next)) + shift[clip]", "rows = np.arange(len(tokens_next))", "model-zero"),
+    ("ops.compaction.reference", "survivor_rows = np.flatnonzero(survives)", "survivor_rows = np.flatnonzero(survives)[::-1]", "tiny-model-zero"),
+    ("ops.compaction.reference", "entering_rows[rows[enters]] = survivor_rows[enters]", "entering_rows[rows[enters]] = survivor_rows[enters] - 1", "model-zero"),
     ("ops.compaction.reference", "-np.inf, 0.0", "0.0, 0.0", "model-masked"),
     ("ops.compaction.reference", "np.where(halted, -1, np.arange(len(halted)))", "np.arange(len(halted))", "model-zero"),
     # joint blocks
-    ("joint", "dx = arrays.add_to_column(dx, 0, dlogit)", "pass", "tiny-model-zero"),
-    ("joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dshare, dweight)", "dx, dweight = arrays.add(dterm, dx), dshare", "tiny-model-zero"),
-    ("joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dshare, dweight)", "dx, dweight = dterm, arrays.add(dshare, dweight)", "model-zero"),
-    ("joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
-    ("joint", "np.repeat(gains[layer - 1], step", "np.repeat(gains[layer - 1][::-1], step", "model-drop-path-prune"),
-    ("joint", "np.where(final < 0, np.nan, layers.ravel())", "np.where(final < 0, np.nan, layers.ravel() - 1)", "tiny-model-zero"),
-    ("joint", "final[tokens[halts]] = weighed", "final[tokens[halts]] = 0 * weighed", "model-zero"),
-    ("joint", "forced.ravel() <= layer", "forced.ravel() == layer", "model-zero"),
-    ("joint", "dresidual = ops.gather.backward(dresidual, step.asked)",
-     "dresidual = 0 * ops.gather.backward(dresidual, step.asked)", "model-zero"),
+    ("model.joint", "dx = arrays.add_to_column(dx, 0, dlogit)", "pass", "tiny-model-zero"),
+    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = arrays.add(dterm, dx), dread", "tiny-model-zero"),
+    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = dterm, arrays.add(dread, dweight)", "model-zero"),
+    ("model.joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
+    ("model.joint", "np.repeat(of_clips, plan.rows_leaving", "np.repeat(of_clips[::-1], plan.rows_leaving", "model-drop-path-prune"),
+    ("model.joint", "np.where(place < 0, np.nan, layers.ravel())", "np.where(place < 0, np.nan, layers.ravel() - 1)", "tiny-model-zero"),
+    ("model.joint", "place[tokens[halts]] = first", "place[tokens[halts]] = 0 * first", "model-zero"),
+    ("model.plan", "self._imposed.ravel() <= layer", "self._imposed.ravel() == layer", "model-zero"),
+    ("model.joint", "dresidual = ops.gather.backward(dresidual, cache.residual)",
+     "dresidual = 0 * ops.gather.backward(dresidual, cache.residual)", "model-zero"),
     # network
-    ("network", "dfeatures = arrays.add(dfeatures, dmoving)", "pass", "tiny-model-zero"),
-    ("network", "drop_path * i / max(config.depth - 1, 1)", "drop_path * i / config.depth", "model-drop-path"),
-    ("network", "np.where(rng.random(shape) >= rate, 1 / (1 - rate), 0.0)", "1.0 * (rng.random(shape) >= rate)", "model-drop-path"),
+    ("model.network", "dfeatures = arrays.add(dfeatures, dmotion_features)", "pass", "tiny-model-zero"),
+    ("model.drop_path", "drop_path * i / max(config.depth - 1, 1)", "drop_path * i / config.depth", "model-drop-path"),
+    ("model.drop_path", "np.where(rng.random(shape) >= rate, 1 / (1 - rate), 0.0)", "1.0 * (rng.random(shape) >= rate)", "model-drop-path"),
 ]  # fmt: skip
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """Replace a piece of a module's text: its functions and classes become the broken ones wherever they are used."""
+
+    def replace(module, right, wrong):
+        original = importlib.import_module(f"refvt.{module}")
+        source = inspect.getsource(original)
+        assert right in source, f"{right!r} no longer stands in {original.__name__}: mend this list"
+        broken = types.ModuleType(original.__name__)
+        broken.__package__ = original.__package__
+        monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look their module up
+        exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
+        users = [
+            m for name, m in sys.modules.items() if name.startswith(("refvt.model.", "refvt.backends.", "refvt.ops."))
+        ]
+        for user in (original, *(m for m in users if m is not broken)):
+            for attribute, value in list(vars(user).items()):
+                if getattr(value, "__module__", None) == original.__name__ and hasattr(broken, attribute):
+                    monkeypatch.setattr(user, attribute, getattr(broken, attribute))
+        backends.get.cache_clear()  # the table takes the broken operations
+
+    yield replace
+    backends.get.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(("module", "right", "wrong", "case"), BUGS)
-def test_planted_bug_is_caught(module, right, wrong, case, monkeypatch):
-    original = importlib.import_module(f"refvt.{module}" if "." in module else f"refvt.model.{module}")
-    source = inspect.getsource(original)
-    assert right in source, f"{right!r} no longer stands in {original.__name__}: mend this list"
+def test_planted_bug_is_caught(module, right, wrong, case, plant):
     assert verify([CASES[case]])[0].holds
-    broken = types.ModuleType(original.__name__)
-    monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look their module up
-    exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
-    # every function of the module, wherever the model has imported it, becomes the broken one
-    users = [m for name, m in sys.modules.items() if name.startswith(("refvt.model.", "refvt.backends."))]
-    for user in (original, *(m for m in users if m is not broken)):
-        for attribute, value in list(vars(user).items()):
-            if isinstance(value, types.FunctionType) and value.__module__ == original.__name__:
-                monkeypatch.setattr(user, attribute, getattr(broken, attribute))
-    result = verify([CASES[case]])[0]
-    assert not result.holds
+    plant(module, right, wrong)
+    assert not verify([CASES[case]])[0].holds

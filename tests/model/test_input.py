@@ -105,9 +105,7 @@ def test_bad_decisions(changes, message):
 
 def test_a_patch_named_twice_is_refused():
     everything = np.broadcast_to(np.arange(6), (3, 3, 6))
-    with pytest.raises(
-        ValueError, match=r"decisions.kept\[1\]: clip 0, frame 0 asks for patch 2, which is named twice"
-    ):
+    with pytest.raises(ValueError, match=r"decisions.kept\[1\]: clip 0, frame 0 names patch 2, which is named twice"):
         MODEL(CLIPS, decisions=refvt.Decisions((everything, np.full((3, 3, 3), 2))))
 
 

@@ -113,17 +113,17 @@ def test_trace_in_compact_execution_forms_every_output():
 
 
 def test_drop_path_drops_the_stated_share_and_keeps_the_mean():
-    from refvt.model.network import draw_gains
+    from refvt.model.drop_path import draw_drop_path
 
     config = small_model(depth=11, keep_rates=(1.0, 1.0)).config
-    gains = draw_gains(config, 4000, 0.5, np.random.default_rng(0))
-    last = gains.joint[-1]
+    scales = draw_drop_path(config, 4000, 0.5, np.random.default_rng(0))
+    last = scales.joint[-1]
     assert set(np.unique(last)) == {0.0, 2.0}
     assert (last == 0).mean() == pytest.approx(0.5, abs=0.02)
-    middle = gains.joint[3]  # block 5 of 0 … 10: rate 0.25
+    middle = scales.joint[3]  # block 5 of 0 … 10: rate 0.25
     assert (middle == 0).mean() == pytest.approx(0.25, abs=0.02)
     assert middle.max() == pytest.approx(1 / 0.75)
-    assert (gains.glimpser[0].temporal == 1).all()  # block 0 never drops
+    assert (scales.glimpser[0].temporal == 1).all()  # block 0 never drops
 
 
 def test_multiply_adds_by_hand():

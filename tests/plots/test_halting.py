@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refvt.plots import halting as plots
-from refvt.plots.halting import halting_gif, halting_picture
-from refvt.plots.page import as_number
+import refvt
+from refvt.evaluation.patches import ALIVE, DONE, DROPPED, HALTED
+from refvt.plots.halting import ClipStates, halting_gif, halting_picture, paint
+from refvt.plots.page import format_number
 
 RED = (200, 20, 20)  # no other part of the pictures has this colour
 
@@ -29,13 +30,14 @@ def case(T: int = 4, L: int = 3, patches: int = 4, kept: int = 16, P: int = 8) -
         "tokens_per_layer": np.full(L, num_tokens),
         "gflops_per_layer": np.full(L, 0.5),
         "gflops_per_layer_dense": np.full(L, 0.5),
-        "title": "A title that costs $5_ or ^$ more",
-        "note": "a note " * 60,
     }
 
 
+TITLE, NOTE = "A title that costs $5_ or ^$ more", "a note " * 60
+
+
 def drawn(tmp_path: Path, arrays: dict[str, Any]) -> np.ndarray:
-    halting_picture(**arrays, path=tmp_path / "a.png")
+    halting_picture(ClipStates(**arrays), TITLE, NOTE, tmp_path / "a.png")
     return np.asarray(iio.imread(tmp_path / "a.png"))
 
 
@@ -44,7 +46,7 @@ def red_pixels(image: np.ndarray) -> int:
 
 
 def states(arrays: dict[str, Any]) -> np.ndarray:
-    return plots._check(*(v for k, v in arrays.items() if k not in ("title", "note"))).states
+    return ClipStates(**arrays).states
 
 
 # ---- what is shown
@@ -57,18 +59,18 @@ def test_tokens_are_patches_of_frames() -> None:
     arrays["alive"][1, 1 + 2 * 4 + 1] = True  # rank 2 of frame 1, which is patch 14: row 3, column 2
     found = states(arrays)
     assert found.shape == (2, 4, 4, 4)
-    assert np.argwhere(found[1] == plots.ALIVE).tolist() == [[1, 3, 2]]
-    assert (found[0] == plots.ALIVE).sum() == 12
-    assert (found[1] == plots.HALTED).sum() == 11
-    assert (found == plots.DROPPED).sum() == 2 * (4 * 16 - 12)
-    assert found[0, 2].ravel()[[2, 7, 13]].tolist() == [plots.ALIVE] * 3
+    assert np.argwhere(found[1] == ALIVE).tolist() == [[1, 3, 2]]
+    assert (found[0] == ALIVE).sum() == 12
+    assert (found[1] == HALTED).sum() == 11
+    assert (found == DROPPED).sum() == 2 * (4 * 16 - 12)
+    assert found[0, 2].ravel()[[2, 7, 13]].tolist() == [ALIVE] * 3
 
 
 def test_fused_tokens_have_no_place() -> None:
     arrays = case(T=2, kept=3)
     arrays["kept"][:, 2] = -1
-    assert (states(arrays) == plots.ALIVE).sum() == 3 * 2 * 2
-    assert (states(arrays)[:, :, 3, 3] == plots.DROPPED).all()  # −1 is not the last patch
+    assert (states(arrays) == ALIVE).sum() == 3 * 2 * 2
+    assert (states(arrays)[:, :, 3, 3] == DROPPED).all()  # −1 is not the last patch
 
 
 def test_layers_after_the_clip_is_done() -> None:
@@ -76,23 +78,46 @@ def test_layers_after_the_clip_is_done() -> None:
     arrays["alive"][1:, 1] = False  # the first patch of frame 0 halts in layer 1
     arrays["alive"][2:] = False  # CLS halts in layer 2
     found = states(arrays)
-    assert found[:, 0, 0, 0].tolist() == [plots.ALIVE, plots.HALTED, plots.HALTED, plots.HALTED]
-    assert found[:, 1, 0, 0].tolist() == [plots.ALIVE, plots.ALIVE, plots.DONE, plots.DONE]
-    assert (found[:, :, 3, 3] == plots.DROPPED).all()
+    assert found[:, 0, 0, 0].tolist() == [ALIVE, HALTED, HALTED, HALTED]
+    assert found[:, 1, 0, 0].tolist() == [ALIVE, ALIVE, DONE, DONE]
+    assert (found[:, :, 3, 3] == DROPPED).all()
+
+
+def test_where_every_token_is_followed_none_is_cut_off() -> None:
+    arrays = case(T=2, L=4, kept=2)
+    arrays["alive"][1:, 0] = False  # CLS halts in layer 1, its clip is followed on
+    arrays["alive"][2:] = False  # all patches halt in layer 2
+    assert (states(arrays)[2:] == DONE).any()
+    found = states(arrays | {"full_ponder": True})
+    assert not (found == DONE).any()
+    assert (found[2:] == HALTED).sum() == 2 * 4
+
+
+def test_a_record_is_made_from_what_a_model_returned() -> None:
+    config = refvt.HaltingVTConfig(
+        image_size=(16, 16), patch_size=4, num_frames=2, width=16, num_heads=2, depth=5, keep_rates=(1.0, 0.5)
+    )
+    frames = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), dtype=np.uint8)
+    clips = (frames / 127.5 - 1).astype(np.float32).transpose(0, 4, 1, 2, 3)
+    out = refvt.HaltingVT(config, backend="reference")(clips)
+    clip = ClipStates.of_output(config, frames[1], out, clip=1)
+    assert (clip.states[:, 0] != DROPPED).sum() == 3 * 8  # half of a frame's 16 patches in each of three layers
+    np.testing.assert_array_equal(clip.tokens, out.tokens_per_layer[1])
+    assert clip.gflops[0] == clip.dense[0] == pytest.approx(clip.dense.max())
 
 
 def test_painting_marks_patches_and_leaves_living_ones_alone() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
     before = frames.copy()
-    painted = plots.painted(frames, np.array([[[plots.ALIVE, plots.DROPPED], [plots.HALTED, plots.DONE]]], np.int8), 8)
+    result = paint(frames, np.array([[[ALIVE, DROPPED], [HALTED, DONE]]], np.int8), 8)
     np.testing.assert_array_equal(frames, before)
-    np.testing.assert_array_equal(painted[0, :8, :8], frames[0, :8, :8])
-    means = [painted[0, y : y + 8, x : x + 8].mean(axis=(0, 1)) for y, x in ((0, 8), (8, 0), (8, 8))]
+    np.testing.assert_array_equal(result[0, :8, :8], frames[0, :8, :8])
+    means = [result[0, y : y + 8, x : x + 8].mean(axis=(0, 1)) for y, x in ((0, 8), (8, 0), (8, 8))]
     for i in range(3):
         for j in range(i):
             # Told apart by lightness alone, too.
             assert abs(means[i].mean() - means[j].mean()) > 40
-    assert not (painted[0, :8, 8:] == frames[0, :8, 8:]).all(axis=-1).any()
+    assert not (result[0, :8, 8:] == frames[0, :8, 8:]).all(axis=-1).any()
 
 
 def test_the_picture_has_the_living_patches(tmp_path: Path) -> None:
@@ -141,7 +166,7 @@ def test_gif(tmp_path: Path) -> None:
     arrays["alive"][1, 1 : 1 + 8 * 8] = False
     arrays["alive"][2] = False
     path = tmp_path / "a.gif"
-    halting_gif(**arrays, path=path, milliseconds=123)
+    halting_gif(ClipStates(**arrays), TITLE, NOTE, path, milliseconds=123)
     with Image.open(path) as gif:
         durations = []
         for i in range(gif.n_frames):
@@ -165,7 +190,7 @@ def test_gif(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [halting_picture, halting_gif])
 def test_nothing_half_written(tmp_path: Path, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = case(T=2, L=1)
+    clip = ClipStates(**case(T=2, L=1))
     path = tmp_path / "out"
     path.write_text("the old picture")
     original = Path.write_bytes
@@ -176,13 +201,13 @@ def test_nothing_half_written(tmp_path: Path, write: Callable[..., None], monkey
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        write(**arrays, path=path)
+        write(clip, TITLE, NOTE, path)
     monkeypatch.undo()
     assert path.read_text() == "the old picture"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
-        write(**arrays, path=tmp_path / "no folder" / "out")
-    write(**arrays, path=path)
+        write(clip, TITLE, NOTE, tmp_path / "no folder" / "out")
+    write(clip, TITLE, NOTE, path)
     assert list(tmp_path.iterdir()) == [path]
     assert iio.imread(path).shape[-1] == 3
 
@@ -192,7 +217,7 @@ def test_without_matplotlib(tmp_path: Path, write: Callable[..., None], monkeypa
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.patches", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=r'drawing pictures needs matplotlib: pip install "refvt\[demo\]"'):
-        write(**case(T=2, L=1), path=tmp_path / "a")
+        write(ClipStates(**case(T=2, L=1)), TITLE, NOTE, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
@@ -202,34 +227,35 @@ def test_without_matplotlib(tmp_path: Path, write: Callable[..., None], monkeypa
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
-        ("frames", np.zeros((4, 32, 32, 3)), TypeError, "frames must be uint8, not float64"),
-        ("frames", np.zeros((4, 32, 32), np.uint8), ValueError, r"frames must be \[T, height, width, 3\]"),
-        ("patch_size", 7, ValueError, "frames of 32×32 .* cannot be cut in patches of 7×7"),
+        ("frames", np.zeros((4, 32, 32, 3)), TypeError, "frames: expected uint8, got float64"),
+        (
+            "frames",
+            np.zeros((4, 32, 32), np.uint8),
+            ValueError,
+            r"frames: expected \[T, height, width, 3\], got \[4, 32, 32\]",
+        ),
+        ("patch_size", 7, ValueError, "frames: expected height and width to be multiples of 7, got 32 and 32"),
         ("patch_size", 2.0, TypeError, "patch_size: expected a whole number"),
-        ("kept", np.zeros((4, 16)), TypeError, "kept must be of an integer dtype, not float64"),
+        ("kept", np.zeros((4, 16)), TypeError, "kept: expected integers, got float64"),
         (
             "kept",
             np.zeros((3, 16), int),
             ValueError,
-            r"kept must be \[4, patches kept per frame\], not \[3, 16\]",
+            r"kept: expected \[4, patches kept per frame\], got \[3, 16\]",
         ),
-        ("kept", np.full((4, 16), 16), ValueError, "kept must lie in −1 … 15, not in 16 … 16"),
-        ("kept", np.full((4, 16), -2), ValueError, "kept must lie in −1 … 15"),
-        ("alive", np.ones((3, 65)), TypeError, "alive must be bool, not float64"),
-        ("alive", np.ones((3, 64), bool), ValueError, r"alive must be \[layers, 65\], not \[3, 64\]"),
-        ("alive", np.ones((0, 65), bool), ValueError, r"alive must be \[layers, 65\]"),
-        ("tokens_per_layer", [1, 2], ValueError, "tokens_per_layer must be 3 finite numbers"),
-        ("gflops_per_layer", [1, 2, np.nan], ValueError, "gflops_per_layer must be 3 finite numbers"),
-        ("gflops_per_layer_dense", [1, 2, -1], ValueError, "gflops_per_layer_dense must be 3 finite numbers"),
+        ("kept", np.full((4, 16), 16), ValueError, "kept: expected numbers from −1 to 15, got 16 to 16"),
+        ("kept", np.full((4, 16), -2), ValueError, "kept: expected numbers from −1 to 15"),
+        ("alive", np.ones((3, 65)), TypeError, "alive: expected bool, got float64"),
+        ("alive", np.ones((3, 64), bool), ValueError, r"alive: expected \[layers, 65\], got \[3, 64\]"),
+        ("alive", np.ones((0, 65), bool), ValueError, r"alive: expected \[layers, 65\]"),
+        ("tokens_per_layer", [1, 2], ValueError, "tokens_per_layer: expected 3 finite numbers"),
+        ("gflops_per_layer", [1, 2, np.nan], ValueError, "gflops_per_layer: expected 3 finite numbers"),
+        ("gflops_per_layer_dense", [1, 2, -1], ValueError, "gflops_per_layer_dense: expected 3 finite numbers"),
     ],
 )
-@pytest.mark.parametrize("write", [halting_picture, halting_gif])
-def test_refused(
-    tmp_path: Path, write: Callable[..., None], name: str, value: Any, error: type[Exception], message: str
-) -> None:
+def test_refused(name: str, value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        write(**(case() | {name: value}), path=tmp_path / "a")
-    assert not list(tmp_path.iterdir())
+        ClipStates(**(case() | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -237,67 +263,4 @@ def test_refused(
     [(0, "0"), (473, "473"), (1e6, "1000000"), (0.0004567, "0.000457"), (9.876, "9.88"), (123.4, "123")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert as_number(value) == text
-
-
-# ---- the contact sheet
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_contact_sheet_shows_every_frame_and_the_trail(tmp_path: Path, channels: int) -> None:
-    clips = np.full((2, channels, 3, 8, 8), -1, np.float32)
-    for t in range(3):
-        clips[1, :, t, 2, 2 * t] = 1  # a dot that goes to the right
-    plots.contact_sheet(clips, ["nothing", "a dot"], "A title", tmp_path / "a.png", side=32)
-    page = np.asarray(iio.imread(tmp_path / "a.png"))[:, :, :3].astype(int)
-    black = (page == 0).all(axis=2)
-    # Rows of tiles are where black is wide; each tile is 32 pixels, and there are three and the trail.
-    rows = np.flatnonzero(black.sum(axis=1) > 3 * 32)
-    assert len(rows) == 2 * 32
-    tiles = black[rows[:32]].all(axis=0)
-    starts = np.flatnonzero(np.diff(tiles.astype(int)) == 1) + 1
-    assert len(starts) == 4
-    second = page[rows[32:]]
-    for t, start in enumerate(starts):
-        tile = second[:, start : start + 32].reshape(8, 4, 8, 4, 3).mean(axis=(1, 3, 4))
-        expected = np.zeros((8, 8))
-        expected[2, [2 * t] if t < 3 else [0, 2, 4]] = 255
-        np.testing.assert_array_equal(tile, expected)
-
-
-def test_contact_sheet_refuses(tmp_path: Path) -> None:
-    clips = np.zeros((2, 1, 3, 8, 8))
-    with pytest.raises(ValueError, match="names must be 2, one for each clip, not 1"):
-        plots.contact_sheet(clips, ["one"], "", tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"clips must be \[n, 1 or 3, T, height, width\].*not \[2, 2, 3, 8, 8\]"):
-        plots.contact_sheet(clips.repeat(2, axis=1), ["one", "two"], "", tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())
-
-
-# ---- several clips side by side
-
-
-def sheet(tmp_path: Path, *alive: np.ndarray, **changes: Any) -> np.ndarray:
-    arrays = case()
-    clips = [(f"clip {i}", arrays["frames"], arrays["kept"], each) for i, each in enumerate(alive)]
-    plots.halting_sheet(clips, **{"patch_size": 8, "title": "Some clips", "path": tmp_path / "sheet.png", **changes})
-    return np.asarray(iio.imread(tmp_path / "sheet.png"))
-
-
-def test_a_sheet_shows_every_layer_of_every_clip(tmp_path: Path) -> None:
-    everything = case()["alive"]
-    dying = everything.copy()
-    dying[1:, 1:] = False  # all patches halt in layer 1
-    # a frame of 40 × 40 pixels, four frames a row; a row for the clip and one for each of three layers
-    legend = red_pixels(sheet(tmp_path, everything)) - 4 * 4 * 40 * 40
-    assert legend == pytest.approx(18 * 18, abs=40)
-    for clips, rows in (((everything,) * 3, 12), ((everything, dying), 6), ((dying,), 2)):
-        assert red_pixels(sheet(tmp_path, *clips)) == rows * 4 * 40 * 40 + legend
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
-
-
-def test_a_sheet_refuses_no_clips_and_unequal_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        sheet(tmp_path)
-    with pytest.raises(ValueError, match="same shapes"):
-        sheet(tmp_path, case()["alive"], case(L=2)["alive"])
+    assert format_number(value) == text

@@ -7,8 +7,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from refvt.plots.halting import ALIVE, DONE, DROPPED, HALTED
-from refvt.plots.sheets import SheetClip, following_picture, halting_film, halting_sheet
+from refvt.evaluation.patches import ALIVE, DONE, DROPPED, HALTED
+from refvt.plots.sheets import SheetClip, contact_sheet, following_picture, halting_film, halting_sheet
 
 RED, GREEN = (200, 20, 20), (20, 180, 60)  # no other part of the pictures has these colours
 
@@ -56,6 +56,14 @@ def test_a_patch_is_painted_in_its_layer_frame_and_place(tmp_path: Path) -> None
         assert (image[y - 1, x] == whole[y - 1, x]).all()
 
 
+def test_patches_that_halt_leave_their_rows(tmp_path: Path) -> None:
+    living, dying = clip(RED), clip(RED)
+    dying.states[1:] = HALTED  # all patches halt in layer 1
+    for clips, rows in (((living,) * 3, 12), ((living, dying), 6), ((dying,), 2)):
+        assert count(sheet(tmp_path, list(clips)), RED) == rows * 4 * 64 * 64
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_labels_say_how_many_patches_live() -> None:
     part = clip(RED)
     part.states[1, :, :2] = DROPPED
@@ -98,7 +106,7 @@ def test_the_picture_of_following_shows_maps_and_bars(tmp_path: Path) -> None:
     assert count(full, dark, 3) == pytest.approx(127 * side**2, rel=0.02)
     following_picture(maps, shares / 2, ["near", "far"], 2, "A title", "a note", tmp_path / "a.png")
     assert blue(np.asarray(iio.imread(tmp_path / "a.png"))) == pytest.approx(blue(full) / 2, rel=0.02)
-    with pytest.raises(ValueError, match=r"shares must be \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"shares: expected \[2, 1\]"):
         following_picture(maps, shares, ["near"], 2, "", "", tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()
 
@@ -107,11 +115,48 @@ def test_the_picture_of_following_shows_maps_and_bars(tmp_path: Path) -> None:
 def test_clips_that_do_not_fit(tmp_path: Path, write: Callable[..., None]) -> None:
     good = clip(RED)
     for clips, message in (
-        ([], "clips must be at least one"),
-        ([good, clip(RED, T=5)], r"clips must be alike: frames \[4, 32, 32, 3\] and states \[3, 4, 4, 4\], not \[5, "),
-        ([SheetClip(good.frames, good.states[:, :, :3], "")], "do not cut frames"),
-        ([SheetClip(good.frames, good.states[:, :3], "")], "do not cut frames"),
+        ([], "clips: expected at least one, got none"),
+        (
+            [good, clip(RED, T=5)],
+            r"clips: expected frames \[4, 32, 32, 3\] and states \[3, 4, 4, 4\] in all, got \[5, ",
+        ),
+        ([SheetClip(good.frames, good.states[:, :, :3], "")], "states: expected square patches of frames"),
+        ([SheetClip(good.frames, good.states[:, :3], "")], "states: expected square patches of frames"),
     ):
         with pytest.raises(ValueError, match=message):
             write(clips, "", "", tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the contact sheet
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contact_sheet_shows_every_frame_and_the_trail(tmp_path: Path, channels: int) -> None:
+    clips = np.full((2, channels, 3, 8, 8), -1, np.float32)
+    for t in range(3):
+        clips[1, :, t, 2, 2 * t] = 1  # a dot that goes to the right
+    contact_sheet(clips, ["nothing", "a dot"], "A title", tmp_path / "a.png", side=32)
+    page = np.asarray(iio.imread(tmp_path / "a.png"))[:, :, :3].astype(int)
+    black = (page == 0).all(axis=2)
+    # Rows of tiles are where black is wide; each tile is 32 pixels, and there are three and the trail.
+    rows = np.flatnonzero(black.sum(axis=1) > 3 * 32)
+    assert len(rows) == 2 * 32
+    tiles = black[rows[:32]].all(axis=0)
+    starts = np.flatnonzero(np.diff(tiles.astype(int)) == 1) + 1
+    assert len(starts) == 4
+    second = page[rows[32:]]
+    for t, start in enumerate(starts):
+        tile = second[:, start : start + 32].reshape(8, 4, 8, 4, 3).mean(axis=(1, 3, 4))
+        expected = np.zeros((8, 8))
+        expected[2, [2 * t] if t < 3 else [0, 2, 4]] = 255
+        np.testing.assert_array_equal(tile, expected)
+
+
+def test_contact_sheet_refuses(tmp_path: Path) -> None:
+    clips = np.zeros((2, 1, 3, 8, 8))
+    with pytest.raises(ValueError, match="names: expected 2, one for each clip, got 1"):
+        contact_sheet(clips, ["one"], "", tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"clips: expected \[n, 1 or 3, T, height, width\].*got \[2, 2, 3, 8, 8\]"):
+        contact_sheet(clips.repeat(2, axis=1), ["one", "two"], "", tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

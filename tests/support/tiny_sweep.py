@@ -1,4 +1,4 @@
-"""A recipe on moving digits that takes a blink, and in which some tokens halt early and some late."""
+"""A recipe on moving digits that trains in a second, and in which some tokens halt early and some late."""
 
 from refvt.training.recipe import RECIPES
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.ops.optimiser.jit import TILE
 from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
 from refvt.training.vectors import Vector
@@ -115,13 +115,13 @@ def test_a_vector_is_seen_through_its_arrays():
 
 
 def test_the_number_of_threads_changes_no_bit():
-    threads, results = pool.num_threads(), []
+    threads, results = workspace.num_threads(), []
     try:
         for number in (1, 3):
-            pool.set_num_threads(number)
+            workspace.set_num_threads(number)
             parameters, gradients = drawn(0, "float32"), drawn(1, "float32")
             adam(parameters, {"norm.weight"}, True).step(gradients, 0.1)
             results.append((global_norm(gradients), parameters.vector.tobytes()))
     finally:
-        pool.set_num_threads(threads)
+        workspace.set_num_threads(threads)
     assert results[0] == results[1]

@@ -1,22 +1,28 @@
-"""Moves on NumPy arrays that are no operations of the model: shared by the columns that live in main memory."""
+"""The array functions of NumPy, which ``reference`` and ``jit`` share (see ``refvt.backends.interface``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from refvt.array import Array
-from refvt.ops.compaction.reference import compact as compact
-from refvt.ops.compaction.reference import silence as silence
+
+IN_MAIN_MEMORY = True
 
 
 class GraphCache:
-    """Where launching costs something, the second forward pass of a kind is recorded; here each is made anew."""
+    """Runs a function as it is. On a GPU the second forward pass of a kind is recorded and launched as a whole."""
 
-    def __call__(self, way: Any, parameters: Any, function: Callable[[Any], Any], clips: Any) -> Any:
+    def __call__(self, kind: Any, parameters: Any, function: Callable[[Any], Any], clips: Any) -> Any:
         return function(clips)
+
+
+def session() -> AbstractContextManager[None]:
+    """Nothing has to be held around a run."""
+    return nullcontext()
 
 
 def from_numpy(array: Array, dtype: str | None = None) -> Array:
@@ -29,12 +35,18 @@ def to_numpy(array: Array) -> Array:
 
 
 def wait() -> None:
-    """Until all work is done: here it is when a function returns."""
+    """Nothing to wait for: work is done when a function returns."""
 
 
 def on_device(array: object) -> None:
-    """There is no device here: an array that lies on one is not taken."""
+    """None: this backend has no device, so an array that lies on one is not taken."""
     return None
+
+
+def check_clips(clips: Array, dtype: str) -> None:
+    """ValueError unless the clips are finite."""
+    if not np.isfinite(clips).all():
+        raise ValueError(f"clips: expected finite numbers in {dtype}, got NaN or infinite values")
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> Array:
@@ -59,12 +71,12 @@ def add_scaled(total: Array, x: Array, factor: float) -> None:
 
 
 def columns(x: Array, start: int, stop: int) -> Array:
-    """x[:, start:stop] as a view: q, k and v are columns of one qkv, the halting logit is column 0 of the state."""
+    """x[:, start:stop] as a view: q, k and v are columns of one qkv."""
     return x[:, start:stop]
 
 
 def column(x: Array, i: int) -> Array:
-    """x[:, i] as a view."""
+    """x[:, i] as a view: the halting logit is column 0 of the state."""
     return x[:, i]
 
 
@@ -74,21 +86,22 @@ def take(x: Array, index: Array) -> Array:
 
 
 def take_patches(table: Array, places: Array, tail: int = 0) -> Array:
-    """Of each row its first number, those at 1 + places, and its last if ``tail`` is 1: indices of a frame's rows.
+    """The rows of CLS and of chosen patches of each frame: table[:, 0], table[:, 1 + places], table[:, −1] if ``tail``.
 
-    table [n, 1+S+tail], places [n, k] → [n, 1+k+tail].
+    table [n, 1+S+tail], places [n, k] → [n, 1+k+tail]. With S = 3 and k = 2, row [c, p0, p1, p2] and places [2, 0] give
+    [c, p2, p0].
     """
     chosen = np.take_along_axis(table, 1 + places, axis=1)
     return np.concatenate([table[:, :1], chosen, table[:, table.shape[1] - tail :]], axis=1)
 
 
 def frames_to_patches(rows: Array, T: int) -> Array:
-    """From frame after frame to place after place: [B·T, m] → [B·m·T] flat, the T of one place next to one another."""
+    """From frame-major to patch-major order: [B·T, m] → [B·m·T], the T rows of one place next to one another."""
     return np.ascontiguousarray(rows.reshape(-1, T, rows.shape[1]).transpose(0, 2, 1)).reshape(-1)
 
 
 def join_columns(parts: Sequence[Array]) -> Array:
-    """The opposite of ``columns``: [n, D1], [n, D2], … → [n, D1 + D2 + …]; no copy if they still lie side by side."""
+    """[n, D1], [n, D2], … → [n, D1 + D2 + …]; no copy if the parts are neighbouring views of one array."""
     first, width = parts[0], sum(part.shape[1] for part in parts)
     strides = (width * first.itemsize, first.itemsize)
     if first.base is not None and all(
@@ -117,7 +130,7 @@ def add(*terms: Array | None) -> Array:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """a b, of two weights: the weight of b followed by a."""
+    """a b, of two weights: the weight of layer b followed by layer a."""
     result: Array = a @ b
     return result
 

@@ -1,47 +1,88 @@
-"""The optimiser's passes over vectors on the GPU: a thread for each number."""
+"""Adam on the GPU: one thread per number."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from refvt.array import Array
+from refvt.backends.cuda.arguments import Flags, Real, Vector
 from refvt.backends.cuda.arrays import to_numpy
-from refvt.backends.cuda.kernel import column_sums, kernel, upload
+from refvt.backends.cuda.elementwise import column_sums
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.upload import upload
+from refvt.ops.optimiser import step_factors
 
-__all__ = ["move", "prepared", "squared_norm"]
+__all__ = ["adam_step", "squared_norm"]
 
 
-def squared_norm(vector: Any) -> float:
-    """Σ x², in parts and the parts in parts."""
-    column = vector.reshape(-1, 1)
+def squared_norm(x: Any) -> float:
+    """Σ x² of x [n], in partial sums of the array's own precision."""
+    column = x.reshape(-1, 1)
     return float(to_numpy(column_sums(column, column))[1])
 
 
-def prepared(runs: list[tuple[int, int, bool]]) -> Array:
-    """What ``move`` needs to know of which numbers decay, runs of (start, stop, do they decay): bool [n]."""
-    array: Array = upload(np.repeat([decays for *_, decays in runs], [stop - start for start, stop, _ in runs]))
+@lru_cache(maxsize=16)
+def _decays_of_numbers(run_offsets: tuple[int, ...], decays: tuple[bool, ...]) -> Array:
+    """Which numbers decay: bool [n] on the device."""
+    array: Array = upload(np.repeat(np.array(decays), np.diff(run_offsets)))
     return array
 
 
-@kernel("f f f f b x x x x x x x x x x")
-def _move(  # type: ignore[no-untyped-def]
-    w, m, v, gradients, decays, scale, keep1, more1, keep2, more2, step, inverse, epsilon, shrink, pull
-):
+@kernel
+def _adam_step(
+    w: Vector,
+    m: Vector,
+    v: Vector,
+    gradient: Vector,
+    decays: Flags,
+    clip: Real,
+    beta1: Real,
+    one_minus_beta1: Real,
+    beta2: Real,
+    one_minus_beta2: Real,
+    step_size: Real,
+    correction2: Real,
+    epsilon: Real,
+    shrink: Real,
+    l2: Real,
+) -> None:
+    """w, m, v, gradient, decays [n] → w, m, v in place; one thread per number. Factors: see ``StepFactors``."""
     i = cuda.grid(1)
     if i < w.shape[0]:
-        old, g = w[i], scale * gradients[i]
+        # 1. the gradient, clipped, with the L2 term
+        old, g = w[i], clip * gradient[i]
         if decays[i]:
-            g += pull * old
+            g += l2 * old
             old *= shrink
-        m[i] = keep1 * m[i] + more1 * g
-        v[i] = keep2 * v[i] + more2 * g * g
-        w[i] = old - step * m[i] / (math.sqrt(v[i] * inverse) + epsilon)
+        # 2. the moments
+        m[i] = beta1 * m[i] + one_minus_beta1 * g
+        v[i] = beta2 * v[i] + one_minus_beta2 * g * g
+        # 3. decoupled decay, then the step
+        w[i] = old - step_size * m[i] / (math.sqrt(v[i] * correction2) + epsilon)
 
 
-def move(w: Array, m: Array, v: Array, gradients: Array, decays: Array, numbers: tuple[float, ...]) -> None:
-    """One step of Adam on parameters w and moments m, v, in place; ``numbers`` as in ``optimisers.Numbers``."""
-    _move.each(w.shape[0], w, m, v, gradients, decays, *map(w.dtype.type, numbers))
+def adam_step(
+    w: Array,
+    m: Array,
+    v: Array,
+    gradient: Array,
+    run_offsets: Array,
+    decays: Array,
+    step: int,
+    learning_rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    decoupled: bool = True,
+    clip: float = 1.0,
+) -> None:
+    """One step in place: as ``reference``; run_offsets and decays are on the host."""
+    factors = step_factors(step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled, clip)
+    decay = _decays_of_numbers(tuple(run_offsets.tolist()), tuple(decays.tolist()))
+    _adam_step.each(w.shape[0], w, m, v, gradient, decay, *map(w.dtype.type, factors))

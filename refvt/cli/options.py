@@ -1,0 +1,49 @@
+"""Options that several commands have, declared once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from refvt import backends
+from refvt.model.config import PRESETS
+
+__all__ = ["DEFAULT_PRESET", "add_backend", "add_dtype", "add_json", "add_pictures", "add_preset", "at_least_one"]
+
+DEFAULT_PRESET = "minik-g03-b10"
+
+
+def add_backend(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--backend``, one of those that refvt knows; None is the fastest on the CPU."""
+    help = f"default: {default or 'the fastest on the CPU'}"
+    parser.add_argument("--backend", default=default, choices=list(backends.BACKENDS), help=help)
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str = "float32") -> None:
+    """``--dtype``, float32 or float64."""
+    parser.add_argument("--dtype", default=default, choices=["float32", "float64"], help=f"default: {default}")
+
+
+def add_json(parser: argparse.ArgumentParser, help: str = "print as JSON") -> None:
+    """``--json``, a switch."""
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """``--preset``, a configuration by its name."""
+    help = f"configuration; default: {DEFAULT_PRESET}"
+    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help=help)
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """``--out``, the folder for pictures."""
+    parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+
+
+def at_least_one(option: str, value: int | None, default: int) -> int:
+    """The value of an option, or its default. ValueError below 1."""
+    if value is None:
+        return default
+    if value < 1:
+        raise ValueError(f"{option}: expected at least 1, got {value}")
+    return value

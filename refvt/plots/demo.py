@@ -1,0 +1,77 @@
+"""The pictures of ``refvt demo``: held-out digits, what halting follows, and a real clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refvt.array import Array
+from refvt.data.moving_digits import MovingDigits
+from refvt.evaluation.patches import GROUPS, alive_around
+from refvt.evaluation.scenes import Scene
+from refvt.plots.sheets import SheetClip, following_picture, halting_film, halting_sheet
+
+__all__ = ["draw_digits", "draw_following", "draw_scene"]
+
+
+def draw_digits(
+    clips: Array, states: NDArray[np.int8], logits: Array, classes: Array, data: MovingDigits, out: Path
+) -> list[Path]:
+    """Draw one held-out clip of every class, as a sheet and a film; returns the files written.
+
+    Shapes: clips [n, C, T, height, width], states [n, L, T, rows, columns], logits [n, K], classes [n].
+    """
+    probability = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability /= probability.sum(axis=1, keepdims=True)
+    shown = []
+    for k, name in enumerate(data.names):
+        i = int(np.flatnonzero(classes == k)[0])
+        answer = int(logits[i].argmax())
+        result = "recognised" if answer == k else f"taken for {data.names[answer]}"
+        title = f"{name}: {result} ({probability[i, answer]:.0%})"
+        shown.append(SheetClip(_brighten(clips[i]), states[i], title, answer == k))
+    title = "One held-out clip of every class, and which patches the trained model computes"
+    note = (
+        "Percentages: how many of all patches of the clip are alive in a layer. Digits are drawn on grey, so that "
+        "living patches can be told from dropped ones; the model sees them on black."
+    )
+    halting_sheet(shown, title, note, out / "digits.png")
+    halting_film(shown, "Which patches of held-out clips the trained model computes", note, out / "digits.gif")
+    return [out / "digits.png", out / "digits.gif"]
+
+
+def draw_following(
+    states: NDArray[np.int8], shares: NDArray[np.float64], data: MovingDigits, patch_size: int, out: Path
+) -> Path:
+    """Draw where patches are alive relative to the digit, and the shares [L, groups]; returns the file written."""
+    maps = alive_around(states, data.places() + data.digit_size // 2, patch_size, data.size)
+    title = f"Which patches are alive, as seen from the digit: mean of {len(states)} held-out clips"
+    note = (
+        "Each frame was rolled until its digit came to the white square. Bright is where patches are most often alive, "
+        "on one scale for all maps; the numbers above a map are its darkest and its brightest point. Bars: the share "
+        "alive of all patches that have the digit in them in this frame, in another frame of the clip, or never."
+    )
+    following_picture(maps, shares, GROUPS, data.digit_size, title, note, out / "following.png")
+    return out / "following.png"
+
+
+def draw_scene(scene: Scene, windows: tuple[int, int], side: int, clip_title: str, out: Path, name: str) -> list[Path]:
+    """Draw a scene cut in windows of side × side pixels, as a sheet and a film; returns the files written."""
+    clip = SheetClip(scene.images, scene.states, clip_title)
+    title = "A model that was trained on moving digits alone, on a real clip: where it looks"
+    note = (
+        f"It sees the scene in grey, in {windows[0]} × {windows[1]} windows of {side}×{side} pixels, each a clip of "
+        "its own of which the Glimpser keeps the same share. It cannot say what this is; it was never shown anything "
+        "like it."
+    )
+    halting_sheet([clip], title, note, out / f"{name}.png", columns=1, cell=160)
+    halting_film([clip], title, note, out / f"{name}.gif", columns=1, cell=256)
+    return [out / f"{name}.png", out / f"{name}.gif"]
+
+
+def _brighten(clip: Array) -> NDArray[np.uint8]:
+    """A clip [C, T, height, width] as frames to look at, uint8 [T, height, width, 3]: black becomes grey."""
+    grey = np.rint(clip.mean(axis=0) * 72.5 + 182.5)
+    return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
