@@ -197,7 +197,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         MovingDigits(clips=4).clip(4)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     _digits.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn's digits: pip install \"refvt\[demo\]\""):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn: pip install \"refvt\[demo\]\""):
         MovingDigits()
 
 
