@@ -53,13 +53,13 @@ def compact(
     entering_rows[rows[enters]] = survivor_rows[enters]
     query_rows = offsets[:-1][in_block > 0] if cls_only else rows
     # no index where it would say that nothing moves
-    none_left_the_clips = len(tokens_next) == len(halted)
+    all_survive = len(tokens_next) == len(halted)
     nothing_moves = len(entering_rows) == len(halted) and not ghost.any()
     return Survivors(
         counts_next,
         counts_next,
         tokens_next,
-        None if none_left_the_clips else survivor_rows,
+        None if all_survive else survivor_rows,
         None if nothing_moves else entering_rows,
         query_rows,
     )
