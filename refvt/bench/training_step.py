@@ -66,9 +66,9 @@ def measure_steps(
     dtype: str = "float32",
     with_torch: bool = True,
 ) -> dict[str, Any]:
-    """Measure the chosen backends, and PyTorch; the report holds every sample.
+    """Measure training steps of the chosen backends, and of PyTorch, and return the report, with every sample.
 
-    ``observe`` gets a line about each thing that is begun.
+    ``observe`` gets a line about each workload.
     """
     results = []
     with limit_threads(threads, chosen, with_torch):

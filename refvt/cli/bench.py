@@ -28,7 +28,7 @@ HELP = "Time refvt against PyTorch, interleaved, with medians and ratios."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt bench``."""
+    """Add the options of ``refvt bench``."""
     parser.add_argument("--backend", nargs="+", default=None, metavar="NAME", help="default: the fastest on the CPU")
     parser.add_argument(
         "--workload", nargs="+", default=None, metavar="NAME", help=f"default: all of {', '.join(WORKLOADS)}"
@@ -94,7 +94,7 @@ def run(
 def run_training_step(
     options: argparse.Namespace, *, _workloads: Mapping[str, TrainingWorkload] = TRAINING_WORKLOADS
 ) -> int:
-    """``refvt bench --training-step``, in the manner of ``run``."""
+    """Measure training steps instead of passes; prints, writes and returns as ``run`` does."""
     for option, untouched in (("clips", 1), ("passes", None), ("growth", None), ("quick", False)):
         if getattr(options, option) != untouched:
             raise ValueError(f"--training-step: takes no --{option.replace('passes', 'pass')}")
@@ -149,7 +149,7 @@ def _why_no_torch(options: argparse.Namespace) -> str | None:
 
 
 def _notes(options: argparse.Namespace) -> list[str]:
-    """What a reader of the numbers must know; said at once, too."""
+    """Remarks for a reader of the numbers; they are printed at once as well."""
     why_not = _why_no_torch(options)
     notes = [] if why_not is None else [f"PyTorch left out: {why_not}"]
     if "OPENBLAS_CORETYPE" in os.environ:
@@ -161,7 +161,7 @@ def _notes(options: argparse.Namespace) -> list[str]:
 
 
 def _say(line: str) -> None:
-    """A line on stderr about what is being done."""
+    """Print a line on stderr about what is being done."""
     print(f"refvt bench: {line}", file=sys.stderr, flush=True)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numba.extending
 from numba import njit
 
-__all__ = ["FASTMATH", "kernel"]
+__all__ = ["function", "intrinsic", "kernel"]
 
 # Loops vectorise only if sums may be reordered and a division by zero raises nothing. NaN does not occur (the model
 # refuses it at its door); −∞ does.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz", "nnan"}
+OPTIONS = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
 
 
 def kernel(function: Function) -> Function:
@@ -20,5 +22,17 @@ def kernel(function: Function) -> Function:
 
     A kernel that ``threads.run`` starts takes a ticket first; the functions it calls are compiled in the same way.
     """
-    compiled: Function = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    compiled: Function = njit(nogil=True, cache=True, **OPTIONS)(function)
     return compiled
+
+
+def function(stub: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorate the function that says, from the types of the arguments, what ``stub`` is inside kernels."""
+    decorate: Callable[[Function], Function] = numba.extending.overload(stub, jit_options=dict(OPTIONS))
+    return decorate
+
+
+def intrinsic(function: Callable[Concatenate[Any, Arguments], Any]) -> Callable[Arguments, Any]:
+    """Make a function of generated code: from a typing context and types to a signature and what emits its LLVM IR."""
+    made: Callable[Arguments, Any] = numba.extending.intrinsic(function)
+    return made

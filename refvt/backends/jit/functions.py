@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
 from scipy.special import erfcx
 
-from refvt.backends.jit.compile import FASTMATH, kernel
+from refvt.backends.jit.compile import function, intrinsic, kernel
 
 __all__ = ["exp", "exp2", "gaussian_and_tail", "logistic"]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float32(typing_context: Any, bits: Any) -> Any:
     """The float32 that has the bits of this int32."""
 
@@ -38,8 +37,8 @@ HALF_WAY = np.float32(127.5)  # BIAS + ½
 BIAS, FRACTION = np.int32(127), np.int32(23)  # bias of a float32's exponent, and the number of bits below it
 
 
-@njit(inline="always")
-def _power(f, biased):  # type: ignore[no-untyped-def]
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _power(f: Any, biased: Any) -> Any:
     """2^(f + biased − 127) for |f| ≤ ½, in short chains of operations that overlap in the processor."""
     f2 = f * f
     p = (C0 + C1 * f) + f2 * ((C2 + C3 * f) + f2 * ((C4 + C5 * f) + f2 * C6))
@@ -51,13 +50,13 @@ def exp2(x: float) -> float:
     return math.pow(2, x)
 
 
-@overload(exp2, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _exp2(x):  # type: ignore[no-untyped-def]
+@function(exp2)
+def _exp2(x: Any) -> Any:
     if x != types.float32:
         return lambda x: np.exp2(x)
     lowest = np.float32(-127)
 
-    def exp2_32(x):  # type: ignore[no-untyped-def]
+    def exp2_32(x: Any) -> Any:
         within = max(x, lowest)
         # the sum is positive, so truncation rounds to the nearest; a biased exponent of 0 gives the power 0
         biased = np.int32(within + HALF_WAY)
@@ -71,14 +70,14 @@ def exp(x: float) -> float:
     return math.exp(x)
 
 
-@overload(exp, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _exp(x):  # type: ignore[no-untyped-def]
+@function(exp)
+def _exp(x: Any) -> Any:
     if x != types.float32:
         return lambda x: math.exp(x)
     lowest, log2e = np.float32(-127 * math.log(2)), np.float32(1 / math.log(2))
     ln2_high, ln2_low = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
-    def exp32(x):  # type: ignore[no-untyped-def]
+    def exp32(x: Any) -> Any:
         within = max(x, lowest)
         biased = np.int32(within * log2e + HALF_WAY)
         n = np.float32(np.int32(biased - BIAS))
@@ -101,14 +100,14 @@ _ratio = erfcx((1 / _t - 1) * 2) / 2
 _TAIL = np.linalg.lstsq(np.vander(_t, 9, increasing=True) * (_t / _ratio)[:, None], np.ones(200), rcond=None)[0]
 
 
-@overload(gaussian_and_tail, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _gaussian_and_tail(x):  # type: ignore[no-untyped-def]
+@function(gaussian_and_tail)
+def _gaussian_and_tail(x: Any) -> Any:
     if x != types.float32:
         return lambda x: (math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2)
     a0, a1, a2, a3, a4, a5, a6, a7, a8 = (np.float32(a) for a in _TAIL)
     one, eighth, steep = np.float32(1), np.float32(math.sqrt(0.125)), np.float32(-0.5 / math.log(2))
 
-    def both32(x):  # type: ignore[no-untyped-def]
+    def both32(x: Any) -> Any:
         t = one / (one + eighth * abs(x))
         t2 = t * t
         t4 = t2 * t2

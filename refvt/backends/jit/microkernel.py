@@ -21,8 +21,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from refvt.backends.jit.compile import intrinsic
 from refvt.backends.jit.vectors import FEATURES, VECTOR, VECTORS, WORD, View, broadcast, load, store
 
 __all__ = ["ROWS", "tile"]
@@ -187,7 +187,7 @@ def _product(builder: Any, a: View, b: View, c: View, after: _Epilogue, vectors:
             _store_edge(builder, c, after, totals, vector)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def tile(typing_context: Any, a: Any, b: Any, c: Any, start: Any, gain: Any, base: Any) -> Any:
     """c ← base + gain · (start + a b), row by row. a [m, k], b [k, …], c [m, n]; m ≤ ROWS, n ≤ VECTORS vectors.
 

@@ -31,10 +31,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.compile import intrinsic, kernel
 from refvt.backends.jit.workspace import num_threads, workspace
 from refvt.backends.progress import compilation_shown
 
@@ -61,7 +60,7 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.gep(queue.data, [context.cast(builder, arguments[1], signature.args[1], types.intp)])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _fetch_add(typing_context: Any, queue: Any, field: Any, amount: Any) -> Any:
     """queue[field] += amount, atomically; returns the value before."""
 
@@ -72,7 +71,7 @@ def _fetch_add(typing_context: Any, queue: Any, field: Any, amount: Any) -> Any:
     return types.int64(queue, field, amount), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _load(typing_context: Any, queue: Any, field: Any) -> Any:
     """queue[field], atomically: the latest value that any thread wrote."""
 
@@ -82,7 +81,7 @@ def _load(typing_context: Any, queue: Any, field: Any) -> Any:
     return types.int64(queue, field), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _store(typing_context: Any, queue: Any, field: Any, value: Any) -> Any:
     """queue[field] ← value, atomically; other threads see it after all that was written before it."""
 
@@ -94,7 +93,7 @@ def _store(typing_context: Any, queue: Any, field: Any, value: Any) -> Any:
     return types.void(queue, field, value), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _yield_processor(typing_context: Any) -> Any:
     """Let another thread run if one waits for this processor."""
 
@@ -122,11 +121,11 @@ def _close(queue: Array) -> None:
 def next_tile(ticket: Ticket) -> int:
     """Take the next tile; −1 if none is left. The leader opens the job with its first tile and waits at the end."""
     queue = ticket.queue
-    i = _fetch_add(queue, NEXT, 1)
+    i: int = _fetch_add(queue, NEXT, 1)
     if i == 0 and ticket.number > 0:
         _store(queue, OPEN, ticket.number)
     if i < ticket.tiles:
-        return i  # type: ignore[no-any-return]
+        return i
     if ticket.number > 0:
         _close(queue)
     return -1
@@ -144,12 +143,12 @@ def _await_job(queue: Array, index: int, last: int, most_spins: int) -> int:
     if last > 0:
         _fetch_add(queue, ACTIVE, -1)
     for spins in range(most_spins):
-        number = _load(queue, OPEN)
+        number: int = _load(queue, OPEN)
         if number not in (0, last) and index < _load(queue, WORKERS):
             _fetch_add(queue, ACTIVE, 1)
             # from here on the leader waits for this worker, if the job is still the one it saw
             if _load(queue, OPEN) == number and _load(queue, NEXT) < _load(queue, COUNT):
-                return number  # type: ignore[no-any-return]
+                return number
             _fetch_add(queue, ACTIVE, -1)
         if spins % YIELD_EVERY == YIELD_EVERY - 1:
             _yield_processor()

@@ -14,10 +14,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.compile import intrinsic, kernel
 
 __all__ = [
     "FEATURES",
@@ -123,7 +122,7 @@ max_rows = _fold(
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def view(typing_context: Any, memory: Any, start: Any, rows: Any, columns: Any) -> Any:
     """The numbers of a contiguous array of any shape, from number ``start`` on, as a view [rows, columns].
 
@@ -152,7 +151,7 @@ def view(typing_context: Any, memory: Any, start: Any, rows: Any, columns: Any) 
     return array_type(memory, start, rows, columns), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def copy_rows(typing_context: Any, source: Any, target: Any) -> Any:
     """target[i, j] ← source[i, j] for all of source [m, n]; target [≥ m, ≥ n]; rows of both contiguous.
 
@@ -181,7 +180,7 @@ def copy_rows(typing_context: Any, source: Any, target: Any) -> Any:
     return types.void(source, target), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _transpose_block(typing_context: Any, source: Any, target: Any) -> Any:
     """target[j, i] ← source[i, j], both [lanes, lanes] with lanes the numbers of a vector; rows of both contiguous.
 
