@@ -173,12 +173,12 @@ def _shear_y(images: Images, amount: float) -> Images:
     return _move(images, ((1, 0), (amount, 1)))
 
 
-def _translate_x(images: Images, share: float) -> Images:
-    return _move(images, shift=(share * images.shape[2], 0))
+def _translate_x(images: Images, fraction: float) -> Images:
+    return _move(images, shift=(fraction * images.shape[2], 0))
 
 
-def _translate_y(images: Images, share: float) -> Images:
-    return _move(images, shift=(0, share * images.shape[1]))
+def _translate_y(images: Images, fraction: float) -> Images:
+    return _move(images, shift=(0, fraction * images.shape[1]))
 
 
 def _move(

@@ -101,8 +101,9 @@ def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Ad
 
 def _at(values: dict[str, Any], name: str) -> Any:
     """Return the value of a field like ``config.width``; None if there is none."""
+    value: Any = values
     for part in name.split("."):
-        values = values.get(part)  # type: ignore[assignment]
-        if values is None:
+        if value is None:
             return None
-    return values
+        value = value.get(part)
+    return value

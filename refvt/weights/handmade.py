@@ -47,14 +47,9 @@ def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict
     Raises ValueError if glimpser_depth < 2, if the width is too small for the content, or if patch_size is not a
     multiple of 4.
     """
+    _check_config(config)
     c, side = config, CONTENT_SIDE
     content = side * side * c.channels
-    if c.glimpser_depth < 2:
-        raise ValueError(f"glimpser_depth: expected at least 2 for the handmade weights, got {c.glimpser_depth}")
-    if c.width < CONTENT + content or c.hidden_width < 2 * content:
-        raise ValueError(f"width: expected at least {CONTENT + content} for the handmade weights, got {c.width}")
-    if c.patch_size % side:
-        raise ValueError(f"patch_size: expected a multiple of {side} for the handmade weights, got {c.patch_size}")
     p = {name: np.zeros(shape) for name, shape in parameter_shapes(config).items()}
     for name in p:
         if name.endswith("norm1.weight") or name.endswith("norm2.weight") or name == "norm.weight":
@@ -108,3 +103,16 @@ def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict
         if name.endswith(("temporal_fc.weight", "mlp.fc2.weight")):
             p[name][BALANCE] = -p[name].sum(axis=0)
     return {name: value.astype(dtype) for name, value in p.items()}
+
+
+def _check_config(c: HaltingVTConfig) -> None:
+    """Raise ValueError unless the configuration has enough blocks, channels and pixels for the handmade weights."""
+    content = CONTENT_SIDE**2 * c.channels
+    if c.glimpser_depth < 2:
+        raise ValueError(f"glimpser_depth: expected at least 2 for the handmade weights, got {c.glimpser_depth}")
+    if c.width < CONTENT + content or c.hidden_width < 2 * content:
+        raise ValueError(f"width: expected at least {CONTENT + content} for the handmade weights, got {c.width}")
+    if c.patch_size % CONTENT_SIDE:
+        raise ValueError(
+            f"patch_size: expected a multiple of {CONTENT_SIDE} for the handmade weights, got {c.patch_size}"
+        )
