@@ -25,7 +25,7 @@ from refvt.conformance.golden import Case, load_arrays
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.optimiser import Adam
+from refvt.training.optimiser import Adam, select_no_decay
 from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
