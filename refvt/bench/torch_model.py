@@ -21,7 +21,7 @@ import refvt
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
-from refvt.training.optimiser import without_decay
+from refvt.training.optimiser import select_no_decay
 
 __all__ = ["TorchModel", "TorchStep", "finds_gpu", "make_product", "missing", "threads"]
 
@@ -167,7 +167,7 @@ class TorchStep:
         clips, labels, moving = batch
         self._model = TorchModel(config, start, clips, labels, moving, str(clips.dtype), sdpa=sdpa, device=device)
         named = list(self._model.named_parameters())
-        no_decay = without_decay([name for name, _ in named], norms_and_biases=False)
+        no_decay = select_no_decay([name for name, _ in named], norms_and_biases=False)
         groups = [
             {"params": [w for name, w in named if name not in no_decay], "weight_decay": decay},
             {"params": [w for name, w in named if name in no_decay], "weight_decay": 0.0},

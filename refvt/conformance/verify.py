@@ -22,7 +22,7 @@ from refvt.conformance.golden import Case, load_arrays
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.optimiser import Adam, without_decay
+from refvt.training.optimiser import Adam, select_no_decay
 from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
@@ -194,7 +194,7 @@ def _verify_training(
     model.parameters, array_functions = parameters.arrays, parameters.ops.arrays
     rate, settings = case.settings["rate"], {"weight_decay": case.settings["weight_decay"]}
     settings["epsilon"] = case.settings["adam_epsilon"]
-    adamw = Adam(parameters, without_decay(shapes, norms_and_biases=False), **settings)
+    adamw = Adam(parameters, select_no_decay(shapes, norms_and_biases=False), **settings)
     targets = (arrays["clips"].astype(dtype), arrays["labels"], arrays["motion_labels"])
     weights = {name: case.settings[name] for name in ("ponder_weight", "motion_weight", "label_smoothing")}
     losses: list[float] = []

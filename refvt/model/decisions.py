@@ -9,7 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["Decisions", "check_decisions", "kept_patches", "kept_places"]
+__all__ = ["Decisions", "check_decisions", "kept_places", "original_patches"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def kept_places(kept: tuple[Array, ...], config: HaltingVTConfig) -> tuple[Array
     entering: Array = np.broadcast_to(np.arange(config.patches_per_frame), (B, T, config.patches_per_frame))
     found: list[Array | None] = []
     for g, leaving in enumerate(kept):
-        k = config.kept_patches(g, entering.shape[2])
+        k = config.num_kept_patches(g, entering.shape[2])
         if config.keep_rates[g] >= 1:
             if (leaving != entering).any():
                 raise ValueError(f"decisions.kept[{g}]: this block keeps every patch in its place (its keep rate is 1)")
@@ -99,7 +99,7 @@ def _places_of(wanted: Array, candidates: Array, block: int) -> Array:
     return np.asarray(match.argmax(axis=-1))
 
 
-def kept_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
+def original_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
     """The original patches [B, T, S'] that leave each block (−1: a fused token), from their places.
 
     places: for each Glimpser block [B·T, k] among the patches that entered it; None where all stay.

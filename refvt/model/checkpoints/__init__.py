@@ -173,7 +173,7 @@ def parameters_from(
     neighbour, new index i from floor(i · old / new) per axis, CLS kept apart. The checkpoint's patches are taken as a
     square unless ``checkpoint_grid`` (rows, columns) says otherwise; if their number is the configuration's own and
     no grid is stated, they stay as they are. CheckpointError that lists everything missing, unexpected, wrongly shaped
-    or not finite. Source: SPEC, Checkpoints; HaltingVT section 4.1.
+    or not finite. Source: the published checkpoints' names; HaltingVT section 4.1.
     """
     problems: list[str] = []
     found: dict[str, Array] = {}

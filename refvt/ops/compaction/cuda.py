@@ -230,7 +230,7 @@ def _on_device(
         key_bias=None if key_bias is None else key_bias[:with_ghosts],
         query_rows=None if all_are_queries else counted(query_rows, B if cls_only else most, 2),
         query_offsets=None if all_are_queries else row(QUERY_OFFSETS, B + 1),
-        rows_leaving=None,
+        query_counts=None,
         cls_tokens=row(CLS_TOKENS, B),
         cls_rows=row(CLS_ROWS, B),
     )
