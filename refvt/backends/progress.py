@@ -1,4 +1,4 @@
-"""A line on stderr while kernels are compiled: once on a machine, and long enough to wonder what is going on."""
+"""A progress line on stderr while kernels are compiled: it happens once on a machine, and takes a while."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from numba.core import event
 
 __all__ = ["compilation_shown"]
 
-SILENT = 1.0  # seconds of compilation that nobody needs to be told of
-WIDTH = 79  # columns; a longer line would wrap, and could not be written over
+SILENT = 1.0  # seconds of compilation without a progress line
+WIDTH = 79  # characters; a longer line would wrap, and could not be overwritten
 
 
 class _Line(event.Listener):  # type: ignore[misc]
-    """Counts the kernels of refvt that are compiled and the seconds it takes, and says so."""
+    """Counts refvt's kernels as they are compiled, and the seconds it takes, and prints both on one line."""
 
     def __init__(self, silent: float) -> None:
         self.silent, self.kernels, self.seconds, self.open = silent, 0, 0.0, False
-        self.under_way: list[bool] = []  # what is being compiled, one function for the other's sake: is it ours?
+        self.under_way: list[bool] = []  # functions being compiled, each because the one before calls it: ours or not
         self.start = 0.0
 
     def on_start(self, event: Any) -> None:
+        """Count a function that Numba begins to compile, if it is ours."""
         function = event.data["dispatcher"].py_func
         ours = (function.__module__ or "").startswith("refvt.")
         if ours and not any(self.under_way):
@@ -36,18 +37,20 @@ class _Line(event.Listener):  # type: ignore[misc]
             self.say(function.__name__)
 
     def on_end(self, event: Any) -> None:
+        """Add the time, when the outermost function is done."""
         if self.under_way.pop() and not any(self.under_way):
             self.seconds += time.perf_counter() - self.start
 
     def say(self, what: str) -> None:
+        """Print the line, if compiling has taken long enough."""
         seconds = self.seconds + (time.perf_counter() - self.start if any(self.under_way) else 0)
         if seconds >= self.silent:
             self.open = True
-            line = f"refvt: compiling kernels, once on this machine: {self.kernels}, {seconds:.0f} s {what}"
+            line = f"refvt: compiling kernels (once per machine): {self.kernels} kernels, {seconds:.0f} s, {what}"
             print(f"\r{line[:WIDTH]:{WIDTH}}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the line, if there is one."""
+        """End the line, if one was printed."""
         if self.open:
             self.say("done")
             print(file=sys.stderr)
@@ -59,10 +62,10 @@ _line: _Line | None = None
 
 @contextmanager
 def compilation_shown(silent: float = SILENT) -> Iterator[None]:
-    """Inside, a line tells how many kernels have been compiled, after ``silent`` seconds of it.
+    """Context in which a line shows the number of kernels compiled so far, once that has taken ``silent`` seconds.
 
-    Where one of these stands in another, the outer one counts, and the line ends with either. Nothing is said with
-    REFVT_QUIET set.
+    If one such context is inside another, the outer one counts, and the line ends with either. Nothing is printed if
+    REFVT_QUIET is set.
     """
     global _line
     if os.environ.get("REFVT_QUIET"):

@@ -1,4 +1,4 @@
-"""What the processors can do at all, for the tables of ``refvt bench``: matrix products and a copy."""
+"""Upper bounds of what the processors can do, for the tables of ``refvt bench``: matrix products and a copy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit import threads as team
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.matmul import affine
+from refvt.backends.jit.matmul import linear_tiles
+from refvt.backends.jit.threads import next_tile, run, span
 from refvt.bench.timing import Ceilings
 from refvt.bench.torch_model import make_product
 
@@ -18,15 +18,16 @@ __all__ = ["CpuCeilings"]
 
 @kernel
 def _copy(ticket: Any, source: Array, parts: int, target: Array) -> None:
-    i = team.next_tile(ticket)
+    """target ← source, both [numbers]; a tile is one of ``parts`` spans."""
+    i = next_tile(ticket)
     while i >= 0:
-        top, bottom = team.span(i, parts, len(source))
+        top, bottom = span(i, parts, len(source))
         target[top:bottom] = source[top:bottom]
-        i = team.next_tile(ticket)
+        i = next_tile(ticket)
 
 
 class CpuCeilings(Ceilings):
-    """What the machine can do: NumPy's matrix product (a BLAS), ours, PyTorch's, and a copy."""
+    """Ceilings of the CPU: the matrix products of NumPy (a BLAS), refvt and PyTorch, and a copy of memory."""
 
     def __init__(self, dtype: str, threads: int, with_torch: bool, gemm_size: int, copy_size: int) -> None:
         n = gemm_size
@@ -39,8 +40,8 @@ class CpuCeilings(Ceilings):
 
         self.runs = {
             "matrix product": lambda: np.matmul(a, b, out=c),
-            "refvt's matrix product": lambda: affine(a, b),
-            "copy": lambda: team.run(_copy, parts, source, parts, target),
+            "refvt's matrix product": lambda: linear_tiles(a, b),
+            "copy": lambda: run(_copy, parts, source, parts, target),
         }
         gflop = 2e-9 * n**3
         self._work = {

@@ -1,4 +1,4 @@
-"""What a GPU can do at all, for the tables of ``refvt bench --backend cuda``: matrix products and a copy."""
+"""Ceilings of a GPU, for the tables of ``refvt bench --backend cuda``: matrix products and a copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GpuCeilings", "device_description"]
 
 
 def device_description() -> dict[str, Any]:
-    """Name, compute capability, multiprocessors and memory of the GPU in use, and the CUDA version of its driver."""
+    """Name, compute capability, multiprocessors and memory of the GPU, and the CUDA version of its driver."""
     from refvt.backends.cuda.driver import driver
 
     found: dict[str, Any] = driver().describe()
@@ -23,11 +23,15 @@ def device_description() -> dict[str, Any]:
 
 
 class GpuCeilings(Ceilings):
-    """The peak is the fastest matrix product measured: our tiles', or PyTorch's (cuBLAS), float32 without TF32."""
+    """Matrix products, by refvt's tiles and by PyTorch (cuBLAS, without TF32), and a copy.
+
+    The faster product is the peak.
+    """
 
     def __init__(self, dtype: str, with_torch: bool, gemm_size: int, copy_size: int) -> None:
-        from refvt.backends.cuda.kernel import copy, empty, fill
-        from refvt.backends.cuda.matmul import plain
+        from refvt.backends.cuda.device_array import empty
+        from refvt.backends.cuda.elementwise import copy_into, fill
+        from refvt.backends.cuda.matmul import matmul_nn
 
         n, wait = 2 * gemm_size, backends.get("cuda").arrays.wait
         rng = np.random.default_rng(0)
@@ -42,10 +46,10 @@ class GpuCeilings(Ceilings):
 
             return run
 
-        self.ahead = lambda: plain(a, b)  # some milliseconds of work, not waited for
+        self.ahead = lambda: matmul_nn(a, b)  # some milliseconds of work, without waiting for it
         self.runs = {
-            "matrix product in tiles": waited(lambda: plain(a, b)),
-            "copy": waited(lambda: copy(source, target)),
+            "matrix product in tiles": waited(lambda: matmul_nn(a, b)),
+            "copy": waited(lambda: copy_into(source, target)),
         }
         gflop = 2e-9 * n**3
         self._work = {

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 import refvt
 from refvt import backends
 from refvt.array import Array
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench import torch_model as bench_torch
 from refvt.bench.profiles import profile_parameters
 from refvt.model.config import HaltingVTConfig
@@ -122,7 +122,7 @@ class RefvtModel:
         self._gradients: list[dict[str, Array]] = []
 
     def run(self, train: bool, decisions: Decisions) -> Any:
-        """A list with the output, or with loss and output, of every batch."""
+        """Outputs of all batches, each with its loss in a training step, else with None."""
         results: list[Any] = []
         self._gradients = []
         for batch, clips in zip(self._batches, self._clips, strict=True):
@@ -208,6 +208,6 @@ def limit_threads(number: int, chosen: Sequence[str], with_torch: bool) -> Itera
         if with_torch:
             stack.enter_context(bench_torch.threads(number))
         stack.enter_context(threadpool_limits(number, user_api="blas"))
-        stack.callback(pool.set_num_threads, pool.num_threads())
-        pool.set_num_threads(number)
+        stack.callback(workspace.set_num_threads, workspace.num_threads())
+        workspace.set_num_threads(number)
         yield

@@ -39,7 +39,7 @@ WINDOWS = (2, 4)  # rows and columns of windows over the scene
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt demo``."""
+    """Add the options of ``refvt demo``."""
     add_backend(parser)
     add_pictures(parser)
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show(out: Path, backend: str | None = None) -> None:
-    """Parts 2 to 4, with pictures in the folder ``out``. Errors: those of what is used, each one sentence."""
+    """Print parts 2 to 4 and draw their pictures into the folder ``out``."""
     from refvt.plots.demo import draw_digits, draw_following
 
     model, recipe = weights.load("digits", backend)

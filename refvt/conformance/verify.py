@@ -25,7 +25,7 @@ from refvt.conformance.golden import Case, load_arrays
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.optimiser import Adam, without_decay
+from refvt.training.optimiser import Adam, select_no_decay
 from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
@@ -234,7 +234,7 @@ def _check_training(check: _Check) -> None:
     model.parameters, array_functions = parameters.arrays, parameters.ops.arrays
     adamw = Adam(
         parameters,
-        without_decay(shapes, norms_and_biases=False),
+        select_no_decay(shapes, norms_and_biases=False),
         weight_decay=settings["weight_decay"],
         epsilon=settings["adam_epsilon"],
     )

@@ -73,7 +73,7 @@ def measure(grid: Grid, quick: bool) -> Findings:
     partner = {
         name: matching_patches(recipe, spread([r.gflops for r in found]).mean) for name, found in halting.items()
     }
-    here = recipe.config.kept_patches(recipe.config.glimpser_depth - 1, recipe.config.patches_entering()[-2])
+    here = recipe.config.num_kept_patches(recipe.config.glimpser_depth - 1, recipe.config.patches_entering()[-2])
     numbers = sorted({*partner.values(), here}, reverse=True)
     both = [*(keep_run(recipe, k) for k in numbers), *frame_runs(recipe, quick)]
     others = grid.measure(both)

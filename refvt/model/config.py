@@ -130,7 +130,7 @@ class HaltingVTConfig:
         """L, the number of joint halting blocks."""
         return self.depth - self.glimpser_depth
 
-    def kept_patches(self, block: int, patches: int) -> int:
+    def num_kept_patches(self, block: int, patches: int) -> int:
         """Number of patches that a Glimpser block keeps of S: k = ceil(R_g · S), the product in double precision."""
         return math.ceil(self.keep_rates[block] * patches)
 
@@ -139,7 +139,7 @@ class HaltingVTConfig:
         sizes = [self.patches_per_frame]
         for block, rate in enumerate(self.keep_rates):
             S = sizes[-1]
-            sizes.append(self.kept_patches(block, S) + self.fuse_dropped if rate < 1 else S)
+            sizes.append(self.num_kept_patches(block, S) + self.fuse_dropped if rate < 1 else S)
         return tuple(sizes)
 
     @property

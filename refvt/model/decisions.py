@@ -9,7 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["Decisions", "check_decisions", "kept_patches", "kept_places"]
+__all__ = ["Decisions", "check_decisions", "kept_places", "original_patches"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def kept_places(kept: tuple[Array, ...], config: HaltingVTConfig) -> tuple[Array
     entering: Array = np.broadcast_to(np.arange(config.patches_per_frame), (B, T, config.patches_per_frame))
     found: list[Array | None] = []
     for g, leaving in enumerate(kept):
-        k = config.kept_patches(g, entering.shape[2])
+        k = config.num_kept_patches(g, entering.shape[2])
         if config.keep_rates[g] >= 1:
             if (leaving != entering).any():
                 raise ValueError(f"decisions.kept[{g}]: expected every patch in its place (keep rate 1), got others")
@@ -105,7 +105,7 @@ def _places_of(wanted: Array, candidates: Array, block: int) -> Array:
     return np.asarray(match.argmax(axis=-1))
 
 
-def kept_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
+def original_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
     """Original indices [B, T, S'] of the patches that leave each Glimpser block (−1: a fused token).
 
     places: for each block, the positions [B·T, k] of the kept patches among those that entered; None if all are kept.

@@ -1,4 +1,4 @@
-"""Compiling the kernels of a backend ahead of their first use, by running small models of every variant."""
+"""Compile the kernels of a backend before their first use, by running small models of every variant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refvt.model.haltingvt import HaltingVT
 
 __all__ = ["compile_all", "warm_up"]
 
-# wide enough that tiles are cut as in a large model (a kernel is compiled anew for every layout it meets)
+# wide enough that tiles are cut as in a large model (a kernel is compiled again for every layout it meets)
 SMALL = HaltingVTConfig(
     image_size=(12, 12),
     patch_size=4,
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True) -> None:
-    """Compile what a forward pass needs, and with ``training`` a training step too.
+    """Compile what a forward pass needs and, with ``training``, what a training step needs.
 
     Compiled kernels are cached on disk: the next process loads them in a fraction of a second.
     """
@@ -44,7 +44,7 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
     for name in names:
         config = HaltingVTConfig(**{**SMALL.as_dict(), **VARIANTS[name]})
         model = HaltingVT(config, seed=0, backend=backend, dtype=dtype)
-        for b in range(config.glimpser_depth, config.depth):  # some tokens halt on the way, others do not
+        for b in range(config.glimpser_depth, config.depth):  # some tokens halt before the last block, others do not
             model.parameters[f"blocks.{b}.mlp.fc2.bias"][0] = 0.4
         model.parameters["pos_embed"][..., 0] = rng.uniform(-1, 1, model.parameters["pos_embed"].shape[:2])
         for execution in ("compact", "dense"):
@@ -58,8 +58,8 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
 
 
 def compile_all(dtype: str = "float32", training: bool = True) -> float:
-    """Compile or load the jit kernels, with a progress line on stderr; returns the seconds it took."""
-    from refvt.backends.progress import compilation_shown  # brings numba: not for a command that compiles nothing
+    """Compile or load the jit kernels, with a progress line on stderr; the seconds it took."""
+    from refvt.backends.progress import compilation_shown  # imports Numba: not for a command that compiles nothing
 
     start = time.perf_counter()
     with compilation_shown(silent=0):

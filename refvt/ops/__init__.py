@@ -1,7 +1,8 @@
-"""One room per concept; in each room the same furniture.
+"""The operations: one folder per operation family, with the same files in each.
 
-Every room holds ``__init__.py`` (the maths, the shapes and the adjoint: read it first), ``reference.py`` (NumPy, the
-readable truth) and ``laws.py`` (what any implementation must satisfy). An operation is a pair of functions::
+``__init__.py`` holds the maths, the shapes and the adjoint (read it first), ``reference.py`` the readable truth in
+NumPy, ``jit.py`` and ``cuda.py`` the same operations for fast backends, ``laws.py`` what any implementation must
+satisfy. An operation is a pair of functions::
 
     y, cache = linear_forward(x, weight, bias, keep=True)     # keep=False: cache is None
     dx, dweight, dbias, dresidual = linear_backward(dy, cache)
@@ -9,12 +10,12 @@ readable truth) and ``laws.py`` (what any implementation must satisfy). An opera
 The backward stands right under its forward and retraces its numbered passes in reverse. It returns one result per
 argument that has a gradient, in the order of the arguments; an optional argument that was not given gets ``None``.
 States are flat rows ``[tokens, D]``, the clips one after another, never padded; index arrays say which row goes where.
-Rooms do not import one another.
+Operation families do not import one another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["FAMILIES", "Operation", "operations"]
 
@@ -39,8 +40,9 @@ class Operation:
 
     ``arguments`` maps every array argument to its shape, in order; ``gradients`` are those with a gradient;
     ``optional`` may be left out; ``settings`` are the plain Python arguments that follow the required arrays.
-    ``results`` maps every result to its shape; ``differentiable`` are those a cotangent exists for. ``in_place`` are
-    the arguments that are written to: an optimiser's vectors and the record of a decision, nothing else.
+    ``results`` maps every result to its shape; ``differentiable`` are those that have a cotangent (all, if not given).
+    ``in_place`` are the arguments that are written to: an optimiser's vectors and the record of a decision, nothing
+    else. ValueError if ``gradients``, ``optional`` or ``in_place`` name something that is not an argument.
     """
 
     name: str
@@ -49,26 +51,27 @@ class Operation:
     gradients: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    differentiable: tuple[str, ...] = field(default=("*",))
+    differentiable: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ fills it in
     in_place: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.differentiable == ("*",):
+        if self.differentiable is None:
             object.__setattr__(self, "differentiable", tuple(self.results))
         unknown = [n for n in (*self.gradients, *self.optional, *self.in_place) if n not in self.arguments]
         if unknown:
-            raise ValueError(f"operation {self.name}: {unknown} are not among its arguments {list(self.arguments)}")
+            raise ValueError(f"operation {self.name}: expected names among {list(self.arguments)}, got {unknown}")
 
     @property
     def has_backward(self) -> bool:
+        """Whether the operation has a backward; a decision (``top_k``) has none."""
         return bool(self.gradients)
 
 
 def operations() -> dict[str, Operation]:
-    """Every operation of every room, by name, in the order a clip meets them."""
+    """All operations by name, in the order in which a clip meets them."""
     from importlib import import_module
 
     table: dict[str, Operation] = {}
-    for room in FAMILIES:
-        table.update({op.name: op for op in import_module(f"refvt.ops.{room}").OPERATIONS})
+    for family in FAMILIES:
+        table.update({op.name: op for op in import_module(f"refvt.ops.{family}").OPERATIONS})
     return table

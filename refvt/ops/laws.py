@@ -1,11 +1,11 @@
-"""Laws that every operation obeys, whatever it computes and on whatever machine: plain functions law(op, inputs).
+"""Laws that every operation obeys, on any backend: plain functions law(op, inputs).
 
 ``op`` has ``.operation`` (names), ``.forward`` and ``.backward``; ``inputs`` maps the names of its arguments and
 settings to arrays and numbers. A law returns nothing if it holds and raises ``LawBroken`` with the numbers if it does
-not. The laws that belong to one operation live in its room's ``laws.py``; this file is what those files share.
+not. The laws of a single operation are in its folder's ``laws.py``; this file holds what they share.
 
 Tolerances are derived, not chosen: a sum of n terms computed in floating point errs by at most n · eps · Σ|terms| (to
-first order), so every comparison says what its terms are and how many there were.
+first order), so every comparison states its terms and their number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Inputs = Mapping[str, Any]
 
 
 class Computes(Protocol):
-    """What a law needs to know of an implementation."""
+    """What a law needs of an implementation: the operation's names, its forward and its backward."""
 
     @property
     def operation(self) -> Operation: ...
@@ -38,11 +38,11 @@ Law = Callable[[Computes, Inputs], None]
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
-    """A law does not hold; the message says which quantity, by how much, and what rounding would explain."""
+    """A law does not hold; the message says which quantity, by how much, and how much rounding could explain."""
 
 
 def forward(op: Computes, inputs: Inputs, keep: bool = True) -> tuple[dict[str, Array], Any]:
-    """The results by name, and the cache."""
+    """Run the forward: the results by name, and the cache (None for a decision)."""
     if op.backward is None:
         results, cache = op.forward(**inputs), None
     else:
@@ -52,7 +52,7 @@ def forward(op: Computes, inputs: Inputs, keep: bool = True) -> tuple[dict[str, 
 
 
 def backward(op: Computes, cotangent: Mapping[str, Array], cache: Any) -> dict[str, Array]:
-    """The gradients by argument name, those of absent optional arguments left out."""
+    """Run the backward: the gradients by argument name, without those of absent optional arguments."""
     assert op.backward is not None
     gradients = op.backward(*(cotangent[name] for name in op.operation.differentiable), cache)
     values = gradients if isinstance(gradients, tuple) else (gradients,)
@@ -71,8 +71,8 @@ def cotangents(op: Computes, results: Mapping[str, Array], seed: int) -> dict[st
 def agree(what: str, actual: Any, expected: Any, terms: Any, count: int) -> None:
     """LawBroken unless |actual − expected| ≤ 2 · count · eps · terms everywhere.
 
-    terms: Σ|terms| of the sums both were computed by (an array or a number); count: the length of the longest sum. The
-    factor 2: both sides are computed. eps is that of the actual's dtype.
+    terms: Σ|terms| of the sums that both were computed by (an array or a number); count: the length of the longest sum;
+    the factor 2, because both sides are computed; eps is that of the actual's dtype.
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.shape != expected.shape:
@@ -88,7 +88,7 @@ def agree(what: str, actual: Any, expected: Any, terms: Any, count: int) -> None
 
 
 def decided(op: Computes, inputs: Inputs) -> dict[str, Any]:
-    """The inputs with the operation's own decision imposed, so that a nearby input is judged the same way."""
+    """The inputs with the operation's own decision forced, so that a nearby input is decided in the same way."""
     inputs = dict(inputs)
     if "forced" in op.operation.arguments and inputs.get("forced") is None:
         results, _ = forward(op, inputs)
@@ -97,7 +97,7 @@ def decided(op: Computes, inputs: Inputs) -> dict[str, Any]:
 
 
 def adjoint(op: Computes, inputs: Inputs) -> None:
-    """⟨Jv, u⟩ = ⟨v, Jᵀu⟩ for random v and u, Jv from an extrapolated central difference; for float64 inputs.
+    """Adjoint identity: ⟨Jv, u⟩ = ⟨v, Jᵀu⟩ for random v and u, Jv by an extrapolated central difference, in float64.
 
     With step h the difference errs by O(h⁴) in truncation and eps/h in rounding, together below 1e-9 of the terms for
     inputs of order one.
@@ -128,7 +128,7 @@ def adjoint(op: Computes, inputs: Inputs) -> None:
 
 
 def gradient_shapes(op: Computes, inputs: Inputs) -> None:
-    """Every gradient has the shape and the dtype of its argument, and every argument given has one."""
+    """Every gradient has the shape and dtype of its argument, and every argument that was given has one."""
     results, cache = forward(op, inputs)
     gradients = backward(op, cotangents(op, results, seed=3), cache)
     given = {name for name in op.operation.gradients if inputs.get(name) is not None}
@@ -142,10 +142,10 @@ def gradient_shapes(op: Computes, inputs: Inputs) -> None:
 
 
 def linear_in_cotangent(op: Computes, inputs: Inputs) -> None:
-    """Jᵀ(2u) = 2 Jᵀu to the last bit, and Jᵀ(u + w) = Jᵀu + Jᵀw to rounding.
+    """The backward is linear: Jᵀ(2u) = 2 Jᵀu to the last bit, and Jᵀ(u + w) = Jᵀu + Jᵀw to rounding.
 
-    The terms inside a backward are products of a cotangent with at most each argument once (and, where something was
-    divided by a spread, with the gradient's own size): that bounds Σ|terms| for any operation.
+    The terms inside a backward are products of a cotangent with each argument at most once (and, where something was
+    divided by a standard deviation, with the gradient's own size): that bounds Σ|terms| for any operation.
     """
     results, cache = forward(op, inputs)
     u, w = cotangents(op, results, seed=4), cotangents(op, results, seed=5)
@@ -182,7 +182,7 @@ def nothing_is_mutated(op: Computes, inputs: Inputs) -> None:
         u = cotangents(op, results, seed=6)
         u_before = {name: np.array(value) for name, value in u.items()}
         first = backward(op, u, cache)
-        again = backward(op, u, cache)  # the cache must survive too
+        again = backward(op, u, cache)  # the cache must not change either
         everything += [(f"d{name}", u[name], u_before[name]) for name in u]
         everything += [(f"second d{name}", again[name], first[name]) for name in first]
         outcome.update({f"d{name}": value for name, value in first.items()})

@@ -37,7 +37,7 @@ from refvt.training.batches import (
 )
 from refvt.training.errors import TrainingError
 from refvt.training.observer import Observer
-from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimiser import Adam, clip_scale, global_norm, select_no_decay
 from refvt.training.parallel import Communicator, SingleProcess, call_on_all
 from refvt.training.recipe import Recipe
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
@@ -138,7 +138,7 @@ class _Run:
         self.gradients = Vector(shapes, dtype, self.model.backend)
         self.optimiser = Adam(
             self.parameters,
-            without_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
+            select_no_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
             recipe.optimiser == "adamw",
             recipe.weight_decay,
             recipe.betas,

@@ -34,6 +34,13 @@ def test_the_command_line_shows_it_in_one_line(without, capsys):
     assert len(said.err.strip().splitlines()) == 1
 
 
+def test_the_ladder_needs_a_gpu(without, capsys):
+    assert cli.main(["bench", "kernels", "--ladder"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("refvt: backend 'cuda': the cuda backend needs numba-cuda")
+    assert len(said.err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(("complaint", "said"), [("no driver", "needs an NVIDIA GPU"), (None, "libNVVM.*CUDA_HOME")])
 def test_missing_device_is_named(monkeypatch, complaint, said):
     numba_cuda = pytest.importorskip("numba_cuda", reason="needs numba-cuda, without a device")

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info
 
 import refvt
 from refvt import backends
-from refvt.backends.jit import workspace as pool
+from refvt.backends.jit import workspace
 from refvt.bench import forward, memory, report, torch_model
 from refvt.bench.contestants import EAGER, SDPA, RefvtModel, Workload
 from refvt.bench.forward import Sizes
@@ -44,10 +44,10 @@ def without_memory(monkeypatch):
 def test_json_markdown_and_table(tmp_path, capsys, without_memory):
     backends.get("reference")  # loads its BLAS, whose threads are looked at
     json_file, page = tmp_path / "bench.json", tmp_path / "bench.md"
-    threads = [library["num_threads"] for library in threadpool_info()], pool.num_threads()
+    threads = [library["num_threads"] for library in threadpool_info()], workspace.num_threads()
     arguments = ("--repeats", "3", "--threads", "1", "--json", str(json_file), "--markdown", str(page))
     assert run(*NO_TORCH, *arguments) == 0
-    assert ([library["num_threads"] for library in threadpool_info()], pool.num_threads()) == threads
+    assert ([library["num_threads"] for library in threadpool_info()], workspace.num_threads()) == threads
     assert sorted(tmp_path.iterdir()) == [json_file, page]  # nothing half-written is left
     written = json.loads(json_file.read_text(encoding="utf-8"))
     assert [(r["workload"], r["pass"]) for r in written["results"]] == [

@@ -179,7 +179,7 @@ def test_broken_videos_are_named_with_their_line(root: Path) -> None:
     data = AnnotatedVideos(annotations, root, stride=4, **SIZES)
     shutil.rmtree(root / "gone later")
     says = [
-        r":1: .*cut.mp4: the file is cut short",
+        r":1: .*cut.mp4: the file is truncated",
         r":2: .*nothing.mp4: the file is empty",
         r":3: .*empty: a folder without images",
         r":4: .*cars: the list says 25 frames, the folder has 24",

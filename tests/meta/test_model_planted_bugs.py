@@ -25,7 +25,7 @@ BUGS = [
     ("model.blocks", "return out, MlpCache(", "return out - x + normed, MlpCache(", "tiny-model-zero"),
     ("model.blocks", "return ops.arrays.add(dx, dresidual)", "return dx", "tiny-model-zero"),
     ("model.blocks", "context.set_gradient(cache.norm_name, dweight, dbias)", "context.set_gradient(cache.norm_name, dbias, dweight)", "tiny-model-zero"),
-    # the gradients of the ghost, a key that is no query
+    # a bug that drops the gradients of keys that are no queries: the ghost's must reach the parameters
     (
         "model.blocks",
         "    q_cache, kv_cache = cache.qkv\n",

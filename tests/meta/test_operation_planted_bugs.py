@@ -1,4 +1,4 @@
-"""Bugs planted one by one in the reference: the laws must catch every one of them.
+"""Mutation test: bugs planted one by one in the reference; the laws must catch every one of them.
 
 Each entry is a piece of ``reference.py`` and what a tired hand might have written instead: a term dropped, a transpose
 forgotten, a wrong axis, a gradient let through a comparison.
@@ -25,9 +25,9 @@ BUGS = [
     ("embedding", "embed", ".transpose(0, 3, 5, 2, 1, 4, 6)", ".transpose(0, 2, 3, 5, 1, 4, 6)"),
     ("embedding", "embed", "transpose(0, 3, 5, 2, 1, 4, 6)", "transpose(0, 5, 3, 2, 1, 4, 6)"),
     # layernorm
-    ("layernorm", "layernorm", "dx = dnormed - dnormed.mean(axis=-1, keepdims=True)", "dx = dnormed.copy()"),
-    ("layernorm", "layernorm", "dx -= normed * (dnormed * normed)", "dx -= 0 * (dnormed * normed)"),
-    ("layernorm", "layernorm", "dx *= inverse_std", "dx *= 1"),
+    ("layernorm", "layernorm", "dnormed - dnorm_mean - ", "dnormed - "),
+    ("layernorm", "layernorm", " - normed * dnorm_norm_mean)", ")"),
+    ("layernorm", "layernorm", "dx = inverse_std * (", "dx = ("),
     ("layernorm", "layernorm", "dweight = (dy * normed).sum(axis=0)", "dweight = dy.sum(axis=0)"),
     ("layernorm", "layernorm", "dnormed = dy * weight", "dnormed = dy * 1"),
     ("layernorm", "layernorm", ".mean(axis=-1, keepdims=True) + EPS", ".sum(axis=-1, keepdims=True) + EPS"),
@@ -43,8 +43,8 @@ BUGS = [
     ("mlp", "gelu", "-0.5 * np.square(x)", "-np.square(x)"),
     ("mlp", "gelu", "0.5 * erfc(x * -math.sqrt(0.5))", "0.5 * (2 - erfc(x * math.sqrt(0.5)))"),
     ("mlp", "mlp", "dhidden = dproduct @ fc2_weight", "dhidden = dy @ fc2_weight"),
-    ("mlp", "mlp", "gelu_backward(dhidden, GeluCache(before))", "gelu_backward(dhidden, GeluCache(hidden))"),
-    ("mlp", "mlp", "dproduct.T @ hidden", "dproduct.T @ before"),
+    ("mlp", "mlp", "gelu_backward(dhidden, GeluCache(pre_activation))", "gelu_backward(dhidden, GeluCache(hidden))"),
+    ("mlp", "mlp", "dproduct.T @ hidden", "dproduct.T @ pre_activation"),
     # attention
     ("attention", "attention", "dweights - (weights * dweights).sum(axis=-1, keepdims=True)", "dweights"),
     ("attention", "attention", "(weights * dweights).sum(axis=-1", "(weights * dweights).sum(axis=-2"),
@@ -77,7 +77,7 @@ BUGS = [
     ("halting", "accumulate", "weight[:, None] * dy_next, (dy", "dy_next.copy(), (dy"),
     ("halting", "halt_tokens", "        dx[:, 0] += dlogit\n", ""),
     ("halting", "halt_tokens", "dused_next[~halting.halted] = dused", "pass"),
-    ("halting", "halt_tokens", "dweight[halting.halted] += dponder", "dweight[halting.halted] -= dponder"),
+    ("halting", "halt_tokens", "dweight += dremainder", "dweight -= dremainder"),
     ("halting", "halt_tokens", "layer + weight[halted]", "layer - 1 + weight[halted]"),
     # losses
     ("losses", "cross_entropy", "probability * target.sum(axis=1, keepdims=True) - target", "probability"),
@@ -103,12 +103,12 @@ BUGS = [
 ]  # fmt: skip
 
 
-def planted(room, operation, right, wrong):
-    module = importlib.import_module(f"refvt.ops.{room}.reference")
+def planted(family, operation, right, wrong):
+    module = importlib.import_module(f"refvt.ops.{family}.reference")
     source = inspect.getsource(module)
-    assert right in source, f"{right!r} no longer stands in {room}/reference.py: mend this list"
+    assert right in source, f"{right!r} is no longer in {family}/reference.py: update this list"
     broken = types.ModuleType(module.__name__)
-    exec(compile(source.replace(right, wrong), f"{room} with a bug", "exec"), broken.__dict__)
+    exec(compile(source.replace(right, wrong), f"{family} with a bug", "exec"), broken.__dict__)
     signature = operations()[operation]
     if not signature.has_backward:
         return ForwardOnly(signature, getattr(broken, operation))
@@ -117,9 +117,9 @@ def planted(room, operation, right, wrong):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize(("room", "operation", "right", "wrong"), BUGS)
-def test_planted_bug_is_caught(room, operation, right, wrong):
-    broken = planted(room, operation, right, wrong)
+@pytest.mark.parametrize(("family", "operation", "right", "wrong"), BUGS)
+def test_planted_bug_is_caught(family, operation, right, wrong):
+    broken = planted(family, operation, right, wrong)
 
     @settings(suppress_health_check=list(HealthCheck), max_examples=40)
     @given(inputs=inputs_for(operation))

@@ -1,4 +1,4 @@
-"""Operations of the jit column take arrays however they lie in memory, and give what they give for contiguous ones."""
+"""Operations of the jit backend take arrays of any layout, and give the same as for contiguous ones."""
 
 import subprocess
 import sys
@@ -39,12 +39,12 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_how_arrays_lie_does_not_matter(name, layout, dtype):
+def test_the_layout_of_arrays_does_not_matter(name, layout, dtype):
     operation, lay = backends.get("jit")[name.split()[0]], LAYOUTS[layout]
     straight = [x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in CASES[name]]
-    turned = [lay(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in straight]
+    other_layout = [lay(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in straight]
     results = []
-    for arguments, cotangent in ((straight, np.ascontiguousarray), (turned, lay)):
+    for arguments, cotangent in ((straight, np.ascontiguousarray), (other_layout, lay)):
         y, cache = operation.forward(*arguments)
         dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
         results.append([y, *operation.backward(cotangent(dy), cache)])
@@ -54,14 +54,14 @@ def test_how_arrays_lie_does_not_matter(name, layout, dtype):
 
 
 def test_one_kernel_is_compiled_for_all_that_a_model_does():
-    """Of those that take longest. In a process of its own: here other tests have left theirs."""
+    """Of those that take longest to compile; in a process of its own, because other tests compile more."""
     code = """if True:
         import numpy as np
-        from refvt.backends.jit import matmul as products
+        from refvt.backends.jit import matmul
         from refvt.model.warmup import warm_up
         from refvt.ops.attention import jit
         warm_up()
-        print([len(kernel.signatures) for kernel in (products._affine, jit._attend, jit._attend_backward)])
+        print([len(kernel.signatures) for kernel in (matmul._linear_tiles, jit._attend, jit._attend_backward)])
     """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[1, 1, 1]"

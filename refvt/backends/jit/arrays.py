@@ -1,4 +1,4 @@
-"""The moves of ``host.py`` for the jit column: those that touch every number run on all threads."""
+"""The array functions of the jit backend: those of the reference; what touches every number runs on all threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.matmul import affine
+from refvt.backends.jit.matmul import linear_tiles
 from refvt.backends.jit.threads import next_tile, run, session, span
 from refvt.backends.jit.workspace import keep_freed_memory
 from refvt.backends.reference.arrays import (
@@ -42,7 +42,7 @@ __all__ = [
     "check_clips",
     "column",
     "columns",
-    "copied",
+    "copy",
     "fill",
     "frames_to_patches",
     "from_numpy",
@@ -50,7 +50,7 @@ __all__ = [
     "join_rows",
     "matmul",
     "on_device",
-    "scaled",
+    "scale_rows",
     "session",
     "take",
     "take_patches",
@@ -62,11 +62,12 @@ __all__ = [
 
 keep_freed_memory()
 
-NUMBERS = 1 << 16  # of a task: nothing here but reading and writing
+NUMBERS = 1 << 16  # numbers of a tile: nothing is done here but reading and writing
 
 
 @kernel
 def _add(ticket: Any, a: Array, b: Array, parts: int, total: Array) -> None:
+    """total ← a + b, all [numbers]; a tile is one of ``parts`` spans."""
     i = next_tile(ticket)
     while i >= 0:
         first, last = span(i, parts, len(total))
@@ -77,7 +78,7 @@ def _add(ticket: Any, a: Array, b: Array, parts: int, total: Array) -> None:
 
 
 def add(*terms: Array | None) -> Array:
-    """The sum of those terms that are not None (at least one must be)."""
+    """The sum of the terms that are not None, of one shape; at least one must be given."""
     present = [term for term in terms if term is not None]
     total = present[0]
     for term in present[1:]:
@@ -92,33 +93,34 @@ def add(*terms: Array | None) -> Array:
 
 
 @kernel
-def _scaled(ticket: Any, x: Array, gain: Array | None, parts: int, y: Array) -> None:
+def _scale_rows(ticket: Any, x: Array, gain: Array | None, parts: int, y: Array) -> None:
+    """y ← gain · x row by row; x, y [n, D], gain [n] or None (1); a tile is one of ``parts`` spans of the rows."""
     i = next_tile(ticket)
     while i >= 0:
         first, last = span(i, parts, len(x))
         for r in range(first, last):
-            row, place = x[r], y[r]
+            row, target = x[r], y[r]
             factor = x.dtype.type(1)
             if gain is not None:
                 factor = gain[r]
             for j in range(len(row)):
-                place[j] = factor * row[j]
+                target[j] = factor * row[j]
         i = next_tile(ticket)
 
 
-def scaled(x: Array, gain: Array | None) -> Array:
-    """gain · x row by row, x [n, D], gain [n]; a plain copy without one."""
+def scale_rows(x: Array, gain: Array | None) -> Array:
+    """gain · x, row by row; x [n, D], gain [n] → [n, D]. Without a gain it is a copy."""
     y = np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
-    run(_scaled, parts, x, None if gain is None else np.array(gain), parts, y)
+    run(_scale_rows, parts, x, None if gain is None else np.array(gain), parts, y)
     return y
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """a b, of two weights: the weight of b followed by a."""
-    return affine(a, b.T)
+    """The matrix product a b of two weights [D, E] and [E, F] → [D, F]: the weight of b followed by a."""
+    return linear_tiles(a, b.T)
 
 
-def copied(x: Array) -> Array:
-    """A copy of x [n, D]."""
-    return scaled(x, None)
+def copy(x: Array) -> Array:
+    """A copy of x [n, D], contiguous."""
+    return scale_rows(x, None)

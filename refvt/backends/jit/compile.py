@@ -1,128 +1,38 @@
-"""What the ``jit`` rooms share: how kernels are compiled, and the elementary functions that must vectorise.
-
-Kernels are compiled lazily, at their first call, without holding the interpreter's lock, and cached on disk.
-"""
+"""How kernels are compiled: lazily, at their first call, without the interpreter's lock, and cached on disk."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic, overload
-from scipy.special import erfcx
+import numba.extending
+from numba import njit
 
-__all__ = ["bell", "exp", "exp2", "kernel"]
+__all__ = ["function", "intrinsic", "kernel"]
 
-# so that loops vectorise, sums may be reordered and divisions by zero are not looked for; NaN does not occur (the
-# model refuses it at its door), −∞ does
-FASTMATH = {"reassoc", "contract", "arcp", "nsz", "nnan"}
+# Loops vectorise only if sums may be reordered and a division by zero raises nothing. NaN does not occur (the model
+# refuses it at its door); −∞ does.
+OPTIONS = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
 
 
 def kernel(function: Function) -> Function:
-    """Compile a function of arrays and numbers, lazily, at its first call."""
-    compiled: Function = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    """Compile a function of arrays and numbers, lazily, at its first call.
+
+    A kernel that ``threads.run`` starts takes a ticket first; the functions it calls are compiled in the same way.
+    """
+    compiled: Function = njit(nogil=True, cache=True, **OPTIONS)(function)
     return compiled
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _as_float32(typing_context: Any, bits: Any) -> Any:
-    """The float32 with these 32 bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
+def function(stub: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorate the function that says, from the types of the arguments, what ``stub`` is inside kernels."""
+    decorate: Callable[[Function], Function] = numba.extending.overload(stub, jit_options=dict(OPTIONS))
+    return decorate
 
 
-# 2^f for |f| ≤ ½ to 2e-9: least squares of the relative error at Chebyshev's nodes
-_f = 0.5 * np.cos(np.pi * (np.arange(200) + 0.5) / 200)
-_POWER = np.linalg.lstsq(np.vander(_f, 7, increasing=True) / np.exp2(_f)[:, None], np.ones(200), rcond=None)[0]
-C0, C1, C2, C3, C4, C5, C6 = (np.float32(c) for c in _POWER)
-HALF_WAY = np.float32(127.5)
-BIAS, FRACTION = np.int32(127), np.int32(23)  # of a float32's exponent, and how many bits stand below it
-
-
-@njit(inline="always")
-def _power(f, biased):  # type: ignore[no-untyped-def]
-    """2^(f + biased − 127) for |f| ≤ ½: short chains, so that they overlap."""
-    f2 = f * f
-    p = (C0 + C1 * f) + f2 * ((C2 + C3 * f) + f2 * ((C4 + C5 * f) + f2 * C6))
-    return p * _as_float32(np.int32(biased << FRACTION))
-
-
-def exp2(x: float) -> float:
-    """2^x for x ≤ 127; in float32 to a relative 2e-7, and 0 below −126 (so 2^−∞ = 0)."""
-    return math.pow(2, x)
-
-
-@overload(exp2, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _exp2(x):  # type: ignore[no-untyped-def]
-    if x != types.float32:
-        return lambda x: np.exp2(x)
-    lowest = np.float32(-127)
-
-    def exp2_32(x):  # type: ignore[no-untyped-def]
-        within = max(x, lowest)
-        # of a number above zero, so cutting off the fraction rounds to the nearest; what is 0 then makes a power of 0
-        biased = np.int32(within + HALF_WAY)
-        return _power(within - np.float32(np.int32(biased - BIAS)), biased)
-
-    return exp2_32
-
-
-def exp(x: float) -> float:
-    """e^x for x ≤ 88; in float32 to a relative 2e-7, and 0 below −87.4 (so e^−∞ = 0)."""
-    return math.exp(x)
-
-
-@overload(exp, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _exp(x):  # type: ignore[no-untyped-def]
-    if x != types.float32:
-        return lambda x: math.exp(x)
-    lowest, log2e = np.float32(-127 * math.log(2)), np.float32(1 / math.log(2))
-    ln2_high, ln2_low = np.float32(0.693359375), np.float32(-2.12194440e-4)
-
-    def exp32(x):  # type: ignore[no-untyped-def]
-        within = max(x, lowest)
-        biased = np.int32(within * log2e + HALF_WAY)
-        n = np.float32(np.int32(biased - BIAS))
-        # the rest below n · ln 2, in two steps so that nothing is rounded away, is small: log2e may then be rounded
-        return _power((within - n * ln2_high - n * ln2_low) * log2e, biased)
-
-    return exp32
-
-
-def bell(x: float) -> tuple[float, float]:
-    """e^(−x²/2), and the tail Φ(−|x|) of the normal distribution; in float32 each to 4e-7 + x² · 6e-8, relatively."""
-    return math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2
-
-
-# Φ(−x) · e^(x²/2) = t · P(t) with t = 1 / (1 + x/√8), for 0 ≤ x ≤ 13.3 (where e^(−x²/2) ends) to 5e-8, found as above
-_t = (1 + 1 / (1 + 13.3 / math.sqrt(8))) / 2 + (1 - 1 / (1 + 13.3 / math.sqrt(8))) / 2 * np.cos(
-    np.pi * (np.arange(200) + 0.5) / 200
-)
-_ratio = erfcx((1 / _t - 1) * 2) / 2
-_TAIL = np.linalg.lstsq(np.vander(_t, 9, increasing=True) * (_t / _ratio)[:, None], np.ones(200), rcond=None)[0]
-
-
-@overload(bell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _bell(x):  # type: ignore[no-untyped-def]
-    if x != types.float32:
-        return lambda x: (math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2)
-    a0, a1, a2, a3, a4, a5, a6, a7, a8 = (np.float32(a) for a in _TAIL)
-    one, eighth, steep = np.float32(1), np.float32(math.sqrt(0.125)), np.float32(-0.5 / math.log(2))
-
-    def bell32(x):  # type: ignore[no-untyped-def]
-        t = one / (one + eighth * abs(x))
-        t2 = t * t
-        t4 = t2 * t2
-        low, high = (a0 + a1 * t) + t2 * (a2 + a3 * t), (a4 + a5 * t) + t2 * (a6 + a7 * t)
-        height = exp2(steep * x * x)
-        return height, height * t * (low + t4 * (high + t4 * a8))
-
-    return bell32
+def intrinsic(function: Callable[Concatenate[Any, Arguments], Any]) -> Callable[Arguments, Any]:
+    """Make a function of generated code: from a typing context and types to a signature and what emits its LLVM IR."""
+    made: Callable[Arguments, Any] = numba.extending.intrinsic(function)
+    return made

@@ -1,4 +1,4 @@
-"""How arrays must lie in memory for generated code, which reads rows as vectors: what lies otherwise is copied."""
+"""Memory layouts that generated code can read, rows as vectors; arrays of any other layout are copied."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ __all__ = ["by_rows", "columns_of", "packable"]
 
 
 def by_rows(x: Array) -> Array:
-    """x [n, D] itself if the numbers of a row lie side by side, else a copy."""
+    """x [n, D] itself if its rows are contiguous, else a contiguous copy."""
     return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def packable(weight: Array) -> Array:
-    """A weight itself if the numbers of its rows or of its columns lie side by side, else a copy."""
+    """A weight [D, E] itself if its rows or its columns are contiguous, else a contiguous copy."""
     return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
 
 
 def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:
-    """q, k and v, or their gradients, as columns of contiguous matrices: the matrices, and where those columns begin.
+    """Contiguous matrices that contain these arrays [n, D] as columns, and the columns at which they begin.
 
-    They are mostly columns of one qkv. A kernel is compiled for every layout it meets; so that it meets but one.
+    q, k and v, or their gradients, are mostly columns of one qkv. A kernel is compiled for every layout it meets; in
+    this form there is only one.
     """
     matrices, starts = [], []
     for part in parts:
         base, start = part.base, 0
         if part.flags.c_contiguous:
             base = part
-        elif _is_of_rows(base) and (base.dtype, len(base), base.strides) == (part.dtype, len(part), part.strides):
+        elif _is_contiguous_matrix(base) and (base.dtype, len(base), base.strides) == (
+            part.dtype,
+            len(part),
+            part.strides,
+        ):
             start = (_address(part) - _address(base)) // part.itemsize
         else:
             base = np.ascontiguousarray(part)
@@ -40,9 +45,11 @@ def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:
     return matrices, tuple(starts)
 
 
-def _is_of_rows(base: object) -> TypeGuard[Array]:
+def _is_contiguous_matrix(base: object) -> TypeGuard[Array]:
+    """Whether this is a contiguous array of two axes."""
     return isinstance(base, np.ndarray) and base.ndim == 2 and base.flags.c_contiguous
 
 
 def _address(x: Array) -> int:
+    """The address of the first number."""
     return int(x.__array_interface__["data"][0])

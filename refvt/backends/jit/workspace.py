@@ -1,7 +1,7 @@
-"""What the jit column has of the machine: how many threads, and memory that was touched before.
+"""The number of threads, and memory that is reused because the system has already mapped it.
 
-The first look at a fresh page of memory costs more than a whole pass over it. So temporaries lie in a ``workspace`` of
-their thread, and what results leave behind is kept for later ones (``keep_freed_memory``).
+The first access to a fresh page of memory costs more than a whole pass over it. So temporaries live in a ``workspace``
+of their thread, and the memory of freed results is kept for later ones (``keep_freed_memory``).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from refvt.array import Array
 __all__ = ["keep_freed_memory", "num_threads", "set_num_threads", "workspace"]
 
 LINE = 64  # bytes of a cache line
-MOST_KEPT = 1 << 29  # bytes of freed memory that wait for later results
-LARGEST_KEPT = 1 << 25  # bytes of an array; glibc gives larger ones back at once, whatever it is asked
+MOST_KEPT = 1 << 29  # bytes of freed memory kept for later results
+LARGEST_KEPT = 1 << 25  # bytes of an array; larger ones glibc always returns at once
 
 _threads = 0  # 0: not chosen yet
 _local = threading.local()
 
 
 def num_threads() -> int:
-    """How many threads share the work: REFVT_NUM_THREADS, or the processors this process may use."""
+    """Number of threads that share the work: REFVT_NUM_THREADS, or the processors this process may use."""
     global _threads
     if _threads == 0:
-        asked = os.environ.get("REFVT_NUM_THREADS", "")
+        setting = os.environ.get("REFVT_NUM_THREADS", "")
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _threads = int(asked) if asked.isdigit() and int(asked) > 0 else available
+        _threads = int(setting) if setting.isdigit() and int(setting) > 0 else available
     return _threads
 
 
 def set_num_threads(number: int) -> None:
-    """Share the work among this many threads from now on. ValueError below 1."""
+    """Set the number of threads that share the work from now on. ValueError below 1."""
     global _threads
     if number < 1:
         raise ValueError(f"number: expected at least 1 thread, got {number}")
@@ -45,10 +45,10 @@ def set_num_threads(number: int) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to hand out freed memory again, up to MOST_KEPT bytes of it, before it asks for more; did it listen?
+    """Make glibc keep up to MOST_KEPT bytes of freed memory for this process; whether it agreed.
 
-    For the whole process: 2 µs for every fresh page of 4 KB add up to a tenth of a training step. Elsewhere than with
-    glibc nothing happens.
+    Without it every training step maps its memory again, at 2 µs for every page of 4 KB: a tenth of the step. Where the
+    C library is not glibc nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # the numbers of mallopt's parameters
     try:
@@ -59,14 +59,14 @@ def keep_freed_memory() -> bool:
 
 
 def _aligned(size: int) -> Array:
-    """So many bytes from the start of a cache line: vectors that lie across two lines cost two loads."""
+    """``size`` bytes that start on a cache line: a vector that crosses two lines costs two loads."""
     block: Array = np.empty(size + LINE, dtype=np.uint8)
     start = -block.ctypes.data % LINE
     return block[start : start + size]
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised array that this thread uses again at the next call with this name: no fresh pages to touch."""
+    """An uninitialised array in memory that this thread reuses at its next call with the same name."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffers: dict[str, Array] = _local.__dict__.setdefault("buffers", {})
     if name not in buffers or buffers[name].nbytes < size:

@@ -13,12 +13,13 @@ __all__ = ["LAWS"]
 
 
 def _bias(inputs: Inputs) -> Array:
+    """The key bias [m], zeros if there is none."""
     bias = inputs.get("key_bias")
     return np.zeros(len(inputs["k"]), dtype=inputs["k"].dtype) if bias is None else bias
 
 
 def _count(inputs: Inputs) -> int:
-    """Terms of the longest sum; a logit's rounding error is multiplied by e^… once, by its own size."""
+    """Number of terms of the longest sum, raised because the rounding error of a logit grows with the logit."""
     d = inputs["q"].shape[1] // inputs["num_heads"]
     largest = np.abs(inputs["q"]).max(initial=0) * np.abs(inputs["k"]).max(initial=0) * np.sqrt(d)
     finite = np.abs(_bias(inputs)[np.isfinite(_bias(inputs))]).max(initial=0)
@@ -26,7 +27,7 @@ def _count(inputs: Inputs) -> int:
 
 
 def _rebuilt(inputs: Inputs, pieces: list[list[int]], bias: list[list[float]]) -> dict[str, Any]:
-    """The same queries against other keys: pieces[i] are the rows of k and v that segment i gets."""
+    """The inputs with other keys: segment i gets the rows pieces[i] of k and v, with the biases bias[i]."""
     index = np.concatenate([np.asarray(p, dtype=np.int64) for p in pieces])
     offsets = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
     values = np.concatenate([np.asarray(b, dtype=inputs["k"].dtype) for b in bias])
@@ -40,12 +41,13 @@ def _rebuilt(inputs: Inputs, pieces: list[list[int]], bias: list[list[float]]) -
 
 
 def _segments(inputs: Inputs) -> list[list[int]]:
+    """The key rows of each segment."""
     offsets = inputs["key_offsets"]
     return [list(range(offsets[i], offsets[i + 1])) for i in range(len(offsets) - 1)]
 
 
 def weights_sum_to_one(op: Computes, inputs: Inputs) -> None:
-    """If all values are one, so is every answer of a segment that has a key; without a key it is zero."""
+    """If all values are one, so is y in every segment that has a key; in a segment without keys y is zero."""
     y = forward(op, {**inputs, "v": np.ones_like(inputs["v"])})[0]["y"]
     expected = np.zeros_like(y)
     for i, keys in enumerate(_segments(inputs)):
@@ -64,7 +66,7 @@ def order_of_keys_is_nothing(op: Computes, inputs: Inputs) -> None:
 
 
 def segments_do_not_meet(op: Computes, inputs: Inputs) -> None:
-    """What stands in one segment cannot reach another: not forward, and not as a gradient."""
+    """Nothing passes from one segment to another, neither forward nor as a gradient."""
     rows = {n: inputs[n].copy() for n in "qkv"}
     first_q, first_k = inputs["query_offsets"][1], inputs["key_offsets"][1]
     rows["q"][first_q:] += 1
@@ -82,7 +84,7 @@ def segments_do_not_meet(op: Computes, inputs: Inputs) -> None:
 
 
 def log_m_is_m_copies(op: Computes, inputs: Inputs) -> None:
-    """A key with bias + log 3 is three such keys: forward, and the sum of the three gradients."""
+    """A key with bias + log 3 equals three such keys: the same y, and the sum of their three gradients."""
     pieces, biases, raised, row = [], [], _bias(inputs).copy(), []
     for keys in _segments(inputs):
         copies = keys[:1] * 2 + keys
@@ -105,7 +107,7 @@ def log_m_is_m_copies(op: Computes, inputs: Inputs) -> None:
 
 
 def minus_infinity_is_absence(op: Computes, inputs: Inputs) -> None:
-    """A key with bias −∞ might as well not be there, whatever it holds; it gets no gradient."""
+    """A key with bias −∞ equals a key that is removed, whatever its row holds; it gets no gradient."""
     hidden = _bias(inputs).copy()
     pieces, biases = [], []
     for keys in _segments(inputs):

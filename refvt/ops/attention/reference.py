@@ -1,4 +1,4 @@
-"""Segmented multi-head attention in NumPy. The maths is on the room's first page."""
+"""Segmented multi-head attention in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from refvt.array import Array
 
 
 class AttentionCache(NamedTuple):
-    q: Array
-    k: Array
-    v: Array
-    query_offsets: Array
-    key_offsets: Array
+    """What the backward of attention reads: the arguments. The weights are formed again."""
+
+    q: Array  # [n, D]
+    k: Array  # [m, D]
+    v: Array  # [m, D]
+    query_offsets: Array  # [segments+1]
+    key_offsets: Array  # [segments+1]
     num_heads: int
-    key_bias: Array | None
+    key_bias: Array | None  # [m]
 
 
 def _heads(rows: Array, num_heads: int) -> Array:
-    """[tokens, A·d] → [A, tokens, d], a view."""
+    """[tokens, A·d] → [A, tokens, d], as a view."""
     return rows.reshape(len(rows), num_heads, rows.shape[1] // num_heads).transpose(1, 0, 2)
 
 
@@ -49,7 +51,7 @@ def attention_forward(
     key_bias: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, AttentionCache | None]:
-    """y = softmax(q kᵀ/√d + key_bias) v inside each segment.
+    """Multi-head attention: y = softmax(q kᵀ/√d + key_bias) v inside each segment.
 
     q [n, D], k and v [m, D] (may be strided views of one qkv), query_offsets and key_offsets [segments+1] int64,
     key_bias [m] → y [n, D]. Source: Vaswani et al. 2017.
@@ -58,7 +60,7 @@ def attention_forward(
     for i in range(len(query_offsets) - 1):
         queries = slice(query_offsets[i], query_offsets[i + 1])
         keys = slice(key_offsets[i], key_offsets[i + 1])
-        # 1, 2. logits and softmax
+        # passes 1–2: logits and softmax
         bias = None if key_bias is None else key_bias[keys]
         weights = _softmax_weights(_heads(q[queries], num_heads), _heads(k[keys], num_heads), bias)
         # 3. the weighted mean of the values
@@ -68,7 +70,7 @@ def attention_forward(
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
-    """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them costs more than it saves."""
+    """Returns dq, dk, dv. The weights are formed again: storing A·n·m of them would cost more than it saves."""
     q, k, v, query_offsets, key_offsets, num_heads, key_bias = cache
     D = q.shape[1]
     scale = 1 / math.sqrt(D // num_heads)
@@ -78,6 +80,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
         keys = slice(key_offsets[i], key_offsets[i + 1])
         q_i, k_i, v_i = _heads(q[queries], num_heads), _heads(k[keys], num_heads), _heads(v[keys], num_heads)
         bias = None if key_bias is None else key_bias[keys]
+        # passes 1–2, again
         weights = _softmax_weights(q_i, k_i, bias)  # [A, n, m]
         dmixed = _heads(dy[queries], num_heads)  # [A, n, d]
         # 3. the weighted mean

@@ -1,4 +1,4 @@
-"""Patch embedding in tiles: cut some patches, multiply, add their places."""
+"""Patch embedding in tiles: cut patches out, multiply, add their position and time embeddings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.layouts import packable
-from refvt.backends.jit.matmul import Cut, edges, grid, multiply, packed, room, weight_gradients
-from refvt.backends.jit.microkernel import ROWS, copy_rows, view
+from refvt.backends.jit.matmul import Cut, edges, grid, multiply, pack_panels, panel_size, weight_gradients
+from refvt.backends.jit.microkernel import ROWS
 from refvt.backends.jit.threads import next_tile, run, span
+from refvt.backends.jit.vectors import copy_rows, view
 from refvt.backends.jit.workspace import num_threads, workspace
+from refvt.ops.embedding import check_frames
 
 
 class EmbedCache(NamedTuple):
+    """What the backward of the embedding reads."""
+
     patches: Array  # [B*S*T, C*P*P]
-    weight: Array
+    weight: Array  # [D, C, P, P]
     B: int
     S: int
     T: int
@@ -25,7 +29,10 @@ class EmbedCache(NamedTuple):
 
 @kernel
 def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
-    """Patches first, first + 1, … of a clip [C, T, H, W], ordered (patch, frame), flattened (channel, row, column)."""
+    """patches [n, C·P·P] ← patches first, first + 1, … of a clip [C, T, H, W].
+
+    They are ordered (patch, frame) and flattened (channel, row, column).
+    """
     C, T, _, W = clip.shape
     columns = W // P
     for r in range(len(patches)):
@@ -37,6 +44,7 @@ def _cut(clip: Array, P: int, first: int, patches: Array) -> None:
 
 @kernel
 def _cut_all(ticket: Any, clips: Array, P: int, parts: int, patches: Array) -> None:
+    """patches [B·S·T, C·P·P] ← clips [B, C, T, H, W]; a tile is one of ``parts`` spans of one clip's patches."""
     each = len(patches) // len(clips)
     i = next_tile(ticket)
     while i >= 0:
@@ -50,7 +58,7 @@ def _cut_all(ticket: Any, clips: Array, P: int, parts: int, patches: Array) -> N
 @kernel
 def _project(
     ticket: Any,
-    space: Array,
+    scratch: Array,
     patches: Array,
     weight: Array,
     bias: Array,
@@ -59,23 +67,27 @@ def _project(
     cut: Cut,
     y: Array,
 ) -> None:
+    """y [B, 1+S·T, D] but for CLS ← patches [B·S·T, C·P·P], weight [D, C·P·P], bias [D], pos [S, D], time [T, D].
+
+    A tile is a task of ``cut`` in one clip.
+    """
     T, each = len(time), len(pos) * len(time)
     i, before = next_tile(ticket), -1
     while i >= 0:
         clip, part = divmod(i, cut.down * cut.across)
         top, bottom, left, right = edges(part, cut, each, len(weight))
-        panels, before = packed(weight[left:right].T, cut, space, left != before), left
-        rows, places = patches[clip * each : (clip + 1) * each], y[clip, 1:]
+        panels, before = pack_panels(weight[left:right].T, cut, scratch, left != before), left
+        rows, tokens = patches[clip * each : (clip + 1) * each], y[clip, 1:]
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 2. project
-            multiply(rows[a:b], panels, places[a:b, left:right], bias[left:right], None, None)
+            multiply(rows[a:b], panels, tokens[a:b, left:right], bias[left:right], None, None)
             # 3. add the embeddings
             for r in range(a, b):
                 s, t = divmod(r, T)
-                place = places[r, left:right]
+                token = tokens[r, left:right]
                 for j in range(right - left):
-                    place[j] += pos[s, left + j] + time[t, left + j]
+                    token[j] += pos[s, left + j] + time[t, left + j]
         i = next_tile(ticket)
 
 
@@ -88,7 +100,7 @@ def embed_forward(
     time_embed: Array,
     keep: bool = True,
 ) -> tuple[Array, EmbedCache | None]:
-    """Tokens of clips: W · patch + bias + pos_embed + time_embed, with CLS in front.
+    """Patch embedding: W · patch + bias + pos_embed + time_embed, with CLS in front.
 
     clips [B, C, T, H, W], weight [D, C, P, P], bias [D], cls_token [1, 1, D], pos_embed [1, 1+S, D],
     time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError if not).
@@ -97,22 +109,22 @@ def embed_forward(
     clips = np.ascontiguousarray(clips)
     B, _, T, H, W = clips.shape
     D, _, P, _ = weight.shape
-    if H % P or W % P:
-        raise ValueError(f"clips: height and width must be multiples of {P}, got {H}×{W}")
+    check_frames(clips, P)
     S = (H // P) * (W // P)
     flat = packable(weight.reshape(D, -1))
     size = (B * S * T, flat.shape[1])  # [B*S*T, C*P*P]
     patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
     y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
-    y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
     parts = max(1, min(4 * num_threads() // B, S * T // 64))
     # 1. cut
     run(_cut_all, B * parts, clips, P, parts, patches)
     # passes 2–3
     cut = grid(S * T, D, flat.shape[1], clips.itemsize)
-    space = (room(cut, *flat.shape), clips.dtype)
+    scratch = (panel_size(cut, *flat.shape), clips.dtype)
     bias = np.ascontiguousarray(bias, clips.dtype)
-    run(_project, B * cut.tasks, patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, space=space)
+    run(_project, B * cut.tasks, patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, scratch=scratch)
+    # 3. put CLS in front
+    y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
 
 

@@ -10,7 +10,7 @@ __all__ = ["LAWS"]
 
 
 def _tokens(op: Computes, inputs: Inputs) -> np.ndarray:
-    """[B, N, D]"""
+    """The tokens of the inputs' clips [B, N, D]."""
     y: np.ndarray = forward(op, inputs)[0]["y"]
     return y.reshape(len(inputs["clips"]), -1, y.shape[1])
 
@@ -24,7 +24,7 @@ def cls_sees_no_pixel(op: Computes, inputs: Inputs) -> None:
 
 
 def a_patch_sees_only_its_pixels(op: Computes, inputs: Inputs) -> None:
-    """Changing one patch of one frame changes exactly the token 1 + s·T + t."""
+    """Changing one patch of one frame changes the token 1 + s·T + t and no other."""
     clips = inputs["clips"]
     B, _, T, H, W = clips.shape
     P = inputs["weight"].shape[2]
@@ -38,7 +38,7 @@ def a_patch_sees_only_its_pixels(op: Computes, inputs: Inputs) -> None:
 
 
 def clips_are_independent(op: Computes, inputs: Inputs) -> None:
-    """Reversing the batch reverses the answers."""
+    """Reversing the batch reverses the results."""
     tokens, swapped = _tokens(op, inputs), _tokens(op, {**inputs, "clips": inputs["clips"][::-1].copy()})
     patches = inputs["weight"][0].size
     scale = np.abs(inputs["clips"]).max() * np.abs(inputs["weight"]).max() * patches

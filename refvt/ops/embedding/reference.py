@@ -1,4 +1,4 @@
-"""Patch embedding in NumPy. The maths is on the room's first page."""
+"""Patch embedding in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.array import Array
+from refvt.ops.embedding import check_frames
 
 
 class EmbedCache(NamedTuple):
+    """What the backward of the embedding reads."""
+
     patches: Array  # [B*S*T, C*P*P]
-    weight: Array
+    weight: Array  # [D, C, P, P]
     B: int
     S: int
     T: int
@@ -26,14 +29,15 @@ def embed_forward(
     time_embed: Array,
     keep: bool = True,
 ) -> tuple[Array, EmbedCache | None]:
-    """Tokens of clips: W · patch + bias + pos_embed + time_embed, with CLS in front.
+    """Patch embedding: W · patch + bias + pos_embed + time_embed, with CLS in front.
 
     clips [B, C, T, H, W], weight [D, C, P, P], bias [D], cls_token [1, 1, D], pos_embed [1, 1+S, D],
-    time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError from the reshape if not).
+    time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError if not).
     Source: HaltingVT section 3.1.
     """
     B, C, T, H, W = clips.shape
     D, _, P, _ = weight.shape
+    check_frames(clips, P)
     rows, columns = H // P, W // P
     S = rows * columns
     # 1. cut: bring (patch row, patch column, frame) to the front and (channel, row, column) to the back
@@ -44,8 +48,8 @@ def embed_forward(
     # 3. add the embeddings, put CLS in front
     y = np.empty((B, 1 + S * T, D), dtype=projected.dtype)  # [B, N, D]
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
-    place = pos_embed[0, 1:, None] + time_embed[0]  # [S, T, D]
-    y[:, 1:] = projected.reshape(B, S * T, D) + place.reshape(S * T, D)
+    position = pos_embed[0, 1:, None] + time_embed[0]  # [S, T, D]
+    y[:, 1:] = projected.reshape(B, S * T, D) + position.reshape(S * T, D)
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None
 
 

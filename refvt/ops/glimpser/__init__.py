@@ -1,7 +1,7 @@
-"""The Glimpser's choice: which patches of each frame go on.
+"""The Glimpser's choice: which patches of each frame are kept.
 
 After spatial attention inside a frame (CLS and S patches), the CLS row of the attention weights says how much each
-patch contributed to what CLS learnt. Averaged over heads it is the patch's score::
+patch contributed to the answer of CLS. Averaged over heads it is the patch's score::
 
     scores[f, s] = mean over heads of softmax(q_CLS kᵀ / √d)[s]      the softmax runs over all 1 + S keys, CLS included
     kept[f]      = the k patches of highest score, in descending order; equal scores: the lower index first
@@ -45,10 +45,10 @@ OPERATIONS = (
 
 
 def equal_lengths(offsets: Array) -> Array:
-    """The rows of each segment, 1 + S. ValueError if they differ."""
+    """Number of rows of each segment [segments], all 1 + S. ValueError if they differ."""
     lengths = np.diff(offsets)
     if (lengths != lengths[0]).any():
-        raise ValueError(f"offsets: all segments must hold 1 + S rows, their lengths are {np.unique(lengths)}")
+        raise ValueError(f"offsets: expected segments of one length, 1 + S, got lengths {np.unique(lengths)}")
     return lengths
 
 

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import exp, kernel
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.functions import exp
 from refvt.backends.jit.layouts import columns_of
 from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.glimpser import check_k, equal_lengths
 
 
 class ClsScoresCache(NamedTuple):
-    q: Array
-    k: Array
+    """What the backward of the scores reads."""
+
+    q: Array  # [segments·(1+S), D]
+    k: Array  # [segments·(1+S), D]
     num_heads: int
     weights: Array  # [segments, A, 1+S]
 
@@ -25,18 +28,21 @@ class ClsScoresCache(NamedTuple):
 def _segment_scores(
     q: Array, k: Array, at: tuple[int, ...], first: int, d: int, scale: Any, weights: Array, scores: Array
 ) -> None:
-    """The segment whose CLS is row ``first``: → weights [A, 1+S], scores [S]. q and k begin at the columns ``at``."""
+    """One segment, whose CLS is row ``first`` → weights [A, 1+S], scores [S].
+
+    q, k [segments·(1+S), …] are matrices that contain q and k as columns, from the columns ``at`` on.
+    """
     A, n = weights.shape
     zero = k.dtype.type(0)
     scores[:] = zero
     for a in range(A):
-        row, ask = weights[a], q[first, at[0] + a * d : at[0] + (a + 1) * d]
+        row, query = weights[a], q[first, at[0] + a * d : at[0] + (a + 1) * d]
         # 1. the logits of the CLS row
         highest = k.dtype.type(-np.inf)
         for j in range(n):
             key, dot = k[first + j, at[1] + a * d : at[1] + (a + 1) * d], zero
             for c in range(d):
-                dot += ask[c] * key[c]
+                dot += query[c] * key[c]
             row[j] = dot * scale
             highest = max(highest, row[j])
         # 2. softmax over all keys, CLS included
@@ -57,6 +63,7 @@ def _segment_scores(
 def _scores(
     ticket: Any, q: Array, k: Array, at: tuple[int, ...], d: int, scale: Any, weights: Array, scores: Array
 ) -> None:
+    """weights [segments, A, 1+S], scores [segments, S] ← q, k as in ``_segment_scores``; a tile is a segment."""
     i = next_tile(ticket)
     while i >= 0:
         # passes 1–3
@@ -67,7 +74,7 @@ def _scores(
 def cls_scores_forward(
     q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True
 ) -> tuple[Array, ClsScoresCache | None]:
-    """How much attention CLS pays to each patch of its segment, averaged over heads.
+    """Scores: the attention that CLS pays to each patch of its segment, averaged over heads.
 
     q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 → scores [segments, S].
     ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
@@ -87,7 +94,7 @@ def cls_scores_forward(
 def _segment_scores_backward(
     dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
 ) -> None:
-    """One segment: dq [1+S, D] and dk [1+S, D] are zero when they come in."""
+    """One segment: dq, dk [1+S, D], zero before, ← dscores [S], q [D] of CLS, k [1+S, D], weights [A, 1+S]."""
     n, D = k.shape
     A = weights.shape[0]
     d = D // A
@@ -112,6 +119,7 @@ def _segment_scores_backward(
 def _scores_backward(
     ticket: Any, dscores: Array, q: Array, k: Array, weights: Array, scale: Any, dq: Array, dk: Array
 ) -> None:
+    """dq, dk [segments·(1+S), D] ← dscores [segments, S], q, k, weights [segments, A, 1+S]; a tile is a segment."""
     n = weights.shape[2]
     i = next_tile(ticket)
     while i >= 0:
@@ -132,7 +140,8 @@ def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, A
 
 
 @kernel
-def _top_k(ticket: Any, scores: Array, kept: Array) -> None:
+def _choose(ticket: Any, scores: Array, kept: Array) -> None:
+    """kept [segments, k] int64 ← scores [segments, S]; a tile is a segment."""
     S, k = scores.shape[1], kept.shape[1]
     i = next_tile(ticket)
     while i >= 0:
@@ -149,29 +158,32 @@ def _top_k(ticket: Any, scores: Array, kept: Array) -> None:
 
 
 def top_k(scores: Array, k: int) -> Array:
-    """The k highest scores of each row, in descending order; equal scores: the lower index first.
+    """Indices of the k highest scores of each row, in descending order; equal scores: the lower index first.
 
     scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
     """
     check_k(scores, k)
     kept = np.empty((len(scores), k), np.int64)
     # pass 1
-    run(_top_k, len(scores), scores, kept)
+    run(_choose, len(scores), scores, kept)
     return kept
 
 
 class FuseDroppedCache(NamedTuple):
-    x: Array
-    scores: Array
+    """What the backward of the fusion reads."""
+
+    x: Array  # [segments·S, D]
+    scores: Array  # [segments, S]
     dropped: Array  # bool [segments, S]
 
 
 @kernel
 def _fuse(ticket: Any, x: Array, scores: Array, kept: Array, dropped: Array, fused: Array) -> None:
+    """dropped [segments, S], fused [segments, D] ← x [segments·S, D], scores, kept [segments, k]; a tile: a segment."""
     S = scores.shape[1]
     i = next_tile(ticket)
     while i >= 0:
-        # 1. who was dropped
+        # 1. which patches were dropped
         dropped[i] = True
         for rank in range(kept.shape[1]):
             dropped[i, kept[i, rank]] = False
@@ -187,7 +199,7 @@ def _fuse(ticket: Any, x: Array, scores: Array, kept: Array, dropped: Array, fus
 def fuse_dropped_forward(
     x: Array, scores: Array, kept: Array, keep: bool = True
 ) -> tuple[Array, FuseDroppedCache | None]:
-    """The dropped patches of each segment, summed with their scores as weights (which are not normalised).
+    """Fuse the dropped patches of each segment: their sum, with their scores as weights (which are not normalised).
 
     x [segments·S, D], scores [segments, S], kept [segments, k] int64 → fused [segments, D]; zero if none is dropped.
     Source: EViT equation 4.
@@ -204,11 +216,12 @@ def fuse_dropped_forward(
 def _fuse_backward(
     ticket: Any, dfused: Array, x: Array, scores: Array, dropped: Array, dx: Array, dscores: Array
 ) -> None:
+    """dx [segments·S, D], dscores [segments, S] ← dfused [segments, D], x, scores, dropped; a tile is a segment."""
     S = scores.shape[1]
     i = next_tile(ticket)
     while i >= 0:
         for s in range(S):
-            # 2. the weighted sum; 1. the choice itself carries no gradient
+            # passes 2–1: the weighted sum; the choice itself carries no gradient
             dscores[i, s] = 0
             for c in range(x.shape[1]):
                 dx[i * S + s, c] = scores[i, s] * dfused[i, c] if dropped[i, s] else 0

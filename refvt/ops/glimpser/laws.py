@@ -12,23 +12,23 @@ __all__ = ["LAWS"]
 
 
 def scores_are_a_share(op: Computes, inputs: Inputs) -> None:
-    """Scores are positive and, CLS's own weight being left out, add up to less than one."""
+    """Scores are not negative and, since the weight of CLS itself is left out, add up to less than one."""
     scores = forward(op, inputs)[0]["scores"]
     eps = np.finfo(scores.dtype).eps
     if (scores < 0).any() or (scores.sum(axis=1) > 1 + scores.shape[1] * eps).any():
-        raise LawBroken("cls_scores: the scores of a frame are not a share of one")
+        raise LawBroken("cls_scores: the scores of a frame do not add up to less than one")
 
 
 def scores_follow_the_patches(op: Computes, inputs: Inputs) -> None:
-    """Reversing the patches of every frame reverses the scores; other frames do not matter."""
+    """Reversing the patches of every frame reverses the scores; other frames have no influence."""
     offsets = inputs["offsets"]
     index = np.concatenate([[a, *range(b - 1, a, -1)] for a, b in pairwise(offsets)])
     scores = forward(op, inputs)[0]["scores"]
-    turned = forward(op, {**inputs, "q": inputs["q"][index], "k": inputs["k"][index]})[0]["scores"]
+    reversed_scores = forward(op, {**inputs, "q": inputs["q"][index], "k": inputs["k"][index]})[0]["scores"]
     d = inputs["q"].shape[1] // inputs["num_heads"]
     logits = np.abs(inputs["q"]).max() * np.abs(inputs["k"]).max() * np.sqrt(d)
     count = int((scores.shape[1] + d) * (4 + 2 * logits))
-    agree("cls_scores: reversed patches", turned[:, ::-1], scores, scores, count)
+    agree("cls_scores: reversed patches", reversed_scores[:, ::-1], scores, scores, count)
 
 
 def only_cls_asks(op: Computes, inputs: Inputs) -> None:
@@ -41,7 +41,7 @@ def only_cls_asks(op: Computes, inputs: Inputs) -> None:
 
 
 def top_k_is_a_sorted_choice(op: Computes, inputs: Inputs) -> None:
-    """k different patches, in descending order, ties by index, and no dropped patch scores more than a kept one."""
+    """The k patches are different, in descending order of score, ties by index, and none dropped scores higher."""
     scores, k = inputs["scores"], inputs["k"]
     for f, kept in enumerate(forward(op, inputs)[0]["kept"]):
         expected = sorted(range(scores.shape[1]), key=lambda s: (-scores[f, s], s))[:k]
@@ -62,7 +62,7 @@ def fused_and_kept_make_the_whole(op: Computes, inputs: Inputs) -> None:
 
 
 def the_kept_are_not_fused(op: Computes, inputs: Inputs) -> None:
-    """Neither the state nor the score of a kept patch gets a gradient from the fused token."""
+    """A kept patch gets no gradient from the fused token, neither its state nor its score."""
     results, cache = forward(op, inputs)
     gradients = backward(op, cotangents(op, results, seed=18), cache)
     dx = gradients["x"].reshape(*inputs["scores"].shape, -1)

@@ -1,4 +1,4 @@
-"""Scores, selection and fusion in NumPy. The maths is on the room's first page."""
+"""Scores, selection and fusion in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from refvt.ops.glimpser import check_k, equal_lengths
 
 
 class ClsScoresCache(NamedTuple):
+    """What the backward of the scores reads."""
+
     q_cls: Array  # [segments, A, d]
     keys: Array  # [segments, 1+S, A, d]
     weights: Array  # [segments, A, 1+S]
@@ -20,7 +22,7 @@ class ClsScoresCache(NamedTuple):
 def cls_scores_forward(
     q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True
 ) -> tuple[Array, ClsScoresCache | None]:
-    """How much attention CLS pays to each patch of its segment, averaged over heads.
+    """Scores: the attention that CLS pays to each patch of its segment, averaged over heads.
 
     q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 → scores [segments, S].
     ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
@@ -56,7 +58,7 @@ def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, A
 
 
 def top_k(scores: Array, k: int) -> Array:
-    """The k highest scores of each row, in descending order; equal scores: the lower index first.
+    """Indices of the k highest scores of each row, in descending order; equal scores: the lower index first.
 
     scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
     """
@@ -66,21 +68,23 @@ def top_k(scores: Array, k: int) -> Array:
 
 
 class FuseDroppedCache(NamedTuple):
+    """What the backward of the fusion reads."""
+
     patches: Array  # [segments, S, D]
-    scores: Array
+    scores: Array  # [segments, S]
     dropped: Array  # bool [segments, S]
 
 
 def fuse_dropped_forward(
     x: Array, scores: Array, kept: Array, keep: bool = True
 ) -> tuple[Array, FuseDroppedCache | None]:
-    """The dropped patches of each segment, summed with their scores as weights (which are not normalised).
+    """Fuse the dropped patches of each segment: their sum, with their scores as weights (which are not normalised).
 
     x [segments·S, D], scores [segments, S], kept [segments, k] int64 → fused [segments, D]; zero if none is dropped.
     Source: EViT equation 4.
     """
     patches = x.reshape(*scores.shape, -1)  # [segments, S, D]
-    # 1. who was dropped
+    # 1. which patches were dropped
     dropped = np.ones(scores.shape, dtype=bool)
     np.put_along_axis(dropped, kept, False, axis=1)
     # 2. the weighted sum
@@ -91,7 +95,7 @@ def fuse_dropped_forward(
 def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array, Array]:
     """Returns dx and dscores."""
     patches, scores, dropped = cache
-    # 2. the weighted sum; 1. the choice itself carries no gradient
+    # passes 2–1: the weighted sum; the choice itself carries no gradient
     dx = (scores * dropped)[:, :, None] * dfused[:, None, :]
     dscores = np.einsum("fsd,fd->fs", patches, dfused) * dropped
     return dx.reshape(-1, dfused.shape[1]), dscores

@@ -1,4 +1,4 @@
-"""Halting in Numba: a loop over tokens that says what the room's first page says, one token at a time."""
+"""Halting in Numba: the formulas of ``__init__.py`` in a loop over tokens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import exp, kernel
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.functions import logistic
 from refvt.ops.halting import check_states
 
 
 class HaltCache(NamedTuple):
+    """What the backward of one halting step reads."""
+
     score: Array  # h [tokens]
     halted: Array  # bool [tokens]
     scale: float
@@ -31,16 +34,15 @@ def _halt(
     used_next: Array,
     halted: Array,
 ) -> None:
+    """score, weight, used_next, halted [n] ← logit [n] (None in the last layer), used [n], forced [n] or None."""
     one = used.dtype.type(1)
     for i in range(len(used)):
-        # 1. the score; σ(z) with only e^(−|z|) ≤ 1 formed
+        # 1. the score
         h = one
         if logit is not None:
-            z = scale * logit[i] - center
-            e = exp(-abs(z))
-            h = (one if z >= 0 else e) / (one + e)
+            h = logistic(scale * logit[i] - center, one)
         # 2. the decision
-        if forced is not None:  # noqa: SIM108 - a branch on None is settled when this is compiled
+        if forced is not None:  # noqa: SIM108 - a branch on None is decided at compile time
             stops = forced[i]
         else:
             stops = used[i] + h > limit
@@ -60,7 +62,7 @@ def halt_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltCache | None]:
-    """One layer's halting step for the tokens that entered it: (weight, used_next, halted).
+    """One layer's halting step for the tokens that entered it: returns weight, used_next and halted, all [n].
 
     logit [n] (channel 0 of the states leaving the layer; not read in the last layer), used [n] (weight used so far),
     scale γ, center β, epsilon ε, last: is this layer L; forced [n] bool replaces the comparison.
@@ -89,6 +91,7 @@ def halt_forward(
 def _halt_backward(
     dweight: Array, dused_next: Array, score: Array, halted: Array, scale: Any, dlogit: Array, dused: Array
 ) -> None:
+    """dlogit, dused [n] ← dweight, dused_next, score, halted [n]."""
     one, zero = score.dtype.type(1), score.dtype.type(0)
     for i in range(len(score)):
         # 3. remainder or score
@@ -109,27 +112,33 @@ def halt_backward(dweight: Array, dused_next: Array, cache: HaltCache) -> tuple[
 
 
 class AccumulateCache(NamedTuple):
-    x: Array
-    weight: Array
+    """What the backward of the accumulation reads."""
+
+    x: Array  # [tokens, D]
+    weight: Array  # [tokens]
 
 
 @kernel
 def _accumulate(y: Array, x: Array, weight: Array, y_next: Array) -> None:
+    """y_next [n, D] ← y, x [n, D], weight [n]."""
+    # 1. one term of the mean state
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             y_next[i, j] = y[i, j] + weight[i] * x[i, j]
 
 
 def accumulate_forward(y: Array, x: Array, weight: Array, keep: bool = True) -> tuple[Array, AccumulateCache | None]:
-    """y_next = y + weight · x, row by row. y, x [n, D], weight [n]."""
+    """One term of the mean state: y_next = y + weight · x, row by row. y, x [n, D], weight [n] → y_next [n, D]."""
     y_next = np.empty_like(y)
-    # 1. one term of the mean state
+    # pass 1
     _accumulate(y, x, weight, y_next)
     return y_next, AccumulateCache(x, weight) if keep else None
 
 
 @kernel
 def _accumulate_backward(dy_next: Array, x: Array, weight: Array, dy: Array, dx: Array, dweight: Array) -> None:
+    """dy, dx [n, D], dweight [n] ← dy_next, x [n, D], weight [n]."""
+    # 1. one term of the mean state
     for i in range(x.shape[0]):
         product = x.dtype.type(0)
         for j in range(x.shape[1]):
@@ -143,15 +152,17 @@ def accumulate_backward(dy_next: Array, cache: AccumulateCache) -> tuple[Array, 
     """Returns dy, dx, dweight."""
     x, weight = cache
     dy, dx, dweight = np.empty_like(dy_next), np.empty_like(x), np.empty_like(weight)
-    # 1. one term of the mean state
+    # pass 1
     _accumulate_backward(dy_next, x, weight, dy, dx, dweight)
     return dy, dx, dweight
 
 
 class HaltTokensCache(NamedTuple):
-    states: Array
-    halting_layer: Array
-    score: Array  # [L, N], not filled after a token's halting
+    """What the backward of the textbook loop reads."""
+
+    states: Array  # [L, N, D]
+    halting_layer: Array  # [N]
+    score: Array  # [L, N]; 0 after a token has halted
     scale: float
 
 
@@ -167,9 +178,10 @@ def _halt_tokens(
     halting_layer: Array,
     score: Array,
 ) -> None:
+    """y [N, D], ponder, halting_layer [N], score [L, N] ← states [L, N, D], forced [N] or None."""
     L, N, D = states.shape
     one = states.dtype.type(1)
-    for k in range(N):  # a token's whole life at a time: nobody else is needed
+    for k in range(N):  # all layers of one token, then the next token: tokens do not depend on one another
         used = states.dtype.type(0)
         for c in range(D):
             y[k, c] = 0
@@ -177,9 +189,7 @@ def _halt_tokens(
             # 1. score, decide, weigh
             h = one
             if layer < L:
-                z = scale * states[layer - 1, k, 0] - center
-                e = exp(-abs(z))
-                h = (one if z >= 0 else e) / (one + e)
+                h = logistic(scale * states[layer - 1, k, 0] - center, one)
             score[layer - 1, k] = h
             if forced is not None:  # noqa: SIM108
                 stops = forced[k] == layer
@@ -189,7 +199,7 @@ def _halt_tokens(
             # 2. one more term of the output
             for c in range(D):
                 y[k, c] += weight * states[layer - 1, k, c]
-            # 3. who halts here has pondered N_k layers and its remainder
+            # 3. a token that halts here has pondered N_k layers and its remainder
             if stops:
                 ponder[k], halting_layer[k] = layer + weight, layer
                 break
@@ -205,7 +215,7 @@ def halt_tokens_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltTokensCache | None]:
-    """Halting of N tokens whose states after each of L layers are given: (y, ponder, halting_layer).
+    """Halting of N tokens whose states after each of L layers are given: returns y, ponder and halting_layer.
 
     states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 gives each token's halting layer (1 … L) instead of
     the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
@@ -227,6 +237,7 @@ def halt_tokens_forward(
 def _halt_tokens_backward(
     dy: Array, dponder: Array, states: Array, halting_layer: Array, score: Array, scale: Any, dstates: Array
 ) -> None:
+    """dstates [L, N, D], zero when it comes in, ← dy [N, D], dponder, halting_layer [N], states, score [L, N]."""
     _, N, D = states.shape
     one = states.dtype.type(1)
     for k in range(N):
@@ -234,12 +245,13 @@ def _halt_tokens_backward(
         remainder = one
         for layer in range(stop):
             remainder -= score[layer, k]
-        # 4–1, the last layer first: it gave the remainder, and du = −dweight
+        # passes 4–1 in the layer in which the token halted: it gave the remainder, and du = −dweight
         dweight = dponder[k]
         for c in range(D):
             dstates[stop, k, c] = remainder * dy[k, c]
             dweight += dy[k, c] * states[stop, k, c]
         dused = -dweight
+        # passes 4–1 in the layers before, the last one first: du = dused in all of them
         for layer in range(stop - 1, -1, -1):
             h = score[layer, k]
             dweight = states.dtype.type(0)

@@ -10,7 +10,7 @@ __all__ = ["LAWS"]
 
 
 def a_halting_token_uses_all(op: Computes, inputs: Inputs) -> None:
-    """used + weight = used_next for all, and exactly 1 for a token that halts; in the last layer all halt."""
+    """For every token used + weight = used_next, exactly 1 if it halts; in the last layer all tokens halt."""
     results, _ = forward(op, inputs)
     used, halted = inputs["used"], results["halted"]
     total = results["used_next"]
@@ -22,7 +22,7 @@ def a_halting_token_uses_all(op: Computes, inputs: Inputs) -> None:
 
 
 def the_comparison_is_strict(op: Computes, inputs: Inputs) -> None:
-    """A token halts if and only if used + h > 1 − ε, where nothing is forced: read back from the results themselves."""
+    """Where nothing is forced, a token halts if and only if used + h > 1 − ε, as seen in the results."""
     if inputs.get("forced") is not None or inputs["last"]:
         return
     results, _ = forward(op, inputs)
@@ -30,7 +30,7 @@ def the_comparison_is_strict(op: Computes, inputs: Inputs) -> None:
     limit = 1 - inputs["epsilon"]
     slack = 4 * np.finfo(results["weight"].dtype).eps
     if (results["used_next"][alive] > limit + slack).any():
-        raise LawBroken("halt: a token with used + h above 1 − ε lives on")
+        raise LawBroken("halt: a token with used + h above 1 − ε goes on")
     z = inputs["scale"] * inputs["logit"].astype(np.float64) - inputs["center"]
     h = np.where(z >= 0, 1, np.exp(-np.abs(z))) / (1 + np.exp(-np.abs(z)))
     rounding = slack * (1 + np.abs(inputs["scale"] * inputs["logit"]) + abs(inputs["center"]))
@@ -39,7 +39,7 @@ def the_comparison_is_strict(op: Computes, inputs: Inputs) -> None:
 
 
 def no_gradient_through_the_comparison(op: Computes, inputs: Inputs) -> None:
-    """A halting token's weight is 1 − used: its score gets no gradient, `used` gets −dweight."""
+    """The weight of a halting token is 1 − used: its score gets no gradient, ``used`` gets −dweight."""
     results, cache = forward(op, inputs)
     u = cotangents(op, results, seed=19)
     gradients = backward(op, u, cache)
@@ -51,7 +51,7 @@ def no_gradient_through_the_comparison(op: Computes, inputs: Inputs) -> None:
 
 
 def accumulation_is_bilinear(op: Computes, inputs: Inputs) -> None:
-    """Weight 0 leaves y as it is; a doubled weight adds twice as much."""
+    """Weight 0 leaves y unchanged; a doubled weight adds twice as much."""
     y, x, weight = inputs["y"], inputs["x"], inputs["weight"]
     if not np.array_equal(forward(op, {**inputs, "weight": np.zeros_like(weight)})[0]["y_next"], y):
         raise LawBroken("accumulate: weight 0 changed y")
@@ -60,7 +60,7 @@ def accumulation_is_bilinear(op: Computes, inputs: Inputs) -> None:
 
 
 def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
-    """The conservation law: if every state is the same, so is the output. And 2 ≤ ρ < L + 1, unless forced."""
+    """Weights sum to one: equal states give that state as the output. And 2 ≤ ρ ≤ L + 1, unless forced."""
     states = inputs["states"]
     L, N, D = states.shape
     same = np.ones_like(states)
@@ -71,13 +71,13 @@ def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
     if inputs.get("forced") is None:
         slack = 4 * L * np.finfo(states.dtype).eps
         if (ponder < 2 - slack).any() or (ponder > L + 1 + slack).any():
-            raise LawBroken(f"halt_tokens: ponder outside [2, L + 1): {ponder.min()} … {ponder.max()}")
+            raise LawBroken(f"halt_tokens: ponder outside [2, L + 1]: {ponder.min()} … {ponder.max()}")
     if (layer < 1).any() or (layer > L).any():
         raise LawBroken("halt_tokens: a halting layer outside 1 … L")
 
 
 def nothing_after_halting_matters(op: Computes, inputs: Inputs) -> None:
-    """States after N_k may be anything, even NaN: not a bit of y or ρ changes, and they get no gradient."""
+    """States after N_k may be anything, even NaN: no bit of y or ρ changes, and they get no gradient."""
     results, cache = forward(op, inputs)
     gradient = backward(op, cotangents(op, results, seed=20), cache)["states"]
     later = np.arange(1, len(inputs["states"]) + 1)[:, None] > results["halting_layer"]  # [L, N]
@@ -91,7 +91,7 @@ def nothing_after_halting_matters(op: Computes, inputs: Inputs) -> None:
 
 
 def closed_form_gradient(op: Computes, inputs: Inputs) -> None:
-    """dx^l = h g_y, and on channel 0 also γ h (1 − h) (g_y · (x^l − x^N) − g_ρ), for l < N; r g_y at N."""
+    """The gradient is h g_y for l < N, on channel 0 plus γ h (1 − h) (g_y · (x^l − x^N) − g_ρ), and r g_y at N."""
     states = inputs["states"]
     results, cache = forward(op, inputs)
     u = cotangents(op, results, seed=21)

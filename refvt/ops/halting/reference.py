@@ -1,4 +1,4 @@
-"""Halting in NumPy: one layer's step, the weighted sum, the textbook loop. The maths is on the room's first page."""
+"""Halting in NumPy: one layer's step, the weighted sum, the textbook loop. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def _logistic(z: Array) -> Array:
 
 
 class HaltCache(NamedTuple):
+    """What the backward of one halting step reads."""
+
     score: Array  # h [tokens]
     halted: Array  # bool [tokens]
     scale: float
@@ -33,7 +35,7 @@ def halt_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltCache | None]:
-    """One layer's halting step for the tokens that entered it: (weight, used_next, halted).
+    """One layer's halting step for the tokens that entered it: returns weight, used_next and halted, all [n].
 
     logit [n] (channel 0 of the states leaving the layer; not read in the last layer), used [n] (weight used so far),
     scale γ, center β, epsilon ε, last: is this layer L; forced [n] bool replaces the comparison.
@@ -62,12 +64,14 @@ def halt_backward(dweight: Array, dused_next: Array, cache: HaltCache) -> tuple[
 
 
 class AccumulateCache(NamedTuple):
-    x: Array
-    weight: Array
+    """What the backward of the accumulation reads."""
+
+    x: Array  # [tokens, D]
+    weight: Array  # [tokens]
 
 
 def accumulate_forward(y: Array, x: Array, weight: Array, keep: bool = True) -> tuple[Array, AccumulateCache | None]:
-    """y_next = y + weight · x, row by row. y, x [n, D], weight [n]."""
+    """One term of the mean state: y_next = y + weight · x, row by row. y, x [n, D], weight [n] → y_next [n, D]."""
     # 1. one term of the mean state
     return y + weight[:, None] * x, AccumulateCache(x, weight) if keep else None
 
@@ -80,8 +84,10 @@ def accumulate_backward(dy_next: Array, cache: AccumulateCache) -> tuple[Array, 
 
 
 class HaltTokensCache(NamedTuple):
-    shape: tuple[int, ...]
-    layers: list[tuple[Array, HaltCache, AccumulateCache]]  # per layer: who entered it, and the two steps
+    """What the backward of the textbook loop reads."""
+
+    shape: tuple[int, ...]  # (L, N, D)
+    layers: list[tuple[Array, HaltCache, AccumulateCache]]  # per layer: the tokens that entered it, and the two steps
 
 
 def halt_tokens_forward(
@@ -92,7 +98,7 @@ def halt_tokens_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltTokensCache | None]:
-    """Halting of N tokens whose states after each of L layers are given: (y, ponder, halting_layer).
+    """Halting of N tokens whose states after each of L layers are given: returns y, ponder and halting_layer.
 
     states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 gives each token's halting layer (1 … L) instead of
     the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
@@ -104,7 +110,7 @@ def halt_tokens_forward(
     ponder = np.zeros(N, dtype=states.dtype)
     halting_layer = np.zeros(N, dtype=np.int64)
     alive = np.arange(N)  # the tokens that enter the layer
-    used = np.zeros(N, dtype=states.dtype)  # of those
+    used = np.zeros(N, dtype=states.dtype)  # the weight they have used so far
     layers = []
     for layer in range(1, L + 1):
         x = states[layer - 1, alive]  # [alive, D]
@@ -115,7 +121,7 @@ def halt_tokens_forward(
         )
         # 2. one more term of the output
         y[alive], accumulation = accumulate_forward(y[alive], x, weight)
-        # 3. who halts here has pondered N_k layers and its remainder
+        # 3. a token that halts here has pondered N_k layers and its remainder
         ponder[alive[halted]] = layer + weight[halted]
         halting_layer[alive[halted]] = layer
         if keep:
@@ -133,13 +139,14 @@ def halt_tokens_backward(dy: Array, dponder: Array, cache: HaltTokensCache) -> A
     dused = np.zeros(0, dtype=dy.dtype)  # of the tokens that went on
     for layer in reversed(range(len(cache.layers))):
         alive, halting, accumulation = cache.layers[layer]
-        # 4. who went on brings back the gradient of the weight used so far
+        # 4. a token that went on brings back the gradient of the weight used so far
         dused_next = np.zeros(len(alive), dtype=dy.dtype)
         dused_next[~halting.halted] = dused
+        # 3. ponder = layer + remainder
+        dremainder = np.where(halting.halted, dponder[alive], 0)  # [alive]
         # 2. the output's term
         _, dx, dweight = accumulate_backward(dy[alive], accumulation)
-        # 3. ponder = layer + remainder
-        dweight[halting.halted] += dponder[alive[halting.halted]]
+        dweight += dremainder
         # 1. score and weight
         dlogit, dused = halt_backward(dweight, dused_next, halting)
         dx[:, 0] += dlogit

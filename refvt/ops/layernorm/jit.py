@@ -1,4 +1,4 @@
-"""LayerNorm in Numba: one pass over the row for the mean, one for the variance, one to write."""
+"""LayerNorm in Numba: one loop over a row for the mean, one for the variance, one to write."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.threads import next_tile, run, span
+from refvt.ops.layernorm import EPS
 
-EPS = 1e-6
-ROWS = 128  # rows of a tile: enough to be worth taking
+ROWS = 128  # rows of a tile: enough to pay for taking it
 
 
 class LayerNormCache(NamedTuple):
-    x: Array
+    """What the backward of LayerNorm reads. x̂ is not stored: it is formed again from x, mean and s."""
+
+    x: Array  # [tokens, D]
     mean: Array  # [tokens]
     inverse_std: Array  # s [tokens]
-    weight: Array
+    weight: Array  # [D]
 
 
 @kernel
-def _normalise(
+def _forward_rows(
     x: Array, weight: Array, bias: Array, eps: Any, top: int, bottom: int, y: Array, mean: Array, inverse_std: Array
 ) -> None:
+    """Rows top … bottom − 1: x [n, D], weight [D], bias [D] → y [n, D], mean [n], inverse_std [n]."""
     D = x.shape[1]
     one = x.dtype.type(1)
     for i in range(top, bottom):
@@ -38,7 +41,7 @@ def _normalise(
         for j in range(D):
             square += (x[i, j] - mu) * (x[i, j] - mu)
         s = one / np.sqrt(square / x.dtype.type(D) + eps)
-        # 3. gain and shift
+        # 3. weight and bias
         for j in range(D):
             y[i, j] = (x[i, j] - mu) * s * weight[j] + bias[j]
         mean[i], inverse_std[i] = mu, s
@@ -48,16 +51,20 @@ def _normalise(
 def _forward(
     ticket: Any, x: Array, weight: Array, bias: Array, eps: Any, parts: int, y: Array, mean: Array, inverse_std: Array
 ) -> None:
+    """x [n, D], weight [D], bias [D] → y [n, D], mean, inverse_std [n]; a tile is one of ``parts`` spans of rows."""
     i = next_tile(ticket)
     while i >= 0:
         top, bottom = span(i, parts, len(x))
         # passes 1–3
-        _normalise(x, weight, bias, eps, top, bottom, y, mean, inverse_std)
+        _forward_rows(x, weight, bias, eps, top, bottom, y, mean, inverse_std)
         i = next_tile(ticket)
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
-    """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
+    """LayerNorm: y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis.
+
+    x [n, D], weight [D], bias [D] → y [n, D]. Source: Ba, Kiros, Hinton 2016.
+    """
     y, mean, inverse_std = (np.empty(shape, x.dtype) for shape in (x.shape, len(x), len(x)))
     parts = -(-len(x) // ROWS)
     # passes 1–3
@@ -66,7 +73,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -
 
 
 @kernel
-def _denormalise(
+def _backward_rows(
     dy: Array,
     x: Array,
     mean: Array,
@@ -78,24 +85,25 @@ def _denormalise(
     dweight: Array,
     dbias: Array,
 ) -> None:
+    """Rows top to bottom − 1: dy, x [n, D], mean, inverse_std, weight [D] → dx [n, D], adds to dweight, dbias [D]."""
     D = x.shape[1]
     for i in range(top, bottom):
         mu, s = mean[i], inverse_std[i]
-        along_one, along_normed = x.dtype.type(0), x.dtype.type(0)
-        # 3. gain and shift
+        dnorm_mean, dnorm_norm_mean = x.dtype.type(0), x.dtype.type(0)
+        # 3. weight and bias
         for j in range(D):
             normed = (x[i, j] - mu) * s
             dweight[j] += dy[i, j] * normed
             dbias[j] += dy[i, j]
             dnormed = dy[i, j] * weight[j]
-            along_one += dnormed
-            along_normed += dnormed * normed
-        along_one /= x.dtype.type(D)
-        along_normed /= x.dtype.type(D)
-        # 2, 1. what would only move the mean or the variance does not pass
+            dnorm_mean += dnormed
+            dnorm_norm_mean += dnormed * normed
+        dnorm_mean /= x.dtype.type(D)
+        dnorm_norm_mean /= x.dtype.type(D)
+        # passes 2–1: what would only move the mean or the variance does not pass
         for j in range(D):
             normed = (x[i, j] - mu) * s
-            dx[i, j] = s * (dy[i, j] * weight[j] - along_one - normed * along_normed)
+            dx[i, j] = s * (dy[i, j] * weight[j] - dnorm_mean - normed * dnorm_norm_mean)
 
 
 @kernel
@@ -111,11 +119,15 @@ def _backward(
     dweight: Array,
     dbias: Array,
 ) -> None:
+    """dy, x [n, D], mean, inverse_std [n], weight [D] → dx [n, D], dweight, dbias [parts, D].
+
+    A tile is one of ``parts`` spans of the rows, and has a row of dweight and dbias to itself.
+    """
     i = next_tile(ticket)
     while i >= 0:
         top, bottom = span(i, parts, len(x))
         # passes 3–1
-        _denormalise(dy, x, mean, inverse_std, weight, top, bottom, dx, dweight[i], dbias[i])
+        _backward_rows(dy, x, mean, inverse_std, weight, top, bottom, dx, dweight[i], dbias[i])
         i = next_tile(ticket)
 
 

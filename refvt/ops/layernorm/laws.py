@@ -10,7 +10,7 @@ __all__ = ["LAWS"]
 
 
 def normalises(op: Computes, inputs: Inputs) -> None:
-    """With weight 1 and bias 0 every row has mean 0 and mean square v/(v + 1e-6), v its variance before."""
+    """With weight 1 and bias 0 every row of y has mean 0 and mean square v/(v + 1e-6), v the variance of x."""
     x = inputs["x"]
     D = x.shape[1]
     plain = {**inputs, "weight": np.ones_like(inputs["weight"]), "bias": np.zeros_like(inputs["bias"])}
@@ -24,13 +24,13 @@ def normalises(op: Computes, inputs: Inputs) -> None:
 
 
 def zero_says_bias(op: Computes, inputs: Inputs) -> None:
-    """LayerNorm(0) = bias: the voice of a halted token in the `zero` variant."""
+    """LayerNorm(0) = bias: what attention still sees of a halted token in the ``zero`` variant."""
     y = forward(op, {**inputs, "x": np.zeros_like(inputs["x"])})[0]["y"]
     agree("layernorm: LayerNorm(0)", y, np.broadcast_to(inputs["bias"], y.shape), 0, 1)
 
 
 def rows_are_independent(op: Computes, inputs: Inputs) -> None:
-    """Each row alone gives what it gave among the others."""
+    """A row gives the same result alone and among others."""
     y = forward(op, inputs)[0]["y"]
     alone = forward(op, {**inputs, "x": inputs["x"][:1]})[0]["y"]
     scale = (1 + np.abs(y[:1])) * (1 + np.abs(inputs["x"][:1]).max() / (np.std(inputs["x"][:1]) + 1e-3))

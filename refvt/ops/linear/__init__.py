@@ -4,9 +4,9 @@
 
     y = residual + gain · (x Wᵀ + b)
 
-W is [out, in], as PyTorch stores it. ``residual`` and ``gain`` (one number per row) are optional. The gain is DropPath:
-0 where a path is dropped, 1/(keep probability) where it survives. Both are one pass over the tile a matrix multiply
-has just written, which is why they belong to this operation.
+W is [out, in], as PyTorch stores it. ``residual`` and ``gain`` (one number per row) are optional. The gain is the
+DropPath scale: 0 where a path is dropped, 1/(keep probability) where it survives. Both are one pass over the tile a
+matrix multiply has just written, which is why they belong to this operation.
 
 Adjoint, with g = gain · dy::
 

@@ -21,7 +21,7 @@ def affine(op: Computes, inputs: Inputs) -> None:
 
 
 def a_dropped_row_is_its_residual(op: Computes, inputs: Inputs) -> None:
-    """Gain 0: the row is the residual to the last bit, and nothing flows to x, weight and bias."""
+    """With gain 0 a row is its residual to the last bit, and no gradient reaches x, weight and bias."""
     x, bias = inputs["x"], inputs["bias"]
     residual = inputs.get("residual")
     if residual is None:

@@ -1,4 +1,4 @@
-"""The linear layer in NumPy. The maths is on the room's first page."""
+"""The linear layer in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from refvt.array import Array
 
 
 class LinearCache(NamedTuple):
-    x: Array
-    weight: Array
-    gain: Array | None
+    """What the backward of the linear layer reads."""
+
+    x: Array  # [tokens, E]
+    weight: Array  # [D, E]
+    gain: Array | None  # [tokens]
     has_residual: bool
 
 
@@ -22,11 +24,14 @@ def linear_forward(
     gain: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, LinearCache | None]:
-    """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
+    """The linear layer with its residual addition: y = residual + gain · (x Wᵀ + b).
+
+    x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D].
+    """
     # 1. multiply, add the bias
     y = x @ weight.T  # [tokens, D]
     y += bias
-    # 2. DropPath's gain, one number per row
+    # 2. the DropPath scale, one number per row
     if gain is not None:
         y *= gain[:, None]
     # 3. the skip connection
@@ -38,9 +43,9 @@ def linear_forward(
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array, Array | None]:
     """Returns dx, dweight, dbias, dresidual (None if there was no residual)."""
     x, weight, gain, has_residual = cache
-    # 3. the skip connection hands the gradient on as it is
+    # 3. the skip connection passes the gradient on unchanged
     dresidual = dy.copy() if has_residual else None
-    # 2. the gain
+    # 2. the DropPath scale
     dproduct = dy if gain is None else dy * gain[:, None]  # [tokens, D]
     # 1. the multiply
     return dproduct @ weight, dproduct.T @ x, dproduct.sum(axis=0), dresidual

@@ -1,4 +1,4 @@
-"""The losses in Numba. They read a few numbers per clip, so nothing here is worth a thread."""
+"""The losses in Numba, on one thread: they read only a few numbers per clip."""
 
 from __future__ import annotations
 
@@ -7,32 +7,37 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import exp, kernel
+from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.functions import exp
 
 
 class CrossEntropyCache(NamedTuple):
+    """What the backward of the cross-entropy reads."""
+
     probability: Array  # softmax(logits) [B, K]
     target: Array  # smoothed [B, K]
 
 
 @kernel
 def _cross_entropy(logits: Array, target: Array, smoothing: Any, probability: Array) -> Any:
+    """The loss; logits [B, K], target [B, K], smoothed in place, → probability [B, K]."""
     B, K = logits.shape
     one = logits.dtype.type(1)
     loss = logits.dtype.type(0)
     for b in range(B):
+        # 1. smoothed targets
+        for c in range(K):
+            target[b, c] = (one - smoothing) * target[b, c] + smoothing / logits.dtype.type(K)
+        # 2. log-softmax
         highest = logits[b, 0]
         for c in range(1, K):
             highest = max(highest, logits[b, c])
-        # 2. log-softmax
         total = logits.dtype.type(0)
         for c in range(K):
             probability[b, c] = exp(logits[b, c] - highest)
             total += probability[b, c]
         log_total = np.log(total)
         for c in range(K):
-            # 1. the smoothed target
-            target[b, c] = (one - smoothing) * target[b, c] + smoothing / logits.dtype.type(K)
             loss -= target[b, c] * (logits[b, c] - highest - log_total)
             probability[b, c] /= total
     # 3. mean over clips
@@ -42,8 +47,12 @@ def _cross_entropy(logits: Array, target: Array, smoothing: Any, probability: Ar
 def cross_entropy_forward(
     logits: Array, targets: Array, label_smoothing: float = 0.0, keep: bool = True
 ) -> tuple[Array, CrossEntropyCache | None]:
-    """Mean over clips of −Σ target · log softmax(logits). logits [B, K], targets [B] int or [B, K] soft → scalar."""
+    """Cross-entropy: the mean over clips of −Σ target · log softmax(logits).
+
+    logits [B, K], targets [B] int or [B, K] soft → scalar.
+    """
     B, K = logits.shape
+    # 1. targets as rows; the kernel smooths them
     target = np.zeros((B, K), dtype=logits.dtype)
     if targets.ndim == 1:
         target[np.arange(B), targets] = 1
@@ -56,15 +65,16 @@ def cross_entropy_forward(
 
 
 @kernel
-def _cross_entropy_backward(share: Any, probability: Array, target: Array, dlogits: Array) -> None:
+def _cross_entropy_backward(dmean: Any, probability: Array, target: Array, dlogits: Array) -> None:
+    """dlogits [B, K] ← dmean · (probability · Σ target − target), probability and target [B, K]."""
     B, K = target.shape
     for b in range(B):
         total = target.dtype.type(0)
         for c in range(K):
             total += target[b, c]
-        # 3, 2. the softmax minus the target, for targets of any total
+        # passes 3–2: the softmax minus the target, for targets of any sum
         for c in range(K):
-            dlogits[b, c] = share * (probability[b, c] * total - target[b, c])
+            dlogits[b, c] = dmean * (probability[b, c] * total - target[b, c])
 
 
 def cross_entropy_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
@@ -77,23 +87,28 @@ def cross_entropy_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
 
 
 class PonderLossCache(NamedTuple):
-    shape: tuple[int, ...]
+    """What the backward of the ponder loss reads."""
+
+    shape: tuple[int, ...]  # (B, N)
 
 
 def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
-    """Mean ponder over tokens and clips. ponder [B, N] → scalar."""
+    """Ponder loss: the mean ponder over tokens and clips. ponder [B, N] → scalar."""
     # 1. the mean
     return np.asarray(ponder.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape) if keep else None
 
 
 def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
     """Returns dponder."""
-    # 1. every token has the same share
+    # 1. every token has the same weight in the mean
     return np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:
-    """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
+    """Motion loss: two-class cross-entropy, no smoothing.
+
+    logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar.
+    """
     # 1. the same cross-entropy
     return cross_entropy_forward(logits, moving, 0.0, keep)
 

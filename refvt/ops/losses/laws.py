@@ -10,7 +10,7 @@ __all__ = ["LAWS"]
 
 
 def a_shift_is_nothing(op: Computes, inputs: Inputs) -> None:
-    """Adding 8 to every logit of a clip changes nothing, and the gradient of every clip sums to zero."""
+    """Adding 8 to every logit changes nothing, and the gradient of every clip sums to zero."""
     logits = inputs["logits"]
     results, cache = forward(op, inputs)
     shifted = forward(op, {**inputs, "logits": logits + 8})[0]["loss"]
@@ -25,7 +25,7 @@ def a_shift_is_nothing(op: Computes, inputs: Inputs) -> None:
 
 
 def even_logits_cost_log_k(op: Computes, inputs: Inputs) -> None:
-    """With all logits equal the loss of targets that sum to one is log K."""
+    """With equal logits the loss is log K, for targets that sum to one."""
     targets = inputs.get("targets", inputs.get("moving"))
     if targets.ndim == 2:
         return
@@ -35,7 +35,7 @@ def even_logits_cost_log_k(op: Computes, inputs: Inputs) -> None:
 
 
 def ponder_is_the_mean(op: Computes, inputs: Inputs) -> None:
-    """The loss of a constant is that constant; every token has the same share of the gradient."""
+    """The loss of a constant ponder is that constant, and every token gets the same gradient."""
     ponder = inputs["ponder"]
     results, cache = forward(op, {**inputs, "ponder": np.full_like(ponder, 3)})
     agree("ponder_loss: of a constant", results["loss"], 3.0, 3, ponder.size)

@@ -1,4 +1,4 @@
-"""The losses in NumPy. The maths is on the room's first page."""
+"""The losses in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from refvt.array import Array
 
 
 class CrossEntropyCache(NamedTuple):
+    """What the backward of the cross-entropy reads."""
+
     probability: Array  # softmax(logits) [B, K]
     target: Array  # smoothed [B, K]
 
@@ -17,7 +19,10 @@ class CrossEntropyCache(NamedTuple):
 def cross_entropy_forward(
     logits: Array, targets: Array, label_smoothing: float = 0.0, keep: bool = True
 ) -> tuple[Array, CrossEntropyCache | None]:
-    """Mean over clips of −Σ target · log softmax(logits). logits [B, K], targets [B] int or [B, K] soft → scalar."""
+    """Cross-entropy: the mean over clips of −Σ target · log softmax(logits).
+
+    logits [B, K], targets [B] int or [B, K] soft → scalar.
+    """
     B, K = logits.shape
     # 1. targets as rows, smoothed
     target = np.eye(K, dtype=logits.dtype)[targets] if targets.ndim == 1 else targets.astype(logits.dtype)
@@ -33,29 +38,34 @@ def cross_entropy_forward(
 def cross_entropy_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
     """Returns dlogits."""
     probability, target = cache
-    # 3, 2. the softmax minus the target, for targets of any total
+    # passes 3–2: the softmax minus the target, for targets of any sum
     dlogits = probability * target.sum(axis=1, keepdims=True) - target
     return np.asarray(dlogits * (dloss / len(target)))
 
 
 class PonderLossCache(NamedTuple):
-    shape: tuple[int, ...]
+    """What the backward of the ponder loss reads."""
+
+    shape: tuple[int, ...]  # (B, N)
 
 
 def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
-    """Mean ponder over tokens and clips. ponder [B, N] → scalar."""
+    """Ponder loss: the mean ponder over tokens and clips. ponder [B, N] → scalar."""
     # 1. the mean
     return np.asarray(ponder.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape) if keep else None
 
 
 def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
     """Returns dponder."""
-    # 1. every token has the same share
+    # 1. every token has the same weight in the mean
     return np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:
-    """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
+    """Motion loss: two-class cross-entropy, no smoothing.
+
+    logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar.
+    """
     # 1. the same cross-entropy
     return cross_entropy_forward(logits, moving, 0.0, keep)
 

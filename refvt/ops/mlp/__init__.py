@@ -8,7 +8,7 @@
 Φ is written with erfc, not ½(1 + erf(x/√2)): far left of zero 1 + erf cancels to nothing and every digit of the tail
 would be lost.
 
-Adjoint: gelu'(x) = Φ(x) + x · φ(x) with φ the normal density; the two linear layers as in the linear room.
+Adjoint: gelu'(x) = Φ(x) + x · φ(x) with φ the normal density; the two linear layers as in ``ops/linear``.
 
 Source: Hendrycks, Gimpel 2016 (arXiv 1606.08415).
 """

@@ -17,9 +17,9 @@ def gelu_is_half_odd(op: Computes, inputs: Inputs) -> None:
 
 
 def gelu_tail_is_relative(op: Computes, inputs: Inputs) -> None:
-    """Left of zero gelu(x) = −|x| Φ(−|x|) keeps its relative accuracy: Mills' bounds on Φ hold at x ≤ −1."""
+    """Left of zero gelu(x) = −|x| Φ(−|x|) keeps its relative accuracy: Mills' bounds on Φ hold for x ≤ −1."""
     x = -1 - np.abs(inputs["x"])
-    x = x[x > -8]  # beyond, Φ leaves the normal range of float32
+    x = x[x > -8]  # beyond that, Φ leaves the normal range of float32
     y = forward(op, {**inputs, "x": x})[0]["y"].astype(np.float64)
     x = x.astype(np.float64)
     density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
@@ -30,7 +30,7 @@ def gelu_tail_is_relative(op: Computes, inputs: Inputs) -> None:
 
 
 def mlp_rows_are_independent(op: Computes, inputs: Inputs) -> None:
-    """Reversing the rows reverses the answers."""
+    """Reversing the rows reverses the results."""
     rows = {n: inputs[n][::-1].copy() for n in ("x", "residual", "gain") if inputs.get(n) is not None}
     y, reversed_y = forward(op, inputs)[0]["y"], forward(op, {**inputs, **rows})[0]["y"]
     hidden = np.abs(inputs["x"]) @ np.abs(inputs["fc1_weight"]).T + np.abs(inputs["fc1_bias"])

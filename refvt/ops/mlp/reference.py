@@ -1,4 +1,4 @@
-"""GELU and the MLP in NumPy. The maths is on the room's first page."""
+"""GELU and the MLP in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from refvt.array import Array
 
 
 def _normal_cdf(x: Array) -> Array:
+    """Φ(x) = ½ erfc(−x/√2), which keeps its relative accuracy far left of zero."""
     return np.asarray(0.5 * erfc(x * -math.sqrt(0.5)))
 
 
 class GeluCache(NamedTuple):
-    x: Array
+    """What the backward of GELU reads."""
+
+    x: Array  # any shape
 
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
-    """y = x · Φ(x), element by element; any shape."""
+    """GELU, y = x · Φ(x), element by element; x of any shape. Source: Hendrycks, Gimpel 2016."""
     # 1. the activation
     return x * _normal_cdf(x), GeluCache(x) if keep else None
 
@@ -34,12 +37,14 @@ def gelu_backward(dy: Array, cache: GeluCache) -> Array:
 
 
 class MlpCache(NamedTuple):
-    x: Array
-    fc1_weight: Array
-    fc2_weight: Array
-    before: Array  # fc1's output, before GELU [tokens, F]
+    """What the backward of the MLP reads."""
+
+    x: Array  # [tokens, D]
+    fc1_weight: Array  # [F, D]
+    fc2_weight: Array  # [D, F]
+    pre_activation: Array  # fc1's output, before GELU [tokens, F]
     hidden: Array  # after GELU [tokens, F]
-    gain: Array | None
+    gain: Array | None  # [tokens]
     has_residual: bool
 
 
@@ -53,37 +58,38 @@ def mlp_forward(
     gain: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, MlpCache | None]:
-    """y = residual + gain · (gelu(x W₁ᵀ + b₁) W₂ᵀ + b₂).
+    """The MLP with its residual addition: y = residual + gain · (gelu(x W₁ᵀ + b₁) W₂ᵀ + b₂).
 
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
-    # 1. widen
-    before = x @ fc1_weight.T + fc1_bias  # [tokens, F]
+    # 1. fc1
+    pre_activation = x @ fc1_weight.T + fc1_bias  # [tokens, F]
     # 2. activate
-    hidden, _ = gelu_forward(before, keep=False)  # [tokens, F]
-    # 3. narrow
+    hidden, _ = gelu_forward(pre_activation, keep=False)  # [tokens, F]
+    # 3. fc2
     y = hidden @ fc2_weight.T + fc2_bias  # [tokens, D]
-    # 4. DropPath's gain and the skip connection
+    # 4. the DropPath scale and the skip connection
     if gain is not None:
         y *= gain[:, None]
     if residual is not None:
         y += residual
     if not keep:
         return y, None
-    return y, MlpCache(x, fc1_weight, fc2_weight, before, hidden, gain, residual is not None)
+    return y, MlpCache(x, fc1_weight, fc2_weight, pre_activation, hidden, gain, residual is not None)
 
 
 def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Returns dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual (None if there was no residual)."""
-    x, fc1_weight, fc2_weight, before, hidden, gain, has_residual = cache
-    # 4. skip connection and gain
+    x, fc1_weight, fc2_weight, pre_activation, hidden, gain, has_residual = cache
+    # 4. the skip connection and the DropPath scale
     dresidual = dy.copy() if has_residual else None
     dproduct = dy if gain is None else dy * gain[:, None]  # [tokens, D]
-    # 3. narrow
+    # 3. fc2
     dfc2_weight = dproduct.T @ hidden
     dfc2_bias = dproduct.sum(axis=0)
     dhidden = dproduct @ fc2_weight  # [tokens, F]
     # 2. activate
-    dbefore = gelu_backward(dhidden, GeluCache(before))  # [tokens, F]
-    # 1. widen
-    return dbefore @ fc1_weight, dbefore.T @ x, dbefore.sum(axis=0), dfc2_weight, dfc2_bias, dresidual
+    dpre_activation = gelu_backward(dhidden, GeluCache(pre_activation))  # [tokens, F]
+    # 1. fc1
+    dx, dfc1_weight, dfc1_bias = dpre_activation @ fc1_weight, dpre_activation.T @ x, dpre_activation.sum(axis=0)
+    return dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual

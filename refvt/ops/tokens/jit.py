@@ -1,4 +1,4 @@
-"""Gather and segment mean in Numba: rows are copied and summed where they stand."""
+"""Gather and segment mean in Numba: rows are copied and summed in place."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.ops.tokens import segment_lengths
 
-ROWS = 256  # rows of a tile: nothing here but copying
+ROWS = 256  # rows of a tile: they are only copied
 COLUMNS = 192  # columns of a tile where rows must be summed in order
 
 
 class GatherCache(NamedTuple):
-    source: Array  # the index
+    """What the backward of gather reads."""
+
+    source: Array  # the index [m]
     shape: tuple[int, ...]  # of x
 
 
 @kernel
 def _gather(ticket: Any, x: Array, index: Array, parts: int, y: Array) -> None:
+    """y [m, columns] ← rows of x [n, columns] by index [m]; a tile is one of ``parts`` spans of y's rows."""
     part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(index))
@@ -45,7 +48,7 @@ def _flat(x: Array) -> Array:
 
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
-    """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
+    """Gather rows: y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
     y = np.empty((len(index), *x.shape[1:]), dtype=x.dtype)
     parts = -(-len(index) // ROWS)
     # pass 1
@@ -55,9 +58,10 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
 
 @kernel
 def _scatter(ticket: Any, dy: Array, index: Array, parts: int, dx: Array) -> None:
+    """dx [n, columns] ← sums of rows of dy [m, columns] by index [m]; a tile is one of ``parts`` spans of columns."""
     part = next_tile(ticket)
     while part >= 0:
-        # 1. every thread walks all rows in order, in its own columns: the same sum on every run
+        # 1. sum the copies of each row: a tile goes through all rows in order, so the sum is the same on every run
         start, stop = span(part, parts, dx.shape[1])
         seen = np.zeros(len(dx), np.bool_)
         for i in range(len(index)):
@@ -67,7 +71,7 @@ def _scatter(ticket: Any, dy: Array, index: Array, parts: int, dx: Array) -> Non
                 if seen[j]:
                     for c in range(len(row)):
                         row[c] += more[c]
-                else:  # most rows were taken once
+                else:  # most rows were copied once
                     for c in range(len(row)):
                         row[c] = more[c]
                 seen[j] = True
@@ -89,12 +93,15 @@ def gather_backward(dy: Array, cache: GatherCache) -> Array:
 
 
 class SegmentMeanCache(NamedTuple):
-    offsets: Array
-    rows: int
+    """What the backward of the segment mean reads."""
+
+    offsets: Array  # [segments+1]
+    rows: int  # of x
 
 
 @kernel
 def _means(ticket: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
+    """y [segments, D] ← means of x [n, D] by offsets [segments+1]; a tile is one of ``parts`` spans of the segments."""
     part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(y))
@@ -114,7 +121,9 @@ def _means(ticket: Any, x: Array, offsets: Array, parts: int, y: Array) -> None:
 
 
 def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[Array, SegmentMeanCache | None]:
-    """y[i] = mean of x[offsets[i] : offsets[i+1]]. x [n, D], offsets [segments+1] int64 → y [segments, D].
+    """Mean of each segment: y[i] = mean of x[offsets[i] : offsets[i+1]].
+
+    x [n, D], offsets [segments+1] int64 → y [segments, D].
 
     ValueError if a segment is empty: the mean of nothing is not a number.
     """
@@ -128,10 +137,11 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
 
 @kernel
 def _spread(ticket: Any, dy: Array, offsets: Array, parts: int, dx: Array) -> None:
+    """dx [n, D] ← dy [segments, D] / length by offsets [segments+1]; a tile is one of ``parts`` spans of segments."""
     part = next_tile(ticket)
     while part >= 0:
         top, bottom = span(part, parts, len(dy))
-        # 2, 1. every row had an equal share in the mean
+        # passes 2–1: every row had the same weight in the mean
         for i in range(top, bottom):
             length = dy.dtype.type(offsets[i + 1] - offsets[i])
             for j in range(offsets[i], offsets[i + 1]):

@@ -10,7 +10,7 @@ __all__ = ["LAWS"]
 
 
 def gather_copies_bits(op: Computes, inputs: Inputs) -> None:
-    """Every row that comes out is a row that went in, to the last bit, or zero."""
+    """Every row of y is a row of x, to the last bit, or zero."""
     y = forward(op, inputs)[0]["y"]
     for i, j in enumerate(inputs["index"]):
         if not np.array_equal(y[i], inputs["x"][j] if j >= 0 else np.zeros_like(y[i])):
@@ -18,7 +18,7 @@ def gather_copies_bits(op: Computes, inputs: Inputs) -> None:
 
 
 def permutation_goes_and_comes_back(op: Computes, inputs: Inputs) -> None:
-    """Gathering by a permutation and pulling the result back as a gradient is the identity."""
+    """Gathering by a permutation and passing the result back as a gradient gives x again."""
     x = inputs["x"]
     order = np.random.default_rng(len(x)).permutation(len(x))
     results, cache = forward(op, {"x": x, "index": order})
@@ -27,7 +27,7 @@ def permutation_goes_and_comes_back(op: Computes, inputs: Inputs) -> None:
 
 
 def nothing_flows_to_the_unread(op: Computes, inputs: Inputs) -> None:
-    """Rows that no index names get no gradient; the zero rows' gradients are dropped."""
+    """Rows that are not in the index get no gradient; the gradients of zero rows are dropped."""
     results, cache = forward(op, inputs)
     u = cotangents(op, results, seed=16)
     dx = backward(op, u, cache)["x"]
@@ -39,7 +39,7 @@ def nothing_flows_to_the_unread(op: Computes, inputs: Inputs) -> None:
 
 
 def mean_of_equals(op: Computes, inputs: Inputs) -> None:
-    """Segments of one row come through to the last bit; a segment of equal rows gives that row."""
+    """The mean of a single row is that row to the last bit; the mean of equal rows is that row, to rounding."""
     x, offsets = inputs["x"], inputs["offsets"]
     lengths = np.diff(offsets)
     singles = np.flatnonzero(lengths == 1)

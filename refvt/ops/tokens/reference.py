@@ -1,4 +1,4 @@
-"""Gather and segment mean in NumPy. The maths is on the room's first page."""
+"""Gather and segment mean in NumPy. The maths is in ``__init__.py``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from refvt.ops.tokens import segment_lengths
 
 
 class GatherCache(NamedTuple):
-    source: Array  # the index
+    """What the backward of gather reads."""
+
+    source: Array  # the index [m]
     shape: tuple[int, ...]  # of x
 
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
-    """y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
+    """Gather rows: y[i] = x[index[i]], a zero row where index[i] = −1. x [n, ...], index [m] int64 → y [m, ...]."""
     # 1. copy rows
     y = np.zeros((len(index), *x.shape[1:]), dtype=x.dtype)
     present = index >= 0
@@ -28,7 +30,7 @@ def gather_backward(dy: Array, cache: GatherCache) -> Array:
     """Returns dx: row j is the sum of dy over all i with index[i] = j, added in the order of i."""
     index, shape = cache.source, cache.shape
     dx = np.zeros(shape, dtype=dy.dtype)
-    # 1. sort the copies by the row they came from (stable: in order of i), then sum each run of equals
+    # 1. sum the copies of each row: sort them by row (stable: in order of i), then sum each run of equals
     copies = np.flatnonzero(index >= 0)
     copies = copies[np.argsort(index[copies], kind="stable")]
     if len(copies):
@@ -38,11 +40,15 @@ def gather_backward(dy: Array, cache: GatherCache) -> Array:
 
 
 class SegmentMeanCache(NamedTuple):
-    offsets: Array
+    """What the backward of the segment mean reads."""
+
+    offsets: Array  # [segments+1]
 
 
 def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[Array, SegmentMeanCache | None]:
-    """y[i] = mean of x[offsets[i] : offsets[i+1]]. x [n, D], offsets [segments+1] int64 → y [segments, D].
+    """Mean of each segment: y[i] = mean of x[offsets[i] : offsets[i+1]].
+
+    x [n, D], offsets [segments+1] int64 → y [segments, D].
 
     ValueError if a segment is empty: the mean of nothing is not a number.
     """

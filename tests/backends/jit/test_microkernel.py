@@ -1,11 +1,12 @@
-"""The tile and its helpers against NumPy: every number of rows, columns and steps, and nothing written beside them."""
+"""The micro-kernel and the vector functions against NumPy, for all sizes; nothing else is written."""
 
 import numpy as np
 import pytest
 
 from refvt.backends.jit.compile import kernel
-from refvt.backends.jit.matmul import affine, pack, weight_gradients
-from refvt.backends.jit.microkernel import ROWS, VECTOR, VECTORS, add_rows, copy_rows, max_rows, tile, turn, view
+from refvt.backends.jit.matmul import linear_tiles, pack, weight_gradients
+from refvt.backends.jit.microkernel import ROWS, tile
+from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, max_rows, transpose, view
 
 DTYPES = [np.float32, np.float64]
 
@@ -58,13 +59,13 @@ def test_a_tile_is_a_matrix_product(dtype, depth):
                 whole(rng, depth, rows + 2, dtype=dtype)[:, 1 : rows + 1].T,
             ):
                 for add in (False, True):
-                    room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
-                    before = room.copy()
-                    c = room[:rows, :columns]
+                    block = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
+                    before = block.copy()
+                    c = block[:rows, :columns]
                     _bare_tile(a, b, c, c if add else c[:0])
                     expected = before.copy()
                     expected[:rows, :columns] = a @ b[:, :columns] + add * before[:rows, :columns]
-                    assert np.array_equal(room, expected), (rows, columns, add)
+                    assert np.array_equal(block, expected), (rows, columns, add)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,22 +81,22 @@ def test_what_a_tile_adds_to_its_product(dtype, has_start, has_gain, has_base):
             start = whole(rng, columns * has_start, dtype=dtype)
             gain = whole(rng, rows * has_gain, dtype=dtype)
             base = whole(rng, rows * has_base, columns + 1, dtype=dtype)[:, :-1]
-            room = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
-            expected = room.copy()
+            block = whole(rng, ROWS + 1, VECTORS * lanes + 1, dtype=dtype)
+            expected = block.copy()
             product = a @ b[:, :columns] + (start if has_start else 0)
             expected[:rows, :columns] = product * (gain[:, None] if has_gain else 1) + (base if has_base else 0)
-            _tile(a, b, room[:rows, :columns], start, gain, base)
-            assert np.array_equal(room, expected), (rows, columns)
+            _tile(a, b, block[:rows, :columns], start, gain, base)
+            assert np.array_equal(block, expected), (rows, columns)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (16, 16), (33, 40), (64, 7)])
-def test_turning_and_copying(dtype, shape):
+def test_transposing_and_copying(dtype, shape):
     rng = np.random.default_rng(0)
     wide = rng.standard_normal((shape[0], shape[1] + 3)).astype(dtype)
     source = wide[:, 1:-2]
     target, copy = np.zeros((shape[1], shape[0] + 2), dtype), np.zeros((shape[0] + 1, shape[1] + 1), dtype)
-    turn(source, target[:, :-2])
+    transpose(source, target[:, :-2])
     assert np.array_equal(target[:, :-2], source.T)
     assert not target[:, -2:].any()
     _copy_rows(source, copy)
@@ -106,7 +107,7 @@ def test_turning_and_copying(dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vectors", range(1, VECTORS + 1))
-def test_folding_rows(dtype, vectors):
+def test_sums_and_maxima_of_rows(dtype, vectors):
     rng = np.random.default_rng(vectors)
     n = vectors * VECTOR // np.dtype(dtype).itemsize
     x, out = whole(rng, 11, n + 2, dtype=dtype)[:, 1:-1], whole(rng, n, dtype=dtype)
@@ -142,12 +143,16 @@ def test_products_of_layers(dtype, n, D, E):
     rng = np.random.default_rng(n)
     x, weight, bias = whole(rng, n, E, dtype=dtype), whole(rng, D, E, dtype=dtype), whole(rng, D, dtype=dtype)
     dy, residual, gain = whole(rng, n, D, dtype=dtype), whole(rng, n, D, dtype=dtype), whole(rng, n, dtype=dtype)
-    assert np.array_equal(affine(x, weight), x @ weight.T)
-    assert np.array_equal(affine(x, weight, bias, residual, gain), residual + gain[:, None] * (x @ weight.T + bias))
-    assert np.array_equal(affine(dy, weight.T), dy @ weight)
-    # what is added may be of another dtype, and lie as it likes
+    assert np.array_equal(linear_tiles(x, weight), x @ weight.T)
+    assert np.array_equal(
+        linear_tiles(x, weight, bias, residual, gain), residual + gain[:, None] * (x @ weight.T + bias)
+    )
+    assert np.array_equal(linear_tiles(dy, weight.T), dy @ weight)
+    # the added operands may be of another dtype, and have any strides
     other = np.float64 if dtype == np.float32 else np.float32
-    mixed = affine(x, weight, np.repeat(bias, 2)[::2].astype(other), residual.astype(other), gain.astype(other)[::-1])
+    mixed = linear_tiles(
+        x, weight, np.repeat(bias, 2)[::2].astype(other), residual.astype(other), gain.astype(other)[::-1]
+    )
     assert mixed.dtype == dtype
     assert np.array_equal(mixed, residual + gain[::-1, None] * (x @ weight.T + bias))
     dweight, dbias = weight_gradients(dy, x)
@@ -156,10 +161,10 @@ def test_products_of_layers(dtype, n, D, E):
 
 
 @pytest.mark.parametrize("n", [1, 5, 40])
-def test_what_a_number_is_does_not_depend_on_where_tiles_are_cut(n):
+def test_numbers_do_not_depend_on_where_tiles_are_cut(n):
     """To the bit: sums begin with the bias and run over k in order, at the right edge too."""
     rng = np.random.default_rng(n)
     x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 50), (130, 50), (130,)))
-    whole_width = affine(x, weight, bias)
+    whole_width = linear_tiles(x, weight, bias)
     for columns in (7, 16, 40, 48, 100):
-        assert np.array_equal(affine(x, weight[:columns], bias[:columns]), whole_width[:, :columns]), columns
+        assert np.array_equal(linear_tiles(x, weight[:columns], bias[:columns]), whole_width[:, :columns]), columns
