@@ -15,7 +15,7 @@ from refvt.backends.cuda.arguments import Vector, kinds_of
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
 from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
-from tests.support.inference_checks import LIVES, check_inference
+from tests.support.inference_checks import HALTING, check_inference
 from tests.support.models import small_clips, small_model
 from tests.support.ptx_machine import Fault, Machine
 
@@ -67,11 +67,11 @@ def test_compaction(B, N, early, machine):
     check_mask_halted(ops, rng, N, early)
 
 
-@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("life", HALTING)
 def test_inference_without_counts(life, machine):
     """From the second call on a captured graph is replayed: other clips, other halting layers."""
     model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
-    assert len(lives) > 1 or life in ("nobody", "one joint block")
+    assert len(lives) > 1 or life in ("none", "one joint block")
     assert all(captured.graph is not None for captured in model._graphs._passes.values())
 
 
@@ -81,7 +81,7 @@ def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
     from refvt.bench import contestants as bench_contestants
     from refvt.bench import gpu_report
 
-    model = small_model(**LIVES["zero"])
+    model = small_model(**HALTING["zero"])
     clips = small_clips(model.config, 2).astype("float32")
     material = bench_contestants.Material(
         model.config, "float32", model.parameters, clips, *[np.zeros(2, np.int64)] * 2, Decisions()
