@@ -58,7 +58,7 @@ def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
     Linear weights, cls_token and pos_embed are normal with σ = 0.02, truncated at ±2. Linear biases, time_embed and
     every temporal_fc are zero. LayerNorms have weight 1 and bias 0. The patch projection is uniform in ±1/√(C·P²).
     All are drawn in double precision in the order of ``parameter_shapes``, so that a seed gives the same parameters in
-    every dtype. Source: SPEC, Parameters.
+    every dtype.
     """
     bound = 1 / math.sqrt(config.channels * config.patch_size**2)
     parameters: dict[str, Array] = {}

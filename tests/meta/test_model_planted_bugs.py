@@ -1,7 +1,7 @@
-"""Bugs planted one by one in the model: the golden files must catch every one of them.
+"""Bugs planted one by one in the model (mutation tests): the golden files must find every one of them.
 
-The laws guard single operations; what holds them together (which tokens take part, which gradient flows where, which
-residual CLS loses) is guarded by whole models. Each entry is a piece of a module's text and what a tired author might have written.
+The laws check single operations; whole models check how they are combined: which tokens take part, where each gradient
+flows, which residual CLS loses. Each entry is a piece of a module's source text and a plausible mistake in its place.
 """
 
 import importlib
@@ -85,15 +85,15 @@ BUGS = [
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Replace a piece of a module's text: its functions and classes become the broken ones wherever they are used."""
+    """Replace a piece of the source text of a module; all users of the module then get the broken functions and classes."""
 
     def replace(module, right, wrong):
         original = importlib.import_module(f"refvt.{module}")
         source = inspect.getsource(original)
-        assert right in source, f"{right!r} no longer stands in {original.__name__}: mend this list"
+        assert right in source, f"{original.__name__}: expected the text {right!r}, which is gone: update this list"
         broken = types.ModuleType(original.__name__)
         broken.__package__ = original.__package__
-        monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look their module up
+        monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look up their module
         exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
         users = [
             m for name, m in sys.modules.items() if name.startswith(("refvt.model.", "refvt.backends.", "refvt.ops."))
@@ -102,7 +102,7 @@ def plant(monkeypatch):
             for attribute, value in list(vars(user).items()):
                 if getattr(value, "__module__", None) == original.__name__ and hasattr(broken, attribute):
                     monkeypatch.setattr(user, attribute, getattr(broken, attribute))
-        backends.get.cache_clear()  # the table takes the broken operations
+        backends.get.cache_clear()  # the table must load the broken operations
 
     yield replace
     backends.get.cache_clear()

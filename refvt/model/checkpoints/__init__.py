@@ -174,8 +174,8 @@ def parameters_from(
     checkpoint is ``checkpoint_grid`` (rows, columns), or else a square. Without ``checkpoint_grid``, pos_embed for the
     right number of patches is unchanged.
 
-    One CheckpointError lists everything missing, unexpected, wrongly shaped or not finite. Source: the published
-    checkpoints; HaltingVT section 4.1.
+    One CheckpointError lists everything missing, unexpected, wrongly shaped or not finite. Source: the names
+    of the published checkpoints; HaltingVT section 4.1.
     """
     problems: list[str] = []
     found: dict[str, Array] = {}
