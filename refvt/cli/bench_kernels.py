@@ -6,6 +6,7 @@ import argparse
 
 from refvt import backends
 from refvt.bench import kernels
+from refvt.cli.options import add_dtype
 
 __all__ = ["add_to", "run"]
 
@@ -16,7 +17,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     command = parser.add_subparsers(metavar="[kernels]").add_parser("kernels", help=what, description=what)
     command.add_argument("--ladder", action="store_true", required=True, help="naive kernels against fast ones")
     command.add_argument("--tokens", type=int, default=1569, metavar="N", help="rows of the matrices, default: 1569")
-    command.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    add_dtype(command)
     command.add_argument("--repeats", type=int, default=9, metavar="N", help="launches of every kernel, default: 9")
     command.set_defaults(run=run)
 

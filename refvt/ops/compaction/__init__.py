@@ -37,6 +37,7 @@ it has halted.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -165,6 +166,7 @@ class DeviceSurvivors(NamedTuple):
         return self.plan
 
 
+@lru_cache(maxsize=64)  # always the same arrays, so that a GPU need not copy them again
 def all_alive(B: int, N: int, cls_only: bool) -> Survivors:
     """All tokens of all clips: what enters the first joint block."""
     counts = frozen_copy(np.array([[N] * B, [1] * B], dtype=np.int64))

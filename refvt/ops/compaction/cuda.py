@@ -8,7 +8,7 @@ knows where to write. This is a prefix sum, over clips and within a clip, with a
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
@@ -166,7 +166,7 @@ def compact(
     """
     n, B = len(halted), counts.shape[1]
     halted, counts, tokens = upload(halted), read_only(counts), read_only(tokens)
-    counts_next = empty((2, B), np.int64)
+    counts_next: Any = empty((2, B), np.int64)
     _count_survivors.warps(B, halted, tokens, counts, N, int(leave_early), counts_next)
     most = n + B  # the most rows there can be: with a ghost for each clip
     indices, cuts = empty((4, most), np.int64), empty((5, max(B + 1, 3)), np.int64)
@@ -181,7 +181,7 @@ def compact(
     if device_dtype is not None:
         bias = key_bias if ghosts else None
         return _on_device(counts_next, survivor_rows, tokens_next, entering_rows, query_rows, bias, cuts, N, cls_only)
-    on_host: Array = counts_next.copy_to_host()  # type: ignore[attr-defined]
+    on_host: Array = counts_next.copy_to_host()
     in_block, ghost = rows_of_block(on_host, N, ghosts, cls_only)
     # in Python's numbers: NumPy takes longer for arrays this short
     alive, of_clips, num_ghosts = sum(on_host[0].tolist()), in_block.tolist(), sum(ghost.tolist())
@@ -216,10 +216,10 @@ def _on_device(
         return flat[which * width : which * width + length]
 
     def counted(index: Array, most: int, which: int) -> Array:
-        index = index[:most]
+        view: Any = index[:most]
         start = TOTALS * width + which
-        index.num_valid = flat[start : start + 1]  # type: ignore[attr-defined]
-        return index
+        view.num_valid = flat[start : start + 1]
+        return cast(Array, view)
 
     most = B * N
     with_ghosts = most if key_bias is None else most + B

@@ -29,8 +29,8 @@ def compact(
 
     halted bool [n] and tokens [n] of the tokens that entered; counts [2, B] their number per clip, and 1 where CLS is
     one of them. halting_layer int64 [B·N] is written to: ``layer`` at every token that halts here. ghosts: the halted
-    tokens of a clip have one row. leave_early: a clip leaves with its CLS. cls_only: in the next block CLS is the only query.
-    device_dtype matters on a GPU alone.
+    tokens of a clip have one row. leave_early: a clip leaves with its CLS. cls_only: in the next block CLS is the only
+    query. device_dtype matters on a GPU alone.
     """
     B = counts.shape[1]
     halting_layer[tokens[halted]] = layer

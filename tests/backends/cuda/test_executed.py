@@ -86,11 +86,11 @@ def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
     material = bench_contestants.Material(
         model.config, "float32", model.parameters, clips, *[np.zeros(2, np.int64)] * 2, Decisions()
     )
-    monkeypatch.setattr(bench_contestants, "material_of", lambda *asked: material)
+    monkeypatch.setattr(bench_contestants, "make_material", lambda *given: material)
     first = []
 
     def stale(self, way, parameters, function, clips):
-        """The clips of the first call, whatever is asked."""
+        """The clips of the first call, whatever is given."""
         first.append((self, clips))
         return function(next(clips for cache, clips in first if cache is self))
 
@@ -105,7 +105,7 @@ def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
         assert "the same numbers" in found["summary"]
 
 
-def test_index_moves(machine):
+def test_index_functions(machine):
     check_index_functions(backends.get("cuda").arrays, np.random.default_rng(0))
 
 
@@ -133,30 +133,30 @@ def test_tiny_model_forward_and_backward(machine):
 @pytest.mark.parametrize(("M", "N", "K"), [(150, 70, 21), (128, 64, 16), (3, 5, 1)])
 def test_matrices_in_either_tile(machine, monkeypatch, size, M, N, K):
     """Whole numbers, whose sums are exact; columns of wider matrices, that a tile fits and does not fit."""
-    from refvt.backends.cuda import matmul as cuda_matmul
+    from refvt.backends.cuda import matmul
     from refvt.ops.linear.cuda import _forward
 
-    tile = getattr(cuda_matmul, size)
-    monkeypatch.setattr(cuda_matmul, "LARGE", tile)
-    monkeypatch.setattr(cuda_matmul, "SMALL", tile)
-    monkeypatch.setattr(cuda_matmul, "LEAST", 8)  # so that sums over so few are cut too
-    cuda_matmul.plan.cache_clear()
-    moves, rng = backends.get("cuda").arrays, np.random.default_rng(M)
+    tile = getattr(matmul, size)
+    monkeypatch.setattr(matmul, "LARGE", tile)
+    monkeypatch.setattr(matmul, "SMALL", tile)
+    monkeypatch.setattr(matmul, "LEAST", 8)  # so that sums over so few are cut too
+    matmul.plan.cache_clear()
+    arrays, rng = backends.get("cuda").arrays, np.random.default_rng(M)
 
     def matrix(rows, columns):
         wide = rng.integers(-9, 9, (rows, columns + 3)).astype(np.float32)
-        return wide[:, 3:], moves.from_numpy(wide).columns(3, columns + 3)
+        return wide[:, 3:], arrays.from_numpy(wide).columns(3, columns + 3)
 
     (a, a_there), (b, b_there), (at, at_there), (bt, bt_there) = (
         matrix(*shape) for shape in ((M, K), (K, N), (K, M), (N, K))
     )
-    assert np.array_equal(moves.to_numpy(cuda_matmul.matmul_nn(a_there, b_there)), a @ b)
-    assert np.array_equal(moves.to_numpy(cuda_matmul.matmul_tn(at_there, b_there)), at.T @ b)
+    assert np.array_equal(arrays.to_numpy(matmul.matmul_nn(a_there, b_there)), a @ b)
+    assert np.array_equal(arrays.to_numpy(matmul.matmul_tn(at_there, b_there)), at.T @ b)
     bias, gain, residual = (rng.integers(-9, 9, n).astype(np.float32) for n in (N, M, (M, N)))
-    given = (moves.from_numpy(x) for x in (bias, gain, residual))
+    given = (arrays.from_numpy(x) for x in (bias, gain, residual))
     expected = residual + gain[:, None] * (a @ bt.T + bias)
-    assert np.array_equal(moves.to_numpy(_forward(a_there, bt_there, *given)), expected)
-    cuda_matmul.plan.cache_clear()
+    assert np.array_equal(arrays.to_numpy(_forward(a_there, bt_there, *given)), expected)
+    matmul.plan.cache_clear()
 
 
 @pytest.mark.parametrize("lengths", [[(70, 40), (3, 33), (0, 5), (2, 0)], [(8, 8), (8, 8), (1, 16)]])
@@ -191,8 +191,8 @@ def run(machine, function, *given, threads=64):
 def test_the_machine_sees_a_race_and_not_one_where_threads_wait(machine):
     from numba import cuda
 
-    moves = backends.get("cuda").arrays
-    y = moves.zeros(64, "float32")
+    arrays = backends.get("cuda").arrays
+    y = arrays.zeros(64, "float32")
 
     def racing(y: Vector):
         shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
@@ -219,9 +219,9 @@ def test_the_machine_sees_a_race_and_not_one_where_threads_wait(machine):
         y[i] = shared[i ^ 31]
 
     run(machine, waiting, y)
-    assert moves.to_numpy(y).tolist() == list(range(63, -1, -1))
+    assert arrays.to_numpy(y).tolist() == list(range(63, -1, -1))
     run(machine, within_a_warp, y)
-    assert moves.to_numpy(y).tolist() == [i ^ 31 for i in range(64)]
+    assert arrays.to_numpy(y).tolist() == [i ^ 31 for i in range(64)]
     for function in (racing, overwriting):
         with pytest.raises(Fault, match="a race for shared memory"):
             run(machine, function, y)
@@ -232,8 +232,8 @@ def test_the_machine_sees_forbidden_reads_and_writes(machine):
 
     from refvt.backends.cuda.device_array import empty
 
-    moves = backends.get("cuda").arrays
-    x, y = moves.zeros(64, "float32"), moves.zeros(60, "float32")
+    arrays = backends.get("cuda").arrays
+    x, y = arrays.zeros(64, "float32"), arrays.zeros(60, "float32")
 
     def copying(x: Vector, y: Vector):
         i = cuda.threadIdx.x
