@@ -1,4 +1,4 @@
-"""How a backend is held against the golden files, case by case.
+"""How a backend is checked against the golden files, case by case.
 
 - An *operation* case gives the golden arguments and cotangents to one operation and compares its results and gradients.
 - A *model* case is run twice. The free run shows whether the backend decides as the golden run did: which patches the

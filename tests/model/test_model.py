@@ -26,7 +26,7 @@ def test_presets_are_those_of_the_paper():
 def test_kept_patches_is_the_ceiling_of_the_double_product():
     config = refvt.HaltingVTConfig(keep_rates=(1.0, 0.7))
     assert config.num_kept_patches(1, 10) == math.ceil(0.7 * 10) == 7
-    assert refvt.HaltingVTConfig(keep_rates=(1.0, 0.1)).kept_patches(1, 30) == math.ceil(0.1 * 30)
+    assert refvt.HaltingVTConfig(keep_rates=(1.0, 0.1)).num_kept_patches(1, 30) == math.ceil(0.1 * 30)
     assert refvt.HaltingVTConfig(keep_rates=(0.5, 0.5), fuse_dropped=True).patches_entering() == (196, 99, 51)
 
 

@@ -181,10 +181,10 @@ def parameters_from(
     found: dict[str, Array] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        ours = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
-        if ours in found:
-            problems.append(f"{ours}: expected one tensor of this name, got two, one of them as {name}")
-        found[ours] = np.asarray(value)
+        parameter = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
+        if parameter in found:
+            problems.append(f"{parameter}: expected one tensor of this name, got two, one of them as {name}")
+        found[parameter] = np.asarray(value)
 
     if not any(name.startswith(("time_embed", "motion_head.")) or ".temporal_" in name for name in found):
         found = _convert_image_model(found, config, rng_seed, problems)

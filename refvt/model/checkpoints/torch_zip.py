@@ -145,14 +145,14 @@ def read_torch_zip(archive: Archive) -> dict[str, Array]:
     order = _byte_order(archive, f"{root}/byteorder")
     tensors = _choose_tensors(interpret(archive.read(f"{root}/data.pkl")))
 
-    taken = 0
+    total = 0
     for name, tensor in tensors.items():
         try:
-            taken += _check_extent(tensor, archive.members.get(f"{root}/data/{tensor.storage.key}"))
+            total += _check_extent(tensor, archive.members.get(f"{root}/data/{tensor.storage.key}"))
         except ValueError as error:
             raise ValueError(f"{shown(name)}: {error}") from error
-    if taken > MAX_VIEWS * archive.size:
-        raise ValueError(f"its tensors would take {taken} bytes, more than {MAX_VIEWS} times the file's {archive.size}")
+    if total > MAX_VIEWS * archive.size:
+        raise ValueError(f"its tensors would take {total} bytes, more than {MAX_VIEWS} times the file's {archive.size}")
 
     arrays: dict[str, Array] = {}
     loaded: Storage | None = None
