@@ -35,7 +35,7 @@ BUGS = [
     ),
     # Glimpser
     ("model.plan", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
-    ("model.plan", "cls_skips = not selects or config.cls_skip", "cls_skips = not selects", "model-prune-one-cls-skip"),
+    ("model.plan", "cls_keeps_skip = not selects or config.cls_skip", "cls_keeps_skip = not selects", "model-prune-one-cls-skip"),
     ("model.plan", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    by_patch = by_patch[T - 1 :]\n", "model-prune-one"),
     ("model.plan", "is_patch=(state_paths >= 0)", "is_patch=(state_paths >= -1)", "tiny-model-zero"),
     ("model.plan", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
@@ -67,10 +67,10 @@ BUGS = [
     ("ops.compaction.reference", "np.where(halted, -1, np.arange(len(halted)))", "np.arange(len(halted))", "model-zero"),
     # joint blocks
     ("model.joint", "dx = arrays.add_to_column(dx, 0, dlogit)", "pass", "tiny-model-zero"),
-    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = arrays.add(dterm, dx), dread", "tiny-model-zero"),
-    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = dterm, arrays.add(dread, dweight)", "model-zero"),
-    ("model.joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
-    ("model.joint", "np.repeat(of_clips, plan.rows_leaving", "np.repeat(of_clips[::-1], plan.rows_leaving", "model-drop-path-prune"),
+    ("model.joint", "dx, dweight = arrays.add(dx_of_y, dx), arrays.add(dweight_of_y, dweight)", "dx, dweight = arrays.add(dx_of_y, dx), dweight_of_y", "tiny-model-zero"),
+    ("model.joint", "dx, dweight = arrays.add(dx_of_y, dx), arrays.add(dweight_of_y, dweight)", "dx, dweight = dx_of_y, arrays.add(dweight_of_y, dweight)", "model-zero"),
+    ("model.joint", "dused = ops.gather.backward(dused, saved.used)", "dused = 0 * ops.gather.backward(dused, saved.used)", "model-zero"),
+    ("model.joint", "np.repeat(of_clips, plan.query_counts", "np.repeat(of_clips[::-1], plan.query_counts", "model-drop-path-prune"),
     ("model.joint", "np.where(place < 0, np.nan, layers.ravel())", "np.where(place < 0, np.nan, layers.ravel() - 1)", "tiny-model-zero"),
     ("model.joint", "place[tokens[halts]] = first", "place[tokens[halts]] = 0 * first", "model-zero"),
     ("model.plan", "self._imposed.ravel() <= layer", "self._imposed.ravel() == layer", "model-zero"),
