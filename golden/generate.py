@@ -1,4 +1,4 @@
-"""Writes the golden files and their manifest, or checks that what is there can be had again.
+"""Writes the golden files and their manifest, or checks that they can be generated again.
 
 python -m golden.generate [--out DIR] [--check]
 """
@@ -26,7 +26,7 @@ from golden.training_runs import run_training
 
 FORMAT = 1
 GENERATOR = "golden 1.0"
-TOLERANCE = 1e-12  # relative L2 difference that another CPU's float64 rounding may make
+TOLERANCE = 1e-12  # relative L2 difference that is allowed for the float64 rounding of another CPU
 
 
 def write(folder: Path, search: bool = False) -> None:
@@ -45,7 +45,7 @@ def write(folder: Path, search: bool = False) -> None:
             path = folder / f"{case.stem}.npz"
             np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
             if case.stem in cases:
-                raise RuntimeError(f"two cases are called {case.stem}")
+                raise RuntimeError(f"{case.stem}: expected one case of this name, got two")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             cases[case.stem] = {"file": path.name, "sha256": digest, **entry}
     manifest = {
@@ -60,12 +60,12 @@ def write(folder: Path, search: bool = False) -> None:
 
 
 def compact(text: str) -> str:
-    """The JSON text with what stands below a tensor's name on one line."""
+    """The JSON text with the entry of each tensor on one line."""
     return re.sub(r"\{\s*(\"(?:absolute|condition)\":[^{}]*?)\s*\}", lambda m: "{" + " ".join(m[1].split()) + "}", text)
 
 
 def generate(target: Path, search: bool = False) -> None:
-    """Write everything beside the target, then put it in the target's place in one go."""
+    """Write all files to a temporary folder next to the target, then rename it to the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -83,7 +83,7 @@ def generate(target: Path, search: bool = False) -> None:
 def difference(stored: Path, again: Path) -> float:
     """Largest relative L2 difference of any tensor of two files; infinite if more than rounding differs.
 
-    A tensor that is zero but for rounding is measured against the largest of its file.
+    The difference of a tensor that is zero up to rounding is relative to the largest tensor of its file.
     """
     with np.load(stored) as first, np.load(again) as second:
         if set(first.files) != set(second.files):
@@ -99,13 +99,13 @@ def difference(stored: Path, again: Path) -> float:
         if a.dtype.kind != "f":
             return np.inf
         norm = float(np.linalg.norm(a.ravel()))
-        # -inf stands in key biases only, which are inputs: they differ nowhere if their files agree.
+        # -inf occurs only in key biases; these are inputs and equal, so they do not get here
         worst = max(worst, float(np.linalg.norm((a - b).ravel())) / (norm if norm > 1e-13 * scale else scale))
     return worst
 
 
 def check(target: Path) -> bool:
-    """Generate again and compare with what is there; report each file that is not the same to the byte."""
+    """Generate the files again, compare them with the stored ones, and report each file that is not identical."""
     with tempfile.TemporaryDirectory() as name:
         again = Path(name)
         write(again)
@@ -122,22 +122,22 @@ def check(target: Path) -> bool:
             worst = difference(target / file, again / file)
             good = good and worst <= TOLERANCE
             print(f"{file}: relative difference {worst:.1e}{'' if worst <= TOLERANCE else '  FAILS'}")
-        print(f"{same} of {len(stored_files)} files are the same to the byte")
+        print(f"{same} of {len(stored_files)} files are identical")
         cases = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["cases"]
         for entry in cases.values():
             path = target / entry["file"]
             if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                print(f"{entry['file']}: not the file of the manifest  FAILS")
+                print(f"{entry['file']}: its SHA-256 is not that of the manifest  FAILS")
                 good = False
     return good
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; exit code 0 where all is well, 1 where a check fails."""
+    """Run the command line. Returns the exit code: 0 for success, 1 if the check fails."""
     parser = argparse.ArgumentParser(prog="golden.generate", description="Write or check the golden files.")
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
-    parser.add_argument("--check", action="store_true", help="generate again and compare, write nothing")
-    parser.add_argument("--search", action="store_true", help="look for the seeds of the model cases anew")
+    parser.add_argument("--check", action="store_true", help="compare with files generated again; write nothing")
+    parser.add_argument("--search", action="store_true", help="search new seeds for the model cases")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     if options.check:

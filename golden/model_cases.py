@@ -1,8 +1,8 @@
-"""The model cases: small models whose halting and selection do what the case is named for.
+"""The model cases: small models in which halting and selection do what the name of the case says.
 
-A case names what it must show as `wanted`; seeds are tried until that holds (see `drawing`). Where halting
-happens is steered by biases of channel 0, the halting logit: `start` is the mean of γ·x[0] - β in the first joint
-layer and `step` its growth from layer to layer.
+``wanted`` of a case is the property that it must show; seeds are tried until the property holds (see ``seeds``). Biases
+of channel 0, the halting logit, control where tokens halt: ``start`` is the mean of γ·x[0] - β in the first joint layer
+and ``step`` is its growth from layer to layer.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class ModelCase:
     batch: int = 1
     start: float = -1.5
     step: float = 1.0
-    cls_shift: float = 0.0  # of the logit of CLS, beside that of the patches
-    clip_shift: tuple[float, ...] = ()  # of the logits of each clip's patches
+    cls_shift: float = 0.0  # added to the logit of CLS
+    clip_shift: tuple[float, ...] = ()  # added to the logits of the patches of each clip
     twins: bool = False
     soft_labels: bool = False
     settings: dict[str, float] = field(default_factory=dict)
@@ -39,13 +39,13 @@ class ModelCase:
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weights that make every part of the loss count, unless the case has its own."""
+        """Loss weights of the case; by default every part of the loss matters."""
         weights = {"ponder_weight": 0.3, "motion_weight": 0.7, "label_smoothing": 0.0}
         return weights | {name: value for name, value in self.settings.items() if name in weights}
 
 
 def distinct_layers(number: int) -> Wanted:
-    """Tokens halt in at least this many different layers, a third of them or more before the last."""
+    """Tokens halt in at least this many different layers, and at least a third of them before the last layer."""
 
     def wanted(output: Output) -> bool:
         layers, last = output.halting_layer, output.alive.shape[1]
@@ -55,30 +55,30 @@ def distinct_layers(number: int) -> Wanted:
 
 
 def all_halt_at(layer: int) -> Wanted:
-    """Every token halts in this layer."""
+    """All tokens halt in this layer."""
     return lambda output: bool((output.halting_layer == layer).all())
 
 
 def never_before_the_end(output: Output) -> bool:
-    """All halt at the end, CLS with a remainder between 0.2 and 0.8."""
+    """All tokens halt in the last layer, CLS with a remainder between 0.2 and 0.8."""
     last = output.alive.shape[1]
     return all_halt_at(last)(output) and bool((output.ponder[:, 0] - last - 0.5).abs().max() < 0.3)
 
 
 def cls_halts_first(output: Output) -> bool:
-    """CLS halts in layer 1 and every patch later."""
+    """CLS halts in layer 1 and all patches later."""
     return bool((output.halting_layer[:, 0] == 1).all() and (output.halting_layer[:, 1:] > 1).all())
 
 
 def one_clip_gone(output: Output) -> bool:
-    """The first clip has wholly halted two layers before the end, the second goes on, its CLS for longer."""
+    """All tokens of the first clip halt two layers before the end or earlier; the second clip and its CLS go on."""
     layers, last = output.halting_layer, output.alive.shape[1]
     early = bool(layers[0].max() <= last - 2 and len(layers[0].unique()) > 1)
     return early and bool((layers[1] == last).any() and layers[1, 0] > layers[0, 0] and len(layers[1].unique()) > 1)
 
 
 def very_unequal(output: Output) -> bool:
-    """From each of the three clips to the next, the layers that its tokens take grow by 1.4 or more."""
+    """From clip to clip, the total number of layers of its tokens grows by a factor of at least 1.4."""
     first, second, third = output.alive.sum((1, 2)).tolist()
     return second >= 1.4 * first and third >= 1.4 * second and len(output.halting_layer.unique()) >= 4
 
@@ -95,12 +95,12 @@ def eight_are_kept(output: Output) -> bool:
 
 
 def both(first: Wanted, second: Wanted) -> Wanted:
-    """Both hold."""
+    """Both properties hold."""
     return lambda output: first(output) and second(output)
 
 
 def frames_differ(output: Output) -> bool:
-    """Kept patches differ between frames, and are not in the order of their places."""
+    """The kept patches differ between frames and are not in the order of their indices."""
     kept = output.kept[-1]
     return not bool((kept[:, :1] == kept).all()) and not bool((kept.diff(dim=-1) > 0).all())
 
@@ -121,7 +121,7 @@ BASE = Config(
 
 
 def masked(config: Config) -> Config:
-    """The variant in which halted tokens are no keys."""
+    """The same configuration in the variant in which halted tokens are no keys."""
     return replace(config, halted_keys="masked")
 
 

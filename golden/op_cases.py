@@ -1,7 +1,7 @@
-"""The operation cases: for each operation its arguments, chosen so that every way to get it wrong shows.
+"""The operation cases: arguments for each operation, chosen so that common mistakes show.
 
-Sizes are no multiples of 16, 32 or 64, so that tiled implementations meet their edges. Floats are rounded to
-float32 by the generator.
+Sizes are not multiples of 16, 32 or 64, so that tiled implementations have incomplete tiles. The generator rounds
+floats to float32.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Arguments = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class OpCase:
-    """One call of one operation; `make` draws the arguments, `settings` are passed as they are."""
+    """One call of one operation; ``make`` draws the arguments, ``settings`` are passed unchanged."""
 
     operation: str
     variant: str
@@ -23,7 +23,7 @@ class OpCase:
     make: Callable[[np.random.Generator], Arguments]
     settings: dict[str, Any] = field(default_factory=dict)
     tiny: bool = False
-    halts_in: tuple[int, ...] | None = None  # the layers in which tokens must halt, no others
+    halts_in: tuple[int, ...] | None = None  # exactly the layers in which tokens must halt
 
     @property
     def stem(self) -> str:
@@ -64,7 +64,7 @@ def _layernorm(rows: int, dim: int, mean: float = 0.0, scale: float = 1.0, zero_
 
 
 def _gain(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Gains of stochastic depth: zeros, and survivors divided by 0.75."""
+    """Scales of stochastic depth (DropPath) for each row: 0, or 1 / 0.75."""
     gain = (rng.random(rows) < 0.6) / 0.75
     gain[:2] = 0, 1 / 0.75
     return gain
@@ -121,7 +121,7 @@ def _attention(
     scale: float = 1.0,
     bias: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> Any:
-    """`bias(key_bias, key_offsets)` fills in a key_bias of zeros."""
+    """``bias(key_bias, key_offsets)`` changes a key_bias of zeros in place."""
 
     def make(rng: np.random.Generator) -> Arguments:
         arguments: Arguments = {
@@ -140,13 +140,13 @@ def _attention(
 
 
 def _ghosts(key_bias: np.ndarray, offsets: np.ndarray) -> None:
-    """The last key of segment i stands for 2 + i tokens; every other segment lacks its second key."""
+    """The last key of segment i is a ghost for 2 + i tokens; the second key of every other segment is masked."""
     key_bias[offsets[1:] - 1] = np.log(2.0 + np.arange(len(offsets) - 1))
     key_bias[offsets[:-1:2] + 1] = -np.inf
 
 
 def _one_segment_off(key_bias: np.ndarray, offsets: np.ndarray) -> None:
-    """No key at all in segment 1, one masked key in segment 0."""
+    """All keys of segment 1 are masked, and one key of segment 0."""
     key_bias[offsets[1] : offsets[2]] = -np.inf
     key_bias[0] = -np.inf
 
@@ -174,7 +174,7 @@ def _cls_scores(segments: int, rows: int, dim: int, scale: float = 1.0) -> Any:
 
 
 def _scores(segments: int, patches: int, levels: int = 0) -> Any:
-    """Scores in (0, 1); with `levels`, multiples of 1 / levels, so that many are exactly equal."""
+    """Scores in (0, 1); with ``levels`` they are multiples of 1 / levels, so that many are exactly equal."""
 
     def make(rng: np.random.Generator) -> Arguments:
         scores = rng.random((segments, patches))
@@ -215,7 +215,7 @@ def _accumulate(rows: int, dim: int) -> Any:
 
 
 def _states(layers: int, tokens: int, dim: int, mean: float, spread: float = 0.25) -> Any:
-    """States whose channel 0, the halting logit, is spread around `mean`."""
+    """States whose channel 0, the halting logit, is normal around ``mean``."""
 
     def make(rng: np.random.Generator) -> Arguments:
         states = _normal(rng, layers, tokens, dim)
@@ -226,7 +226,7 @@ def _states(layers: int, tokens: int, dim: int, mean: float, spread: float = 0.2
 
 
 def _classes(batch: int, classes: int, soft: bool = False, scale: float = 2.0) -> Any:
-    """Soft targets are multiples of 1/64 that sum to one exactly, in float32 as well."""
+    """Logits and labels; soft labels are multiples of 1/64, so that they sum to exactly one, even in float32."""
 
     def make(rng: np.random.Generator) -> Arguments:
         targets = rng.integers(0, classes, batch)
@@ -319,13 +319,7 @@ OP_CASES = [
         _attention((4, 6, 0, 5), (5, 7, 3, 6), 24, bias=_one_segment_off),
         HEADS,
     ),
-    OpCase(
-        "attention",
-        "single-head",
-        "one head of all channels",
-        _attention((9, 3), (9, 3), 20),
-        {"num_heads": 1},
-    ),
+    OpCase("attention", "single-head", "one head of all channels", _attention((9, 3), (9, 3), 20), {"num_heads": 1}),
     OpCase("attention", "basic", "two segments", _attention((2, 4), (3, 4), 8), TINY, tiny=True),
     OpCase(
         "attention",

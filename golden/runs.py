@@ -1,10 +1,10 @@
-"""Running a case: the float64 truth by autograd, PyTorch's own float32 error, and the manifest's entry.
+"""Runs of operation and model cases: the float64 truth by autograd, PyTorch's float32 error, and the manifest entry.
 
-The float32 error is the largest relative L2 error, against the truth, of several float32 runs of the same
-arguments under the truth's decisions: sums in the plain order, in reversed order, rolled by half, shuffled five
-ways (`torch_ops.summation`; for models every named tensor is rounded once more, at random, in these five), and, for
-models, PyTorch's fused attention. A tensor whose truth is zero, or zero but for rounding, has an absolute error
-instead and says so.
+The float32 error is the largest relative L2 error of several float32 runs against the truth. These runs have the same
+arguments, and the decisions of the truth are imposed on them. They take sums in plain order, in reversed order, rolled
+by half, and shuffled in five ways (``torch_ops.summation``; for models, the five shuffled runs also round every named
+tensor once more at random). Models have one more run, with PyTorch's fused attention. A tensor whose truth is zero, up
+to rounding, has an absolute error instead, and its entry says so.
 """
 
 import zlib
@@ -25,17 +25,17 @@ from golden.torch_model import HaltingVT, Output, Record, total_loss
 
 Arrays = dict[str, np.ndarray]
 NO_MARGINS: dict[str, float | None] = {"halting": None, "selection": None, "order": None}
-# A gradient that is zero by cancellation comes out as a few ulp of its terms: below this share of its group.
+# A gradient that is zero by cancellation is a few ulp of its terms: smaller than this share of its group.
 ROUNDING = 1e-13
 
 
 def run_op(case: OpCase) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of an operation case and its manifest entry."""
+    """Run an operation case. Returns its arrays and its manifest entry."""
     operation = ops.OPERATIONS[case.operation]
     drawn, margins = draw_arguments(case)
     cotangents: Arrays = {}
     truth = _call_op(case, drawn, cotangents, torch.float64)
-    decisions = _forced(case, drawn, truth)
+    decisions = _imposed_decisions(case, drawn, truth)
     runs = []
     for order in ops.SUMMATIONS:
         with ops.summation(order):
@@ -49,7 +49,7 @@ def run_op(case: OpCase) -> tuple[Arrays, dict[str, Any]]:
         if not operation.multilinear:
             terms = {"result/y": terms["result/y"]}
     if case.operation == "halt_tokens":
-        assert tuple(np.unique(truth["result/halting_layer"])) == case.halts_in, f"{case.stem} halts elsewhere"
+        assert tuple(np.unique(truth["result/halting_layer"])) == case.halts_in, f"{case.stem} halts in other layers"
         _check_halting_formula(case, drawn, cotangents, truth)
 
     arrays = {f"argument/{name}": value for name, value in drawn.items()}
@@ -71,18 +71,20 @@ def _magnitude(value: np.ndarray) -> np.ndarray:
 
 
 def draw_arguments(case: OpCase) -> tuple[Arrays, dict[str, float | None]]:
-    """Draw arguments; where something halts by comparison, until every comparison is clear."""
-    name = zlib.crc32(case.stem.encode())  # a case's numbers depend on nothing but its name
+    """Draw arguments; if tokens halt by comparison, repeat until no comparison is near its threshold."""
+    name = zlib.crc32(case.stem.encode())  # the numbers of a case depend only on its name
     for attempt in range(1000):
         drawn = {key: as_float32(value) for key, value in case.make(np.random.default_rng([name, attempt])).items()}
         margin = _halting_margin(case, drawn)
         if margin is None or margin >= HALTING_MARGIN:
             return drawn, {**NO_MARGINS, "halting": margin}
-    raise RuntimeError(f"{case.stem}: no arguments keep the halting margin")
+    raise RuntimeError(
+        f"{case.stem}: expected arguments with a halting margin of {HALTING_MARGIN}, got none in 1000 attempts"
+    )
 
 
 def _halting_margin(case: OpCase, drawn: Arrays) -> float | None:
-    """Smallest |c - (1 - ε)| over the comparisons this case makes; None if it makes none."""
+    """Smallest |c - (1 - ε)| of all comparisons in this case; None if it has none."""
     settings = case.settings
     if case.operation == "halt" and not settings["last"] and "forced" not in drawn:
         sums = drawn["used"] + _sigmoid(settings["scale"] * drawn["logit"] - settings["center"])
@@ -101,8 +103,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return score
 
 
-def _forced(case: OpCase, drawn: Arrays, truth: Arrays) -> dict[str, Tensor]:
-    """The truth's halting decisions as arguments of the float32 runs."""
+def _imposed_decisions(case: OpCase, drawn: Arrays, truth: Arrays) -> dict[str, Tensor]:
+    """The halting decisions of the truth, as arguments of the float32 runs."""
     if case.operation == "halt" and "forced" not in drawn:
         return {"forced": torch.from_numpy(truth["result/halted"])}
     if case.operation == "halt_tokens":
@@ -117,7 +119,7 @@ def _call_op(
     dtype: torch.dtype,
     decisions: dict[str, Tensor] | None = None,
 ) -> Arrays:
-    """Forward and backward of one operation; the first call draws the cotangents."""
+    """Run forward and backward of one operation; the first call draws the cotangents."""
     operation = ops.OPERATIONS[case.operation]
     arguments = {name: as_tensor(value, dtype) for name, value in drawn.items()}
     inputs = {name: x for name, x in arguments.items() if name not in operation.fixed}
@@ -148,7 +150,7 @@ def as_tensor(value: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def _check_halting_formula(case: OpCase, drawn: Arrays, cotangents: Arrays, truth: Arrays) -> None:
-    """Autograd's gradient of halt_tokens against the closed formula
+    """Compare autograd's gradient of halt_tokens with the closed formula.
 
     ∂x^l = w^l g_y, and for l < N: ∂x^l[0] += γ h (1 - h) (g_y · (x^l - x^N) - g_ρ).
     """
@@ -166,7 +168,7 @@ def _check_halting_formula(case: OpCase, drawn: Arrays, cotangents: Arrays, trut
 
 
 def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a model case and its manifest entry."""
+    """Run a model case. Returns its arrays and its manifest entry."""
     seed, model, inputs = draw(case, known_seed)
     truth, output = _step(case, model, inputs, None)
     runs = []
@@ -202,12 +204,12 @@ def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, d
 def _step(
     case: ModelCase, model: HaltingVT, inputs: Arrays, decisions: Output | None, rounding_seed: int | None = None
 ) -> tuple[Arrays, Output]:
-    """One forward and backward in the model's dtype; decisions of another run are forced if given."""
+    """Run one forward and backward in the dtype of the model; decisions of another run are imposed if given."""
     dtype = next(model.parameters()).dtype
     record = Record(True, rounding_seed)
     clips, labels = as_tensor(inputs["clips"], dtype), as_tensor(inputs["labels"], dtype)
-    forced = {} if decisions is None else {"kept": decisions.kept, "halting_layer": decisions.halting_layer}
-    output = model(clips, **forced, **drop_path(case), record=record)
+    imposed = {} if decisions is None else {"kept": decisions.kept, "halting_layer": decisions.halting_layer}
+    output = model(clips, **imposed, **drop_path(case), record=record)
     losses = total_loss(output, labels, torch.from_numpy(inputs["motion_labels"]), **case.loss_weights)
     assert losses["total"].dtype == dtype
 
@@ -231,14 +233,14 @@ def _step(
 
 
 def _flat(name: str, x: Tensor) -> Tensor:
-    """Named tensors as flat rows: all axes but the last in one; halting logits and weights wholly flat."""
+    """Named tensors as flat rows: all axes but the last are merged; halting logits and weights have one axis."""
     if not name.startswith(("forward/", "backward/")):
         return x
     return x.flatten() if ".logit" in name or ".weight" in name else x.flatten(0, -2)
 
 
 def describe(arrays: Arrays, computed: set[str], runs: list[Arrays], terms: Arrays) -> dict[str, Any]:
-    """Manifest entries of all tensors: shape, dtype; of computed ones float32 error and condition too."""
+    """Manifest entries of all tensors: shape and dtype, and for computed ones the float32 error and the condition."""
     scales: dict[str, float] = {}
     for name in computed:
         group = name.split("/")[0]
@@ -266,13 +268,13 @@ def _norm(value: np.ndarray) -> float:
 
 
 def _rounded(number: float) -> float:
-    """Three digits: these numbers set scales."""
+    """Rounded to three digits, which is enough for a tolerance."""
     return float(f"{number:.3g}")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Float results are the same from run to run at a fixed number of threads only."""
+    """Use one thread inside the block: results are reproducible only with a fixed number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

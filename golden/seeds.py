@@ -1,8 +1,8 @@
-"""Drawing parameters and inputs of a model case: seeds are tried until the case shows what it is for.
+"""Random parameters and inputs of a model case: seeds are tried until the case shows the wanted property.
 
-Weights are normal. Whatever writes channel 0, the halting logit, is damped so that the logits of a clip's tokens
-spread by a few units rather than by tens; biases then place them. A draw is taken only if every decision has a
-safe margin and float32 gradients are not swamped by rounding.
+Weights are normal. Weights that write to channel 0, the halting logit, are scaled down, so that the logits of the
+tokens of a clip differ by a few units instead of tens; biases then move the logits. A seed is accepted only if every
+decision has a safe margin and rounding does not dominate the float32 gradients.
 """
 
 import json
@@ -29,9 +29,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def parameters(case: ModelCase, model: HaltingVT, rng: np.random.Generator) -> Arrays:
-    """Draw the parameters, every one away from its initial zero or one."""
+    """Draw the parameters; none keeps its initial value of zero or one."""
     config = case.config
-    unit = 1 / config.halting_scale  # of channel 0, for one unit of logit
+    unit = 1 / config.halting_scale  # change of channel 0 for one unit of the logit
     drawn = {}
     for name, parameter in model.state_dict().items():
         shape, is_weight = tuple(parameter.shape), name.endswith("weight")
@@ -49,7 +49,7 @@ def parameters(case: ModelCase, model: HaltingVT, rng: np.random.Generator) -> A
         drawn[name] = value
     drawn["cls_token"][..., 0] += case.cls_shift * unit
     if case.clip_shift:
-        # A clip's mean pixel value (see `clips`) becomes the mean of its patches' channel 0.
+        # the mean pixel value of a clip (see ``inputs``) moves channel 0 of its patches
         drawn["patch_embed.proj.weight"][0] += unit / drawn["patch_embed.proj.weight"][0].size
     for layer in range(config.joint_depth):
         shift = config.halting_center + case.start if layer == 0 else case.step
@@ -69,13 +69,13 @@ def inputs(case: ModelCase, rng: np.random.Generator) -> Arrays:
         half = batch // 2
         clips[half:] = clips[:half, :, -1:]
         labels[half:], motion = labels[:half], np.repeat([1, 0], half)
-    if case.soft_labels:  # multiples of 1/64 that sum to one exactly, in float32 as well
+    if case.soft_labels:  # multiples of 1/64 sum to exactly one, even in float32
         labels = rng.multinomial(64, np.full(config.num_classes, 1 / config.num_classes), batch) / 64
     return {"clips": clips, "labels": labels, "motion_labels": motion}
 
 
 def is_safe(case: ModelCase, output: Output) -> bool:
-    """Whether the case shows what it is for, and every decision was clear."""
+    """True if the case shows the wanted property and every decision has a safe margin."""
     margins = output.margins
     clear = margins.get("halting", 1.0) >= HALTING_MARGIN
     clear = clear and min(margins.get("selection", 1.0), margins.get("order", 1.0)) >= SCORE_MARGIN
@@ -83,15 +83,15 @@ def is_safe(case: ModelCase, output: Output) -> bool:
 
 
 def is_well_conditioned(case: ModelCase, model: HaltingVT, arrays: Arrays, decided: Output) -> bool:
-    """Whether float32 gradients come near the float64 ones: else every tolerance of this case would be slack."""
+    """True if float32 gradients are close to float64 ones; otherwise all tolerances of the case would be too large."""
     rounded = HaltingVT(case.config)
     rounded.load_state_dict(model.state_dict())
 
     def gradients(of: HaltingVT) -> Sequence[torch.Tensor]:
         clips, labels = (torch.tensor(arrays[name]) for name in ("clips", "labels"))
         clips, labels = clips.to(of.cls_token), labels.to(of.cls_token) if labels.is_floating_point() else labels
-        record, forced = Record(True), {"kept": decided.kept, "halting_layer": decided.halting_layer}
-        output = of(clips, **forced, **drop_path(case), record=record)
+        record, imposed = Record(True), {"kept": decided.kept, "halting_layer": decided.halting_layer}
+        output = of(clips, **imposed, **drop_path(case), record=record)
         losses = total_loss(output, labels, torch.tensor(arrays["motion_labels"]), **case.loss_weights)
         at = [x for x in (*of.parameters(), *record.tensors.values()) if x.requires_grad]
         found: Sequence[torch.Tensor] = torch.autograd.grad(losses["total"], at, materialize_grads=True)
@@ -107,7 +107,7 @@ def is_well_conditioned(case: ModelCase, model: HaltingVT, arrays: Arrays, decid
 
 
 def known_seeds() -> dict[str, int]:
-    """The seeds of the model and training cases in the files of this checkout, by case."""
+    """The seeds of the model and training cases that are stored in this checkout, by case."""
     try:
         cases = json.loads((DATA / MANIFEST).read_text(encoding="utf-8"))["cases"]
     except OSError:
@@ -116,10 +116,10 @@ def known_seeds() -> dict[str, int]:
 
 
 def draw(case: ModelCase, known: int | None = None, attempts: int = 3000) -> tuple[int, HaltingVT, Arrays]:
-    """The first seed whose model and inputs are safe: (seed, model in float64, inputs).
+    """The first seed with a safe model and inputs: (seed, model in float64, inputs).
 
-    A seed known from an earlier search is taken as it is, so that a file does not depend on how this machine's
-    float32 rounds; its decisions must still be clear.
+    The gradients of a ``known`` seed, from an earlier search, are not checked again, so that a file does not depend on
+    the float32 rounding of this machine; its decisions must still have safe margins.
     """
     for seed in range(attempts) if known is None else (known,):
         rng = np.random.default_rng([zlib.crc32(case.stem.encode()), seed])
@@ -133,12 +133,13 @@ def draw(case: ModelCase, known: int | None = None, attempts: int = 3000) -> tup
         if is_safe(case, output) and conditioned:
             return seed, model, arrays
     raise RuntimeError(
-        f"{case.stem}: no seed {'below ' + str(attempts) if known is None else known} gives what the case is for"
+        f"{case.stem}: expected a seed with the wanted property, got none "
+        + (f"below {attempts}" if known is None else f"with the known seed {known}")
     )
 
 
 def drop_path(case: ModelCase) -> dict[str, Any]:
-    """The arguments of a run with the case's stochastic depth, freshly seeded."""
+    """Arguments of a run with the stochastic depth of the case, with a newly seeded generator."""
     if not case.settings.get("drop_path"):
         return {}
     seed = int(case.settings["drop_path_seed"])
@@ -146,5 +147,5 @@ def drop_path(case: ModelCase) -> dict[str, Any]:
 
 
 def as_float32(value: np.ndarray) -> np.ndarray:
-    """Floats rounded to float32, kept as float64: float32 candidates are not charged for their inputs."""
+    """Floats rounded to float32 and stored as float64, so that float32 candidates have exact inputs."""
     return value.astype(np.float32).astype(np.float64) if value.dtype.kind == "f" else value

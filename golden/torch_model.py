@@ -1,8 +1,8 @@
-"""HaltingVT in PyTorch: dense, batched, eager, differentiated by autograd. All else is held against it.
+"""HaltingVT in PyTorch: dense, batched, eager, differentiated by autograd. It is the truth for all implementations.
 
-State: tokens [B, N, D], CLS first, then patch-major (patch s of frame t at 1 + s*T + t). The `state_dict` has
-exactly the published parameter names. Nothing is skipped and nothing is packed: halted tokens are computed
-along and discarded.
+States are tokens [B, N, D], CLS first, then patch-major (patch s of frame t at 1 + s*T + t). The ``state_dict`` has
+exactly the published parameter names. Nothing is skipped and nothing is packed: halted tokens are computed too, and
+their results are not used.
 """
 
 import math
@@ -18,7 +18,7 @@ from golden import torch_ops as ops
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of a HaltingVT configuration; sizes are in pixels (height, width)."""
+    """The fields of a HaltingVT configuration; image_size is (height, width) in pixels."""
 
     image_size: tuple[int, int] = (224, 224)
     patch_size: int = 16
@@ -40,7 +40,7 @@ class Config:
 
     @property
     def patches(self) -> int:
-        """S, the patches of one frame."""
+        """S, the number of patches of one frame."""
         return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
 
     @property
@@ -51,23 +51,23 @@ class Config:
 
 @dataclass
 class Output:
-    """What a run gives; kept and halting_layer are its decisions, margins how near they were to others."""
+    """The results of a run; kept and halting_layer are its decisions, margins their distances from the thresholds."""
 
     logits: Tensor  # [B, K]
     motion_logits: Tensor  # [B, 2]
     features: Tensor  # [B, D]
     ponder: Tensor  # [B, N']
-    alive: Tensor  # [B, L, N'], entering each layer
+    alive: Tensor  # [B, L, N'], true if the token enters the layer
     halting_layer: Tensor  # [B, N'], counted from 1
-    kept: list[Tensor]  # one [B, T, S after] per Glimpser block: original patch indices, -1 the fused token
+    kept: list[Tensor]  # [B, T, S after] for each Glimpser block: original patch indices, -1 for a fused token
     margins: dict[str, float] = field(default_factory=dict)
 
 
 class Record:
-    """Keeps named tensors with their place in the graph, so that the gradient at each can be asked for.
+    """A record of named tensors that are part of the graph, so that autograd can give the gradient at each.
 
-    With a seed every named tensor is rounded once more, at random: x · (1 + u), u uniform in ±eps/2. Runs that
-    merely sum in another order share the rounding of what is computed without a sum; these do not.
+    With a seed, every named tensor is rounded once more at random: x · (1 + u), u uniform in ±eps/2. Runs that differ
+    only in the order of sums have equal rounding errors where nothing is summed; runs with other seeds do not.
     """
 
     def __init__(self, enabled: bool, rounding_seed: int | None = None) -> None:
@@ -80,8 +80,8 @@ class Record:
             if self.rng is not None:
                 noise = (self.rng.random(tuple(tensor.shape)) - 0.5) * torch.finfo(tensor.dtype).eps
                 tensor = tensor + tensor.detach() * torch.from_numpy(noise).to(tensor)
-            if torch.is_grad_enabled() and not tensor.requires_grad:  # constant (the ponder of a single layer), yet
-                tensor.requires_grad_()  # the loss has a derivative there
+            if torch.is_grad_enabled() and not tensor.requires_grad:
+                tensor.requires_grad_()  # a constant, such as the ponder of a single layer, has a gradient too
             self.tensors[name] = tensor
         return tensor
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):  # type: ignore[misc,unused-ignore]
     def mix(
         self, x: Tensor, heads: int, bias: Tensor | None, sdpa: bool, record: Record, name: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed rows [..., n, D] to (q, k, y before proj), recording q, k, v and y under `name`."""
+        """Normed rows [..., n, D] → (q, k, y before proj); q, k, v and y are recorded under ``name``."""
         qkv = ops.linear(x, self.qkv.weight, self.qkv.bias)
         q, k, v = (record(f"{name}.{part}", x) for part, x in zip("qkv", qkv.chunk(3, dim=-1), strict=True))
         return q, k, record(f"{name}.y", ops.attend(q, k, v, heads, bias, sdpa))
@@ -121,7 +121,7 @@ class Mlp(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 class Block(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Parameters of one block; a Glimpser block has the temporal ones as well."""
+    """Parameters of one block; a Glimpser block also has temporal ones."""
 
     def __init__(self, config: Config, temporal: bool) -> None:
         super().__init__()
@@ -134,13 +134,13 @@ class Block(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 class DropPath:
-    """Draws the gains of stochastic depth: block i drops with rate · i / (depth - 1), nothing without rng."""
+    """Random scales of stochastic depth: block i drops with probability rate · i / (depth - 1), nothing without rng."""
 
     def __init__(self, rate: float, depth: int, rng: np.random.Generator | None) -> None:
         self.rate, self.depth, self.rng = rate, depth, rng
 
-    def gain(self, block: int, units: Sequence[int], like: Tensor) -> Tensor | None:
-        """keep / (1 - rate), one per unit, drawn even where the rate is zero."""
+    def scale(self, block: int, units: Sequence[int], like: Tensor) -> Tensor | None:
+        """Scales keep / (1 - rate), one per unit; they are drawn even if the rate is zero."""
         if self.rng is None:
             return None
         rate = self.rate * block / (self.depth - 1) if self.depth > 1 else 0.0
@@ -152,13 +152,13 @@ def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return ops.layernorm(x, norm.weight, norm.bias)
 
 
-def _spread(gain: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """Give a gain per unit to every row of that unit."""
-    return None if gain is None else gain.reshape(gain.shape + (1,) * (len(shape) - gain.ndim)).expand(shape)
+def _spread(scale: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Expand scales per unit to all rows of each unit."""
+    return None if scale is None else scale.reshape(scale.shape + (1,) * (len(shape) - scale.ndim)).expand(shape)
 
 
 def _ranks(kept: Tensor, original: Tensor) -> Tensor:
-    """Ranks in original [B, T, S] of the indices in kept [B, T, k]; the j-th -1 is the j-th fused token."""
+    """Positions in original [B, T, S] of the indices in kept [B, T, k]; the j-th -1 is the j-th fused token."""
     ranks = torch.zeros_like(kept)
     for b, t in np.ndindex(*kept.shape[:2]):
         candidates = original[b, t].tolist()
@@ -169,7 +169,7 @@ def _ranks(kept: Tensor, original: Tensor) -> Tensor:
 
 
 class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
-    """The model; `sdpa` takes PyTorch's fused attention instead of the explicit one."""
+    """The model; with ``sdpa`` it uses PyTorch's fused attention instead of the explicit one."""
 
     def __init__(self, config: Config, sdpa: bool = False) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
         rng: np.random.Generator | None = None,
         record: Record | None = None,
     ) -> Output:
-        """Clips [B, C, T, height, width] to an Output. `kept` and `halting_layer` force decisions."""
+        """Clips [B, C, T, height, width] → Output. ``kept`` and ``halting_layer`` impose decisions."""
         config, record = self.config, record or Record(False)
         drop = DropPath(drop_path, config.depth, rng)
         margins: dict[str, float] = {}
@@ -203,8 +203,8 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
         original = torch.arange(config.patches).expand(len(clips), config.num_frames, -1)
         chosen = []
         for i in range(config.glimpser_depth):
-            forced = None if kept is None else kept[i]
-            state, original = self._glimpser_block(i, state, original, forced, drop, record, margins)
+            imposed = None if kept is None else kept[i]
+            state, original = self._glimpser_block(i, state, original, imposed, drop, record, margins)
             chosen.append(original)
         return self._joint_blocks(state, chosen, halting_layer, drop, record, margins)
 
@@ -213,43 +213,43 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
         i: int,
         state: Tensor,
         original: Tensor,
-        forced: Tensor | None,
+        imposed: Tensor | None,
         drop: DropPath,
         record: Record,
         margins: dict[str, float],
     ) -> tuple[Tensor, Tensor]:
-        """Divided attention and selection: state [B, 1 + S*T, D], original [B, T, S], to the same of S'."""
+        """Divided attention and selection: state [B, 1 + S*T, D], original [B, T, S] → the same with S'."""
         config, block, name = self.config, self.blocks[i], f"blocks.{i}"
         batch, frames, patches = original.shape
         selects = config.keep_rates[i] < 1
 
-        # 1. Temporal attention along each patch index; CLS takes no part.
+        # 1. Temporal attention along each patch index, without CLS.
         cls, tokens = state[:, :1], state[:, 1:].unflatten(1, (patches, frames))  # [B, 1, D], [B, S, T, D]
         normed = record(f"{name}.temporal_norm1", _norm(tokens, block.temporal_norm1))
         *_, y = block.temporal_attn.mix(normed, config.num_heads, None, self.sdpa, record, f"{name}.temporal_attn")
-        gain = _spread(drop.gain(i, (batch, patches), state), (batch, patches, frames))
-        y = record(f"{name}.temporal_attn.proj", block.temporal_attn.project(y, None, gain))
+        scale = _spread(drop.scale(i, (batch, patches), state), (batch, patches, frames))
+        y = record(f"{name}.temporal_attn.proj", block.temporal_attn.project(y, None, scale))
         tokens = ops.linear(y, block.temporal_fc.weight, block.temporal_fc.bias, residual=tokens)
         state = record(f"{name}.temporal_fc", torch.cat([cls, tokens.flatten(1, 2)], dim=1))
 
-        # 2. Spatial attention in each frame, with a copy of CLS; their mean is the new CLS.
+        # 2. Spatial attention in each frame, with a copy of CLS; the mean of the copies is the new CLS.
         tokens = state[:, 1:].unflatten(1, (patches, frames)).transpose(1, 2)  # [B, T, S, D]
         copies = state[:, None, :1].expand(-1, frames, -1, -1)  # [B, T, 1, D]
         normed = record(f"{name}.norm1", _norm(torch.cat([copies, tokens], dim=2), block.norm1))
         q, k, y = block.attn.mix(normed, config.num_heads, None, self.sdpa, record, f"{name}.attn")
         if selects and not config.cls_skip:
             copies = torch.zeros_like(copies)  # the released model loses CLS's skip input where it selects
-        gain = _spread(drop.gain(i, (batch, frames), state), (batch, frames, 1 + patches))
-        y = record(f"{name}.attn.proj", block.attn.project(y, torch.cat([copies, tokens], dim=2), gain))
+        scale = _spread(drop.scale(i, (batch, frames), state), (batch, frames, 1 + patches))
+        y = record(f"{name}.attn.proj", block.attn.project(y, torch.cat([copies, tokens], dim=2), scale))
         cls, tokens = y[:, :, 0].sum(1, keepdim=True) / frames, y[:, :, 1:]
 
-        # 3. Selection: the patches CLS looks at most, best first.
+        # 3. Selection: the patches with the largest attention weights of CLS, in descending order.
         if selects:
             scores = record(f"{name}.scores", ops.cls_weights(q, k, config.num_heads))  # [B, T, S]
             number = math.ceil(config.keep_rates[i] * patches)
             ranks = ops.top_k(scores.detach(), number)
-            if forced is not None:
-                ranks = _ranks(forced[..., :number], original)
+            if imposed is not None:
+                ranks = _ranks(imposed[..., :number], original)
             _selection_margins(scores.detach(), number, margins)
             kept = torch.take_along_dim(tokens, ranks[..., None], dim=2)
             original = original.gather(-1, ranks)
@@ -262,11 +262,11 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
 
         # 4. MLP over CLS and the kept patches.
         normed = record(f"{name}.norm2", _norm(state, block.norm2))
-        gain = _spread(drop.gain(i, (batch,), state), tuple(state.shape[:2]))
-        return record(f"{name}.mlp", block.mlp(normed, state, gain)), original
+        scale = _spread(drop.scale(i, (batch,), state), tuple(state.shape[:2]))
+        return record(f"{name}.mlp", block.mlp(normed, state, scale)), original
 
     def _joint_block(self, i: int, state: Tensor, alive: Tensor, drop: DropPath, record: Record) -> Tensor:
-        """Joint space-time attention and MLP over all tokens [B, N, D]; halted ones enter as zero."""
+        """Joint space-time attention and MLP over all tokens [B, N, D]; halted tokens enter as zero."""
         block, name = self.blocks[i], f"blocks.{i}"
         state = record(f"{name}.entering", torch.where(alive[..., None], state, 0.0))
         bias = None
@@ -274,22 +274,22 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
             bias = torch.zeros_like(state[..., 0]).masked_fill(~alive, -math.inf)
         normed = record(f"{name}.norm1", _norm(state, block.norm1))
         *_, y = block.attn.mix(normed, self.config.num_heads, bias, self.sdpa, record, f"{name}.attn")
-        gain = _spread(drop.gain(i, alive.shape[:1], state), tuple(alive.shape))
-        state = record(f"{name}.attn.proj", block.attn.project(y, state, gain))
+        scale = _spread(drop.scale(i, alive.shape[:1], state), tuple(alive.shape))
+        state = record(f"{name}.attn.proj", block.attn.project(y, state, scale))
         normed = record(f"{name}.norm2", _norm(state, block.norm2))
-        gain = _spread(drop.gain(i, alive.shape[:1], state), tuple(alive.shape))
-        return record(f"{name}.mlp", block.mlp(normed, state, gain))
+        scale = _spread(drop.scale(i, alive.shape[:1], state), tuple(alive.shape))
+        return record(f"{name}.mlp", block.mlp(normed, state, scale))
 
     def _joint_blocks(
         self,
         state: Tensor,
         kept: list[Tensor],
-        forced: Tensor | None,
+        imposed: Tensor | None,
         drop: DropPath,
         record: Record,
         margins: dict[str, float],
     ) -> Output:
-        """Joint blocks with halting, then the heads on CLS: state [B, N, D] to an Output."""
+        """Joint blocks with halting, then the heads on CLS: state [B, N, D] → Output."""
         config = self.config
         y, used = torch.zeros_like(state), torch.zeros_like(state[..., 0])
         ponder, halting_layer = torch.zeros_like(used), torch.zeros(used.shape, dtype=torch.int64)
@@ -307,11 +307,11 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
                 config.halting_center,
                 config.epsilon,
                 last,
-                None if forced is None else forced == layer,
+                None if imposed is None else imposed == layer,
             )
             weight, halted = record(f"joint.{layer}.weight", torch.where(alive, weight, 0.0)), halted & alive
             if not last:
-                # Before the remainder replaces h, the sum compared with 1 - ε is used + h.
+                # the sum that is compared with 1 - ε: used + h, before the remainder replaces h
                 score = torch.sigmoid(config.halting_scale * logit - config.halting_center)
                 distance = (used + score - (1 - config.epsilon)).detach().abs()[alive]
                 _note(margins, "halting", distance)
@@ -328,13 +328,13 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 def _note(margins: dict[str, float], name: str, distances: Tensor) -> None:
-    """Lower a margin to the smallest of these distances."""
+    """Lower a margin to the smallest of these distances if that is less."""
     if distances.numel():
         margins[name] = min(margins.get(name, math.inf), float(distances.min()))
 
 
 def _selection_margins(scores: Tensor, number: int, margins: dict[str, float]) -> None:
-    """Relative gaps of the sorted scores [B, T, S]: at the cut (selection), between kept ones (order)."""
+    """Relative gaps of the sorted scores [B, T, S]: at the cut (selection) and between kept patches (order)."""
     ordered = scores.sort(dim=-1, descending=True).values
     gaps = (ordered[..., :-1] - ordered[..., 1:]) / ordered[..., :-1]
     _note(margins, "selection", gaps[..., number - 1 : number])

@@ -1,11 +1,11 @@
-"""Every operation of the house in PyTorch, differentiable by autograd and written for reading, not for speed.
+"""All operations in PyTorch, differentiable by autograd and written for reading, not for speed.
 
-Rows of different clips or frames follow one another in flat arrays [tokens, D]; offsets [segments + 1] say
-where each segment starts and ends. What several operations and the model share (linear, layernorm, attend)
-accepts any leading dimensions.
+The rows of different clips or frames follow one another in flat arrays [tokens, D]; offsets [segments + 1] give the
+start and end of each segment. Functions that several operations and the model share (linear, layernorm, attend) accept
+any leading dimensions.
 
-`summation` changes the order in which sums are taken, not what is summed: the spread of the float32 results
-over these orders says how much of PyTorch's own error is luck.
+``summation`` changes the order of the terms in sums, not the terms. The spread of the float32 results over these orders
+shows how much PyTorch's own error depends on the order.
 """
 
 import math
@@ -26,10 +26,10 @@ _current_summation = "plain"
 
 @contextmanager
 def summation(order: str) -> Iterator[None]:
-    """Take sums in another order: "plain", "reversed" (last first), "rolled" (from the middle on), "shuffled-N"."""
+    """Take sums in another order: "plain", "reversed" (last first), "rolled" (starts in the middle), "shuffled-N"."""
     global _current_summation
     if order not in SUMMATIONS:
-        raise ValueError(f"order must be one of {SUMMATIONS}, got {order!r}")
+        raise ValueError(f"order: expected one of {SUMMATIONS}, got {order!r}")
     before, _current_summation = _current_summation, order
     try:
         yield
@@ -38,7 +38,7 @@ def summation(order: str) -> Iterator[None]:
 
 
 def _arrange(x: Tensor, *dims: int) -> Tensor:
-    """Reorder the given axes (none given: all) as the current summation asks."""
+    """Reorder the given axes (default: all) for the current order of summation."""
     dims = dims or tuple(range(x.ndim))
     if _current_summation == "reversed":
         return x.flip(dims)
@@ -51,7 +51,7 @@ def _arrange(x: Tensor, *dims: int) -> Tensor:
 
 
 def _restore(x: Tensor, *dims: int) -> Tensor:
-    """Undo `_arrange`."""
+    """Undo the reordering of ``_arrange``."""
     dims = dims or tuple(range(x.ndim))
     if _current_summation == "reversed":
         return x.flip(dims)
@@ -64,7 +64,7 @@ def _restore(x: Tensor, *dims: int) -> Tensor:
 
 
 def _permutation(size: int) -> Tensor:
-    """The order in which the current summation takes the terms of an axis."""
+    """The permutation of the terms of an axis in the current order of summation."""
     seed = int(_current_summation.removeprefix("shuffled-"))
     return torch.from_numpy(np.random.default_rng([seed, size]).permutation(size))
 
@@ -90,7 +90,7 @@ def embed_tokens(
 def embed(
     clips: Tensor, weight: Tensor, bias: Tensor, cls_token: Tensor, pos_embed: Tensor, time_embed: Tensor
 ) -> Tensor:
-    """`embed_tokens` as flat rows [B*N, D]."""
+    """``embed_tokens`` as flat rows [B*N, D]."""
     return embed_tokens(clips, weight, bias, cls_token, pos_embed, time_embed).flatten(0, 1)
 
 
@@ -138,7 +138,7 @@ def attend(
 ) -> Tensor:
     """softmax(q kᵀ / √d + key_bias) v in each head: q [..., nq, D], k and v [..., nk, D], key_bias [..., nk].
 
-    Where all keys are at -inf, y = 0 and no gradient passes. `sdpa` takes PyTorch's fused attention.
+    Where all keys are at -inf, y = 0 and no gradient passes. ``sdpa`` takes PyTorch's fused attention.
     """
     some_key = None
     if key_bias is not None:
@@ -165,7 +165,7 @@ def attention(
     num_heads: int,
     key_bias: Tensor | None = None,
 ) -> Tensor:
-    """`attend` inside each segment: q [nq, D], k and v [nk, D], key_bias [nk] to y [nq, D]."""
+    """``attend`` inside each segment: q [nq, D], k and v [nk, D], key_bias [nk] to y [nq, D]."""
     parts = []
     both_ends = zip(pairwise(query_offsets.tolist()), pairwise(key_offsets.tolist()), strict=True)
     for queries, keys in ((slice(*query_ends), slice(*key_ends)) for query_ends, key_ends in both_ends):
@@ -189,7 +189,7 @@ def segment_mean(x: Tensor, offsets: Tensor) -> Tensor:
 def cls_weights(q: Tensor, k: Tensor, num_heads: int) -> Tensor:
     """Weights of the patches in the CLS row of attention, mean over heads: q, k [..., 1 + S, D] to [..., S].
 
-    The softmax runs over all 1 + S keys; the CLS column is then dropped and nothing is normalised again.
+    The softmax is over all 1 + S keys; the weight of CLS is then dropped, without another normalisation.
     """
     first, keys = (_arrange(split_heads(x, num_heads), -1) for x in (q[..., :1, :], k))
     logits = _arrange(first @ keys.transpose(-2, -1), -1) / math.sqrt(first.shape[-1])
@@ -198,25 +198,25 @@ def cls_weights(q: Tensor, k: Tensor, num_heads: int) -> Tensor:
 
 
 def cls_scores(q: Tensor, k: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
-    """`cls_weights` of equal segments of 1 + S rows, CLS first: q and k [n, D] to [segments, S]."""
+    """``cls_weights`` of segments of 1 + S rows, CLS first: q and k [n, D] to [segments, S]."""
     segments = len(offsets) - 1
     return cls_weights(q.unflatten(0, (segments, -1)), k.unflatten(0, (segments, -1)), num_heads)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k highest scores, descending, equal ones lower index first: [..., S] to [..., k]."""
+    """Indices of the k highest scores, in descending order, lower index first if equal: [..., S] to [..., k]."""
     return torch.sort(-scores, dim=-1, stable=True).indices[..., :k]
 
 
 def weighted_sum_of_dropped(x: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
-    """Σ score · x over the patches not in kept: x [..., S, D], scores [..., S], kept [..., k] to [..., D]."""
+    """Σ score · x over the patches that are not in kept: x [..., S, D], scores [..., S], kept [..., k] to [..., D]."""
     dropped = torch.ones_like(scores, dtype=torch.bool).scatter(-1, kept, False)
     terms = torch.where(dropped[..., None], scores[..., None] * x, 0.0)
     return _arrange(terms, -2).sum(-2)
 
 
 def fuse_dropped(x: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
-    """`weighted_sum_of_dropped` of flat rows: x [segments*S, D] to [segments, D]."""
+    """``weighted_sum_of_dropped`` of flat rows: x [segments*S, D] to [segments, D]."""
     return weighted_sum_of_dropped(x.unflatten(0, tuple(scores.shape)), scores, kept)
 
 
@@ -229,15 +229,15 @@ def halt(
     last: bool,
     forced: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer of halting for tokens still alive: (weight, used_next, halted), each of the shape of logit.
+    """One layer of halting for live tokens: (weight, used_next, halted), each of the shape of logit.
 
-    h = σ(scale · logit - center), 1 in the last layer;  halted: used + h > 1 - ε, or what `forced` says;
+    h = σ(scale · logit - center), 1 in the last layer;  halted: used + h > 1 - ε, or given by ``forced``;
     weight = 1 - used where halted, else h;  used_next = used + weight.
     """
     score = torch.ones_like(logit) if last else torch.sigmoid(scale * logit - center)
     halted = used + score > 1 - epsilon if forced is None else forced
     weight = torch.where(halted, 1 - used, score)
-    # Two results, two tensors: the gradient at `weight` must not contain what flows through used_next.
+    # clone: the gradient at the result ``weight`` must not include the path through used_next
     return weight.clone(), used + weight, halted
 
 
@@ -251,7 +251,7 @@ def halt_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The textbook loop: states [L, N, D] to (y [N, D], ponder [N], halting_layer [N], counted from 1).
 
-    y = Σ_{l<N} h^l x^l + r x^N,  ponder = N + r.  `forced_layer` decides instead of the comparison.
+    y = Σ_{l<N} h^l x^l + r x^N,  ponder = N + r.  ``forced_layer`` gives the halting layers instead.
     """
     layers, tokens, _ = states.shape
     y, used = torch.zeros_like(states[0]), torch.zeros_like(states[0, :, 0])
@@ -290,9 +290,10 @@ def motion_loss(logits: Tensor, moving: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operation:
-    """How to call an operation.
+    """An operation and the properties that its cases need.
 
-    `fixed` arguments have no gradient. A `multilinear` operation of magnitudes gives its own Σ|terms|.
+    ``fixed`` arguments have no gradient. For a ``multilinear`` operation, the result for the magnitudes of its
+    arguments is Σ|terms|.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, ...]]

@@ -1,4 +1,4 @@
-"""The training cases: twenty steps of an optimiser from one start, on one batch."""
+"""The training cases: twenty steps of an optimiser on one batch, from stored parameters."""
 
 from dataclasses import dataclass, replace
 
@@ -7,13 +7,13 @@ from golden.model_cases import TINY, ModelCase, distinct_layers
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """Steps of one optimiser on all clips of a model case; `model` says what is drawn and how the loss is weighed."""
+    """Steps of one optimiser on all clips of a model case; ``model`` gives the random draw and the loss weights."""
 
     model: ModelCase
     optimiser: str  # "sgd", plain gradient descent, or "adamw"
     rate: float
     weight_decay: float = 0.0
-    # Keys' biases have a gradient of zero but for rounding; Adam's usual 1e-8 makes steps of that
+    # the gradients of key biases are zero up to rounding; with the usual 1e-8 Adam would turn them into steps
     adam_epsilon: float = 1e-3
     steps: int = 20
 

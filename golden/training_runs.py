@@ -1,8 +1,9 @@
-"""Running a training case: autograd and torch.optim in float64, and how far PyTorch's float32 strays from that.
+"""Runs of training cases: autograd and torch.optim in float64, and the error of PyTorch's float32.
 
-A seed is taken if the loss falls, some token halts elsewhere in the last step than in the first, and no decision of any
-step comes near its threshold: the runs may then be compared though each decides for itself. And it must not be chaotic:
-from many a start twenty steps of plain descent make percents of a float32 rounding, which says nothing about anybody.
+A seed is accepted if the loss falls, if some token halts in another layer in the last step than in the first, and if no
+decision of any step is near its threshold, so that free runs can be compared. Training must also not be chaotic: from
+many seeds, twenty steps of plain gradient descent amplify a float32 rounding to several percent, and a comparison would
+mean nothing.
 """
 
 import zlib
@@ -18,14 +19,14 @@ from golden.seeds import as_float32, inputs, is_safe, parameters
 from golden.torch_model import HaltingVT, Output, Record, total_loss
 from golden.training_cases import TrainingCase
 
-STRAYED = 1e-5  # largest relative difference that float32 may make to the losses
+MAX_DRIFT = 1e-5  # largest relative difference that float32 may make to the losses
 UNDECAYED = ("cls_token", "pos_embed", "time_embed")
 
 
 def run_training(
     case: TrainingCase, known_seed: int | None = None, attempts: int = 3000
 ) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a training case and its manifest entry."""
+    """Run a training case. Returns its arrays and its manifest entry."""
     for seed in range(attempts) if known_seed is None else (known_seed,):
         start, batch = _draw(case, seed)
         found = _descend(case, start, batch, torch.float64)
@@ -33,12 +34,12 @@ def run_training(
             continue
         truth, decisions, margins = found
         runs = _float32_runs(case, start, batch, decisions)
-        if known_seed is not None or (runs and max(_apart(run, truth) for run in runs) < STRAYED):
+        if known_seed is not None or (runs and max(_apart(run, truth) for run in runs) < MAX_DRIFT):
             break
     else:
-        raise RuntimeError(f"{case.stem}: no seed gives what the case is for")
+        raise RuntimeError(f"{case.stem}: expected a seed with the wanted property, got none in {attempts} attempts")
     if not runs:
-        raise RuntimeError(f"{case.stem}: float32 decides otherwise than float64")
+        raise RuntimeError(f"{case.stem}: expected the same decisions in float32 as in float64, got others")
     arrays = batch | {f"start/{name}": value for name, value in start.items()} | decisions | truth
     entry = {
         "kind": "training",
@@ -60,7 +61,7 @@ def run_training(
 
 
 def _float32_runs(case: TrainingCase, start: Arrays, batch: Arrays, decisions: Arrays) -> list[Arrays]:
-    """What comes out in float32, rounded in several ways; nothing if one of them decides otherwise."""
+    """The results of float32 runs that round in different ways; empty if a run makes other decisions."""
     runs = []
     for order in (*ops.SUMMATIONS, "sdpa"):
         with ops.summation("plain" if order == "sdpa" else order):
@@ -74,12 +75,12 @@ def _float32_runs(case: TrainingCase, start: Arrays, batch: Arrays, decisions: A
 
 
 def _apart(run: Arrays, truth: Arrays) -> float:
-    """Relative difference of the losses."""
+    """Relative difference of the losses of a run from the truth."""
     return float(np.linalg.norm(run["losses"] - truth["losses"]) / np.linalg.norm(truth["losses"]))
 
 
 def _draw(case: TrainingCase, seed: int) -> tuple[Arrays, Arrays]:
-    """Parameters and the batch, all representable in float32."""
+    """Draw the parameters and the batch, all representable in float32."""
     rng = np.random.default_rng([zlib.crc32(case.stem.encode()), seed])
     drawn = (parameters(case.model, HaltingVT(case.model.config), rng), inputs(case.model, rng))
     start, batch = ({name: as_float32(value) for name, value in arrays.items()} for arrays in drawn)
@@ -94,8 +95,11 @@ def _descend(
     sdpa: bool = False,
     rounding_seed: int | None = None,
 ) -> tuple[Arrays, Arrays, dict[str, float]] | None:
-    """What comes out (the loss before every step, the parameters after the last), what was decided, the smallest
-    margins; None where this start is not what the case is for (asked in float64 alone)."""
+    """Train for all steps. Returns the results, the decisions of every step and the smallest margins.
+
+    The results are the loss before every step and the parameters after the last. In float64, None is returned if the
+    start does not have the wanted property.
+    """
     model = HaltingVT(case.model.config, sdpa=sdpa).to(dtype)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
     optimiser = _optimiser(case, model)

@@ -1,4 +1,4 @@
-"""The PyTorch model held against what must be true of it: identities, other formulations, finite differences.
+"""Checks of the PyTorch model: identities, other formulations of the same function, finite differences.
 
 python -m golden.verify
 """
@@ -20,11 +20,11 @@ from golden.seeds import draw, drop_path, known_seeds
 from golden.torch_model import Block, DropPath, HaltingVT, Output, Record, total_loss
 
 SEEDS = known_seeds()
-DRAWN: dict[str, tuple[HaltingVT, dict[str, np.ndarray]]] = {}  # a case is drawn once
+DRAWN: dict[str, tuple[HaltingVT, dict[str, np.ndarray]]] = {}  # the model and arrays of each case, drawn once
 
 
 class Run:
-    """One case run forward by a model, by default its own; `gradients` asks for derivatives of the loss."""
+    """A forward run of one case, by default with the model of the case; ``gradients`` differentiates its loss."""
 
     def __init__(self, case: ModelCase, model: HaltingVT | None = None, decided: Output | None = None) -> None:
         if case.stem not in DRAWN:
@@ -33,17 +33,17 @@ class Run:
         self.case, self.model = case, drawn if model is None else model
         self.clips, self.labels, self.moving = (torch.tensor(x) for x in arrays.values())
         self.record = Record(True)
-        forced = {} if decided is None else {"kept": decided.kept, "halting_layer": decided.halting_layer}
-        self.output = self.model(self.clips, **forced, **drop_path(case), record=self.record)
+        imposed = {} if decided is None else {"kept": decided.kept, "halting_layer": decided.halting_layer}
+        self.output = self.model(self.clips, **imposed, **drop_path(case), record=self.record)
         self.loss = total_loss(self.output, self.labels, self.moving, **case.loss_weights)["total"]
 
     def gradients(self, at: list[Tensor] | None = None) -> Tensor:
-        """All gradients in one vector, of all parameters by default."""
+        """All gradients in one vector, by default those of all parameters."""
         return _gradients(self.loss, list(self.model.parameters()) if at is None else at)
 
 
 def _gradients(loss: Tensor, at: list[Tensor]) -> Tensor:
-    if not all(x.requires_grad for x in at):  # with a single layer nothing decides ρ
+    if not all(x.requires_grad for x in at):  # with a single layer ρ is constant
         return torch.zeros(sum(x.numel() for x in at), dtype=loss.dtype)
     found = torch.autograd.grad(loss, at, allow_unused=True, retain_graph=True)
     pairs = zip(found, at, strict=True)
@@ -56,7 +56,7 @@ def _close(ours: Tensor, other: Tensor, tolerance: float = 1e-11) -> None:
 
 
 def differences_of_operation(case: OpCase) -> None:
-    """Autograd against finite differences: a path cut off by a detach or a comparison would show."""
+    """Autograd agrees with finite differences, so that no detach or comparison cuts a path of the gradient."""
     operation = ops.OPERATIONS[case.operation]
     arguments = {name: torch.tensor(value) for name, value in draw_arguments(case)[0].items()}
     smooth = [name for name in arguments if name not in operation.fixed]
@@ -72,16 +72,16 @@ def differences_of_operation(case: OpCase) -> None:
 
 
 def differences_of_model(case: ModelCase) -> None:
-    """Slope of the loss along random parameters, decisions held: an extrapolated central difference."""
+    """With fixed decisions, the slope of the loss in a random direction agrees with a central difference."""
     run, rng = Run(case), np.random.default_rng(0)
     along = [torch.from_numpy(rng.standard_normal(tuple(x.shape))) for x in run.model.parameters()]
     slope = float(run.gradients() @ torch.cat([x.flatten() for x in along]))
 
     def loss_at(step: float) -> float:
-        moved = HaltingVT(case.config).double()
+        shifted = HaltingVT(case.config).double()
         pairs = zip(run.model.named_parameters(), along, strict=True)
-        moved.load_state_dict({name: x.detach() + step * direction for (name, x), direction in pairs})
-        return float(Run(case, moved, run.output).loss.detach())
+        shifted.load_state_dict({name: x.detach() + step * direction for (name, x), direction in pairs})
+        return float(Run(case, shifted, run.output).loss.detach())
 
     near, far = ((loss_at(step) - loss_at(-step)) / (2 * step) for step in (1e-5, 2e-5))
     difference = (4 * near - far) / 3
@@ -89,7 +89,7 @@ def differences_of_model(case: ModelCase) -> None:
 
 
 def embedding_is_a_convolution(case: ModelCase) -> None:
-    """Patch projection against conv2d with stride."""
+    """The patch projection agrees with conv2d with a stride."""
     run = Run(case)
     project, (batch, channels, frames, *size) = run.model.patch_embed.proj, run.clips.shape
     images = run.clips.transpose(1, 2).reshape(batch * frames, channels, *size)
@@ -100,7 +100,7 @@ def embedding_is_a_convolution(case: ModelCase) -> None:
 
 
 def attention_is_sdpa(case: ModelCase) -> None:
-    """Explicit attention against PyTorch's fused one, gradients included."""
+    """Explicit attention agrees with PyTorch's fused attention, including gradients."""
     run, fused = Run(case), HaltingVT(case.config, sdpa=True).double()
     fused.load_state_dict(run.model.state_dict())
     other = Run(case, fused)
@@ -109,7 +109,7 @@ def attention_is_sdpa(case: ModelCase) -> None:
 
 
 def joint_block_is_an_encoder_layer(case: ModelCase) -> None:
-    """A joint block in which all live against torch.nn.TransformerEncoderLayer, pre-norm with GELU."""
+    """A joint block in which all tokens live agrees with torch.nn.TransformerEncoderLayer, pre-norm with GELU."""
     model, config = Run(case).model, case.config
     hidden = int(config.width * config.mlp_ratio)
     layer = torch.nn.TransformerEncoderLayer(
@@ -129,7 +129,7 @@ def joint_block_is_an_encoder_layer(case: ModelCase) -> None:
 
 
 def _live_block(block: Block, x: Tensor, halted: int, run: Run) -> Tensor:
-    """A joint block on the live tokens [n, D] of one clip alone; `zero` has one ghost key for all halted ones."""
+    """A joint block on the live tokens [n, D] of one clip; with ``zero`` one ghost is the key of all halted tokens."""
     keys, config = x, run.case.config
     bias = torch.zeros(len(x), dtype=x.dtype)
     if config.halted_keys == "zero" and halted:
@@ -145,7 +145,7 @@ def _live_block(block: Block, x: Tensor, halted: int, run: Run) -> Tensor:
 
 
 def removing_halted_tokens_changes_nothing(case: ModelCase) -> None:
-    """Halted tokens removed, under `zero` one ghost in their place: the loss and all gradients stay."""
+    """Without the halted tokens (with ``zero``, one ghost instead) the loss and all gradients are the same."""
     run, config = Run(case), case.config
     start = run.record.tensors[f"blocks.{config.glimpser_depth}.entering"]
     features, ponder = [], []
@@ -159,12 +159,12 @@ def removing_halted_tokens_changes_nothing(case: ModelCase) -> None:
             block = run.model.blocks[config.glimpser_depth + layer - 1]
             x = _live_block(block, x, len(clip) - len(live), run)
             score = torch.sigmoid(config.halting_scale * x[:, 0] - config.halting_center)
-            stops = layers[live] == layer
-            weight = torch.where(stops, 1 - used[live], score)
+            halts = layers[live] == layer
+            weight = torch.where(halts, 1 - used[live], score)
             y = y.index_add(0, live, weight[:, None] * x)
             used = used.index_add(0, live, weight)
-            pondered = pondered.index_add(0, live, torch.where(stops, layer + weight, 0.0))
-            x, live = x[~stops], live[~stops]
+            pondered = pondered.index_add(0, live, torch.where(halts, layer + weight, 0.0))
+            x, live = x[~halts], live[~halts]
         _close(used, torch.ones_like(used))
         features.append(y[0])
         ponder.append(pondered)
@@ -184,7 +184,7 @@ def removing_halted_tokens_changes_nothing(case: ModelCase) -> None:
 
 
 def halting_gradient_is_the_formula(case: ModelCase) -> None:
-    """∂L/∂logit = γ h (1 - h) (g_y · (x^l - x^N) - g_ρ) for l < N, zero at N, at every token of the model."""
+    """∂L/∂logit is γ h (1 - h) (g_y · (x^l - x^N) - g_ρ) for l < N and zero at N, for every token of the model."""
     run, config = Run(case), case.config
     named, depth = run.record.tensors, config.joint_depth
     states = torch.stack([named[f"blocks.{config.glimpser_depth + layer}.mlp"] for layer in range(depth)])
@@ -201,7 +201,7 @@ def halting_gradient_is_the_formula(case: ModelCase) -> None:
 
 
 def clips_do_not_see_each_other(case: ModelCase) -> None:
-    """Each clip alone gives what it gives in the batch."""
+    """Each clip alone has the same results as in the batch."""
     run = Run(case)
     for clip in range(len(run.clips)):
         alone = run.model(run.clips[clip : clip + 1])
@@ -210,7 +210,7 @@ def clips_do_not_see_each_other(case: ModelCase) -> None:
 
 
 def main() -> int:
-    """Run every check on every case it is for; exit code 1 where one fails."""
+    """Run every check on all its cases. Returns the exit code, 1 if a check fails."""
     steady = [case for case in MODEL_CASES if not case.settings.get("drop_path")]
     smooth = [case for case in OP_CASES if case.tiny and case.operation != "top_k"]
     every: list[tuple[Callable[..., None], Sequence[OpCase | ModelCase]]] = [

@@ -1,8 +1,8 @@
 """refvt: the reference implementation of HaltingVT (arXiv 2401.04975).
 
-``import refvt`` gives the model (``HaltingVT``, ``HaltingVTConfig``, ``Decisions``) and ``static_twins``; the
-operations live in ``refvt.ops``, one room per concept. ``refvt demo`` on the command line shows tokens halting on a
-real clip.
+``import refvt`` gives the model (``HaltingVT``, ``HaltingVTConfig``, ``load``), its results (``Output``, ``Loss``,
+``Trace``, ``Decisions``) and ``static_twins``. The operations are in ``refvt.ops``, one folder per
+operation family. ``refvt demo`` on the command line shows tokens halting on a real clip.
 """
 
 from refvt.data import static_twins

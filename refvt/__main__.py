@@ -1,4 +1,4 @@
-"""``python -m refvt`` is ``refvt``."""
+"""``python -m refvt`` runs the command ``refvt``."""
 
 import sys
 

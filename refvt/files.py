@@ -1,4 +1,4 @@
-"""Files that are whole: written under another name, brought to the disk, renamed."""
+"""Writing files atomically: under a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["left_behind", "write_whole", "writing"]
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The name to write a file under; when the block ends it is brought to the disk and gets the name ``path``.
+    """Yield a temporary name to write to; when the block ends the file is flushed and renamed to ``path``.
 
-    Whatever goes wrong, an older file of that name stays as it was. What is there and is no file (a pipe, /dev/null) is
-    written to as it is.
+    If anything fails, an older file of that name is unchanged. A ``path`` that exists and is not a regular file (a
+    pipe, /dev/null) is written to directly.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -31,9 +31,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if (
-        os.name == "posix"
-    ):  # the new name is on the disk only when the folder is; not every folder can be asked for that
+    # the new name is on the disk only once the folder is; not every file system allows fsync of a folder
+    if os.name == "posix":
         with suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -43,11 +42,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file completely or not at all."""
     with writing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def left_behind(folder: Path) -> list[Path]:
-    """What killed processes left in a folder while they were writing."""
+    """Return the temporary files that killed processes have left in a folder."""
     return sorted(folder.glob(".*.tmp"))

@@ -1,4 +1,4 @@
-"""A file is the old one or the whole new one, whatever happens in between."""
+"""A file is either the old one or the complete new one, whatever fails in between."""
 
 import os
 
@@ -15,7 +15,7 @@ def test_a_file_is_written_and_replaced(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     place = tmp_path / "page.md"
     write_whole(place, b"old")
 
@@ -36,7 +36,7 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_two_writers_do_not_meet(tmp_path):
+def test_two_writers_do_not_interfere(tmp_path):
     place = tmp_path / "page.md"
     with writing(place) as mine:
         mine.write_bytes(b"half of mi")
@@ -47,7 +47,7 @@ def test_two_writers_do_not_meet(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_what_killed_processes_leave_can_be_found(tmp_path):
+def test_files_that_killed_processes_leave_behind_can_be_found(tmp_path):
     write_whole(tmp_path / "page.md", b"new")
     assert left_behind(tmp_path) == []
     with writing(tmp_path / "page.md") as temporary:
@@ -55,7 +55,7 @@ def test_what_killed_processes_leave_can_be_found(tmp_path):
         assert left_behind(tmp_path) == [temporary]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_stays_a_pipe(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -68,6 +68,6 @@ def test_a_pipe_stays_a_pipe(tmp_path):
     assert pipe.is_fifo()
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "page.md", b"new")

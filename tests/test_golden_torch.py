@@ -1,4 +1,4 @@
-"""What needs PyTorch: the golden files can be had again, and the model that made them is right."""
+"""The golden files can be generated again, and the PyTorch model that made them is right."""
 
 import pytest
 

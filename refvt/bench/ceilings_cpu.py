@@ -11,6 +11,7 @@ from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.matmul import linear_tiles
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.bench.timing import Ceilings
+from refvt.bench.torch_model import make_product
 
 __all__ = ["CpuCeilings"]
 
@@ -49,8 +50,5 @@ class CpuCeilings(Ceilings):
             "copy": (2e-9 * copy_size, "GB/s"),  # read and written
         }
         if with_torch:
-            import torch
-
-            ta, tb, tc = (torch.from_numpy(array) for array in (a, b, c))
-            self.runs["PyTorch's matrix product"] = lambda: torch.mm(ta, tb, out=tc)
+            self.runs["PyTorch's matrix product"] = make_product(a, b, dtype, "cpu")
             self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")

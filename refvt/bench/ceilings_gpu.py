@@ -1,4 +1,4 @@
-"""What a GPU can do at all, for the tables of ``refvt bench --backend cuda``: matrix products and a copy."""
+"""Ceilings of a GPU, for the tables of ``refvt bench --backend cuda``: matrix products and a copy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from refvt import backends
 from refvt.bench.timing import Ceilings
+from refvt.bench.torch_model import make_product
 
 __all__ = ["GpuCeilings", "device_description"]
 
 
 def device_description() -> dict[str, Any]:
-    """Name, compute capability, multiprocessors and memory of the GPU in use, and the CUDA version of its driver."""
+    """Name, compute capability, multiprocessors and memory of the GPU, and the CUDA version of its driver."""
     from refvt.backends.cuda.driver import driver
 
     found: dict[str, Any] = driver().describe()
@@ -22,11 +23,15 @@ def device_description() -> dict[str, Any]:
 
 
 class GpuCeilings(Ceilings):
-    """The peak is the fastest matrix product measured: our tiles', or PyTorch's (cuBLAS), float32 without TF32."""
+    """Matrix products, by refvt's tiles and by PyTorch (cuBLAS, without TF32), and a copy.
+
+    The faster product is the peak.
+    """
 
     def __init__(self, dtype: str, with_torch: bool, gemm_size: int, copy_size: int) -> None:
-        from refvt.backends.cuda.kernel import copy, empty, fill
-        from refvt.backends.cuda.matmul import plain
+        from refvt.backends.cuda.device_array import empty
+        from refvt.backends.cuda.elementwise import copy_into, fill
+        from refvt.backends.cuda.matmul import matmul_nn
 
         n, wait = 2 * gemm_size, backends.get("cuda").arrays.wait
         rng = np.random.default_rng(0)
@@ -41,10 +46,10 @@ class GpuCeilings(Ceilings):
 
             return run
 
-        self.ahead = lambda: plain(a, b)  # some milliseconds of work, not waited for
+        self.ahead = lambda: matmul_nn(a, b)  # some milliseconds of work, without waiting for it
         self.runs = {
-            "matrix product in tiles": waited(lambda: plain(a, b)),
-            "copy": waited(lambda: copy(source, target)),
+            "matrix product in tiles": waited(lambda: matmul_nn(a, b)),
+            "copy": waited(lambda: copy_into(source, target)),
         }
         gflop = 2e-9 * n**3
         self._work = {
@@ -52,14 +57,6 @@ class GpuCeilings(Ceilings):
             "copy": (2e-9 * copy_size, "GB/s"),  # read and written
         }
         if with_torch:
-            import torch
-
-            ta, tb = (torch.tensor(rng.standard_normal((n, n))).to("cuda", getattr(torch, dtype)) for _ in range(2))
-            tc = torch.empty_like(ta)
-
-            def product() -> None:
-                torch.mm(ta, tb, out=tc)
-                torch.cuda.synchronize()
-
-            self.runs["PyTorch's matrix product"] = product
+            ta, tb = (rng.standard_normal((n, n)) for _ in range(2))
+            self.runs["PyTorch's matrix product"] = make_product(ta, tb, dtype, "cuda")
             self._work["PyTorch's matrix product"] = (gflop, "GFLOP/s")

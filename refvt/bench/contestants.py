@@ -122,7 +122,7 @@ class RefvtModel:
         self._gradients: list[dict[str, Array]] = []
 
     def run(self, train: bool, decisions: Decisions) -> Any:
-        """A list with the output, or with loss and output, of every batch."""
+        """Outputs of all batches, each with its loss in a training step, else with None."""
         results: list[Any] = []
         self._gradients = []
         for batch, clips in zip(self._batches, self._clips, strict=True):

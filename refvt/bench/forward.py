@@ -90,7 +90,7 @@ class Settings:
 
 
 def measure(settings: Settings, observe: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything; the report holds every sample. ``observe`` gets a line about each thing that is begun."""
+    """Measure all workloads and return the report, with every sample. ``observe`` gets a line about each step."""
     s = settings
     results: list[dict[str, Any]] = []
     growth: dict[str, Any] | None = None

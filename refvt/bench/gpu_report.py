@@ -1,11 +1,10 @@
-"""Everything a GPU is asked in one go: golden cases, laws, memory and times, in a few minutes, left as a file.
+"""All checks and timings that need a GPU, in one run of a few minutes: golden cases, laws, memory, times.
 
     python -m refvt.bench.gpu_report --out gpu-report
 
-writes gpu-report.json and gpu-report.md. No network is needed. Each part is done for itself: if one cannot run, its
-error stands in the report and the others follow. ``--only`` names the parts wanted, for a GPU that is lent by the
-minute; what takes longest comes last. The exit code is 0 only if everything that ran holds. PyTorch, where
-it is installed with CUDA, is the contestant of the times; without it refvt is timed alone.
+writes gpu-report.json and gpu-report.md. No network is needed. If one part fails, its error is in the report and the
+other parts follow; the longest parts come last. ``--only`` selects parts. The exit code is 0 only if all parts that ran
+hold. Times are compared with PyTorch where it is installed with CUDA; otherwise refvt is timed alone.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ __all__ = ["main"]
 CLIPS = 4
 SANITIZER_SECONDS = 480  # a kernel runs ten to a hundred times slower there
 
-# what can be asked for: in the report's words, and what answers it. What takes longest comes last
+# the parts by name: their titles in the report, and their functions. The longest come last
 PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]] = {
     "golden32": ("golden cases, float32", lambda o: _golden("float32")),
-    "recorded": ("passes played from a recording", lambda o: _recorded(o.repeats)),
+    "graphs": ("replayed CUDA graphs", lambda o: _graphs(o.repeats)),
     "dense": (f"dense, {CLIPS} clips", lambda o: _bench("dense", o.repeats)),
     "paper9": ("the profile of 9.9 GFLOPs", lambda o: _bench("paper9", o.repeats)),
     "step": ("a training step", lambda o: _training_step(o.repeats)),
-    "kernels": ("every kernel beside the GPU's ceilings", lambda o: _kernels(o.repeats)),
+    "kernels": ("every kernel against the GPU's ceilings", lambda o: _kernels(o.repeats)),
     "golden64": ("golden cases, float64", lambda o: _golden("float64")),
     "laws": ("laws", lambda o: _laws(o.examples)),
     "memcheck": ("compute-sanitizer, memcheck", lambda o: _sanitized("memcheck")),
@@ -61,7 +60,7 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all parts; 0 if all of them hold, 1 if not, 2 if there is no GPU."""
+    """Run the parts and write the report; 0 if all hold, 1 if not, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="path without .json and .md")
     parser.add_argument("--examples", type=int, default=20, metavar="N", help="of every law (default: 20)")
@@ -86,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         try:
             found = part(options)
-        except Exception as error:  # the other parts still have something to say
+        except Exception as error:  # the other parts still run
             found = {"holds": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         report["parts"][name] = {**found, "seconds": time.perf_counter() - start}
-        _write(report, options.out)  # after every part: a report cut short is a report
+        _write(report, options.out)  # after every part, so that an interrupted run leaves a report
     held = all(part["holds"] for part in report["parts"].values())
     _say(f"{'everything holds' if held else 'NOT everything holds'}; see {options.out}.md")
     return 0 if held else 1
@@ -163,16 +162,16 @@ def _hold(law: Law, op: Computes, strategy: Any, examples: int) -> None:
 
 
 def _sanitized(tool: str) -> dict[str, Any]:
-    """The tiny golden cases once more under a tool that watches every access to memory, in a process of its own."""
+    """The tiny golden cases under a tool that checks every memory access, in a process of its own."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return {"holds": True, "left_out": "compute-sanitizer (of the CUDA toolkit) is not installed"}
     asked = ["-m", "refvt", "golden", "verify", "--tiny", "--backend", "cuda", "--dtype", "float32"]
     watched = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, *asked]
-    # a session of its own: what it started must be gone too before anything is timed
+    # a session of its own, so that its children can be ended with it before anything is timed
     process = subprocess.Popen(
         watched,
-        env={**os.environ, "REFVT_CUDA_KEEP_MEMORY": "0"},  # every array by itself, or the tool sees nothing
+        env={**os.environ, "REFVT_CUDA_KEEP_MEMORY": "0"},  # an allocation per array, or the tool finds nothing
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -183,7 +182,7 @@ def _sanitized(tool: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return {"holds": True, "left_out": f"it was not done after {SANITIZER_SECONDS} s"}
+        return {"holds": True, "left_out": f"it did not finish within {SANITIZER_SECONDS} s"}
     lines = [line.strip("= ") for line in out.splitlines() if line.startswith("=========")]
     found = {"holds": process.returncode == 0, "summary": lines[-1] if lines else errors.strip()[-500:]}
     return found if found["holds"] else {**found, "failed": {"output": "\n".join(lines[:40])}}
@@ -217,45 +216,48 @@ def _tables(report: dict[str, Any], markdown: str) -> dict[str, Any]:
     return {"holds": holds, "bench": report, "markdown": markdown}
 
 
-def _recorded(repeats: int) -> dict[str, Any]:
-    """Recorded passes are the launched ones to the last bit, for clips that were not there when it was recorded."""
+def _graphs(repeats: int) -> dict[str, Any]:
+    """Replayed graphs give the results of launched passes to the last bit, also for other clips than those captured."""
     from refvt.bench.contestants import make_material
 
     m = make_material(bench.WORKLOADS["paper9"], CLIPS, "float32")
     arrays = backends.get("cuda").arrays
-    played = refvt.HaltingVT(m.config, m.parameters, backend="cuda")
-    seconds: dict[str, list[float]] = {"launched": [], "played": []}
+    replayed = refvt.HaltingVT(m.config, m.parameters, backend="cuda")
+    seconds: dict[str, list[float]] = {"launched": [], "replayed": []}
     failed, lives = {}, set()
     for call in range(max(3, repeats)):
         clips = arrays.from_numpy(np.roll(m.clips, call, axis=2) * m.clips.dtype.type(1 - 0.02 * call))
         found = {}
-        # a model's first pass is launched as it stands, from the third on they are played
-        for name, model in (("launched", refvt.HaltingVT(m.config, m.parameters, backend="cuda")), ("played", played)):
+        # a model's first pass is launched kernel by kernel, the second is captured, later ones are replayed
+        for name, model in (
+            ("launched", refvt.HaltingVT(m.config, m.parameters, backend="cuda")),
+            ("replayed", replayed),
+        ):
             arrays.wait()
             start = time.perf_counter()
             found[name] = model(clips)
             seconds[name].append(time.perf_counter() - start)
-        a, b = found["launched"], found["played"]
+        a, b = found["launched"], found["replayed"]
         pairs = [(name, getattr(a, name), getattr(b, name)) for name in ("logits", "features", "ponder", "alive")]
         for name, right, mine in pairs:
             if not np.array_equal(right, mine, equal_nan=name == "ponder"):
                 failed[f"call {call}, {name}"] = f"differs by {np.nanmax(np.abs(1.0 * right - 1.0 * mine)):.3g}"
         lives.add(tuple(b.tokens_per_layer.ravel().tolist()))
-    recorded = [way.recording is not None for way in played._graphs._known.values()]
-    if recorded != [True]:
-        failed["recording"] = "there is none: passes were launched kernel by kernel"
+    captured = [kind.graph is not None for kind in replayed._graphs._passes.values()]
+    if captured != [True]:
+        failed["graph"] = "there is none: passes were launched kernel by kernel"
     if len(lives) < 2:
         failed["lives"] = "the same tokens halted in every pass: nothing was tested"
     medians = {name: 1e3 * statistics.median(values[2:]) for name, values in seconds.items()}
     summary = (
-        f"{len(seconds['played'])} passes of {CLIPS} clips with {len(lives)} kinds of halting: the same numbers, "
-        f"{medians['played']:.2f} ms played, {medians['launched']:.2f} ms launched, outputs brought to the host"
+        f"{len(seconds['replayed'])} passes of {CLIPS} clips with {len(lives)} kinds of halting: the same numbers, "
+        f"{medians['replayed']:.2f} ms replayed, {medians['launched']:.2f} ms launched, outputs copied to the host"
     )
     return {"holds": not failed, "summary": summary, "failed": failed, "milliseconds": medians}
 
 
 def _kernels(repeats: int) -> dict[str, Any]:
-    """Every kernel of a forward pass and of a training step beside the GPU's ceilings, with everybody alive and not."""
+    """Every kernel of a forward pass and of a training step against the GPU's ceilings, with and without halting."""
     from refvt.bench.ceilings_gpu import GpuCeilings
     from refvt.bench.contestants import RefvtModel, make_material
     from refvt.bench.kernels import as_markdown, kernel_times
@@ -321,7 +323,7 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 def _below(markdown: str) -> list[str]:
-    """The tables under a heading of this page: two levels deeper."""
+    """The tables below a heading of this page, two levels deeper."""
     return [f"##{line}" if line.startswith("#") else line for line in markdown.splitlines()]
 
 

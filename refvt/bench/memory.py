@@ -28,7 +28,7 @@ def add_memory(
     threads: int,
     observe: Callable[[str], None],
 ) -> None:
-    """Fill in ``extra_memory_mb`` of the result's rows; what could not be measured is said to ``observe``."""
+    """Fill in ``extra_memory_mb`` of the result's rows; ``observe`` gets a line about what could not be measured."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "material.npz"
         arrays = {f"parameters/{name}": value for name, value in material.parameters.items()}

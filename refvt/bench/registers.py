@@ -1,7 +1,7 @@
-"""What every cuda kernel costs a thread, found without a GPU: compile to PTX, assemble, read the assembler's report.
+"""Registers and shared memory of every CUDA kernel, without a GPU: compile to PTX, assemble, read the report.
 
-``python -m refvt.bench.registers`` prints the table that stands in docs/cuda.md. It needs the packages of the extra
-``cuda`` (the compiler and nvJitLink, which holds the assembler ptxas), no device and no driver.
+``python -m refvt.bench.registers > docs/results/cuda-registers.md`` writes the page of the documentation. It needs the
+packages of the extra ``cuda`` (the compiler and nvJitLink, which contains the assembler ptxas), no GPU and no driver.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from types import SimpleNamespace
 
 from refvt.backends.cuda.kernel import KERNELS, Kernel
 from refvt.ops import FAMILIES
 
-__all__ = ["CAPABILITIES", "Cost", "assemble", "compiled", "every_kernel", "table"]
+__all__ = ["CAPABILITIES", "Cost", "assemble", "compiled", "every_kernel", "page"]
 
 CAPABILITIES = ((7, 5), (8, 0), (9, 0))  # Turing, Ampere, Hopper
-HEAD_WIDTH = 64  # attention is compiled for a head's width; all of the paper's configurations have this one
+HEAD_WIDTH = 64  # attention is compiled for one width of heads; all of the paper's configurations have this one
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one kernel asks for: registers of a thread, bytes of shared memory of a block, bytes that went elsewhere.
+    """What one kernel uses: registers of a thread, bytes of shared memory of a block, bytes of stack and of spills.
 
-    stack and spills are bytes of a thread that did not fit its registers and lie in the device's memory: 0 is wanted.
+    stack and spills: bytes of a thread that do not fit in its registers and lie in device memory; should be 0.
     """
 
     registers: int
@@ -36,12 +37,14 @@ class Cost:
 
 
 def every_kernel(itemsize: int = 4) -> list[Kernel]:
-    """All kernels of all rooms, attention's for heads of 64 channels and numbers of so many bytes; by name."""
-    for room in FAMILIES:
-        import_module(f"refvt.ops.{room}.cuda")
+    """All kernels of all operations, sorted by name.
+
+    Attention for heads of 64 channels and numbers of ``itemsize`` bytes.
+    """
+    for family in FAMILIES:
+        import_module(f"refvt.ops.{family}.cuda")
     import_module("refvt.backends.cuda.arrays")
-    import_module("refvt.ops.optimiser.cuda")
-    attention = import_module("refvt.ops.attention.cuda").kernels(HEAD_WIDTH, itemsize)
+    attention = import_module("refvt.ops.attention.cuda_kernels").kernels_for(HEAD_WIDTH, itemsize)
     own = (attention.forward, attention.backward_queries, attention.backward_keys)
     others = [k for k in KERNELS if not re.fullmatch(r"attention\..*_\d+", k.name)]
     return sorted([*others, *own], key=lambda k: k.name)
@@ -49,25 +52,25 @@ def every_kernel(itemsize: int = 4) -> list[Kernel]:
 
 @contextmanager
 def _device_of(capability: tuple[int, int]) -> Iterator[None]:
-    """numba-cuda asks the device for its kind when a kernel calls a device function, even to compile for another."""
+    """A context in which numba-cuda compiles without a device; it would ask one for its compute capability."""
     from numba.cuda import dispatcher
 
-    asked = dispatcher.get_current_device
+    original = dispatcher.get_current_device
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
         yield
     finally:
-        dispatcher.get_current_device = asked
+        dispatcher.get_current_device = original
 
 
 def compiled(kernel: Kernel, dtype: str, capability: tuple[int, int]) -> str:
-    """The PTX of a kernel, as it is loaded on a GPU, where there is none."""
+    """The PTX of a kernel for a dtype and a compute capability, compiled without a GPU."""
     with _device_of(capability):
         return kernel.ptx(dtype, capability)
 
 
 def assemble(ptx: str, capability: tuple[int, int]) -> Cost:
-    """Assemble PTX of one kernel for a device and read what it costs. RuntimeError if the report cannot be read."""
+    """Assemble the PTX of one kernel and read its cost; RuntimeError if the report cannot be read."""
     from cuda.bindings import nvjitlink
 
     major, minor = capability
@@ -85,12 +88,22 @@ def assemble(ptx: str, capability: tuple[int, int]) -> Cost:
     used = re.search(r"used (\d+) registers.*?(\d+) stack(?:, (\d+) bytes smem)?", report)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     if used is None or spills is None:
-        raise RuntimeError(f"the assembler's report has another form than expected:\n{report}")
+        raise RuntimeError(f"report: expected registers and spills, got:\n{report}")
     return Cost(int(used[1]), int(used[3] or 0), int(used[2]), int(spills[1]) + int(spills[2]))
 
 
-def table() -> str:
-    """The Markdown table of docs/cuda.md: float32 on every capability, float64 on the last."""
+HEAD = """# Registers of the CUDA kernels
+
+Registers of a thread and bytes of shared memory of a block, as the assembler reports them (CUDA {version}). Attention
+is compiled for heads of {width} channels, matrices may have strides. No kernel spills registers or has a stack.
+
+Generated by `python -m refvt.bench.registers > docs/results/cuda-registers.md`; a test compares it with the kernels.
+
+"""
+
+
+def page() -> str:
+    """The page docs/results/cuda-registers.md: float32 for every compute capability, float64 for the last."""
     heads = [f"float32, {a}.{b}" for a, b in CAPABILITIES] + ["float64, {}.{}".format(*CAPABILITIES[-1])]
     lines = [f"| kernel | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     for single, double in zip(every_kernel(4), every_kernel(8), strict=True):
@@ -101,8 +114,9 @@ def table() -> str:
             for cost in found
         ]
         lines.append(f"| {single.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = HEAD.format(version=version("nvidia-nvjitlink"), width=HEAD_WIDTH)
+    return head + "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(page())

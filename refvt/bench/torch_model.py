@@ -21,7 +21,7 @@ import refvt
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
-from refvt.training.optimiser import without_decay
+from refvt.training.optimiser import select_no_decay
 
 __all__ = ["TorchModel", "TorchStep", "finds_gpu", "make_product", "missing", "threads"]
 
@@ -60,9 +60,10 @@ def threads(number: int) -> Iterator[None]:
 
 
 class TorchModel:
-    """The model with given parameters and clips [B, C, T, height, width]; ``sdpa`` takes PyTorch's fused attention.
+    """PyTorch's model with given parameters and clips [B, C, T, height, width].
 
-    On a GPU (device "cuda") TF32 is off, for it would drop 13 of float32's 23 bits, and a run is waited for.
+    sdpa: use PyTorch's fused attention. On a GPU (device "cuda") TF32 is off, because it would drop 13 of float32's 23
+    bits, and a run ends when the GPU has finished.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class TorchModel:
         self._labels, self._motion_labels = torch.tensor(labels).to(device), torch.tensor(motion_labels).to(device)
 
     def run(self, train: bool, decisions: Decisions, wait: bool = True) -> Any:
-        """One forward pass, or one training step up to the gradients; the result is left as PyTorch's own.
+        """One forward pass, or one training step up to the gradients; returns PyTorch's own tensors.
 
-        On a GPU the work is waited for, unless more of it follows.
+        wait: on a GPU, return only when it has finished.
         """
         torch = self._torch
         layers = decisions.halting_layer
@@ -137,7 +138,7 @@ class TorchModel:
         return float(result[1].detach())
 
     def gradients(self) -> dict[str, Array]:
-        """The gradients of the last training step; zero where none arrived."""
+        """Gradients of the last training step; zero for parameters without one."""
         return {
             name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.cpu().numpy()
             for name, p in self._model.named_parameters()
@@ -166,7 +167,7 @@ class TorchStep:
         clips, labels, moving = batch
         self._model = TorchModel(config, start, clips, labels, moving, str(clips.dtype), sdpa=sdpa, device=device)
         named = list(self._model.named_parameters())
-        no_decay = without_decay([name for name, _ in named], norms_and_biases=False)
+        no_decay = select_no_decay([name for name, _ in named], norms_and_biases=False)
         groups = [
             {"params": [w for name, w in named if name not in no_decay], "weight_decay": decay},
             {"params": [w for name, w in named if name in no_decay], "weight_decay": 0.0},

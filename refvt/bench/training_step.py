@@ -24,7 +24,7 @@ from refvt.bench.torch_model import TorchStep
 from refvt.environment import describe_machine
 from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import initial_parameters
-from refvt.training.optimiser import Adam, without_decay
+from refvt.training.optimiser import Adam, select_no_decay
 from refvt.training.recipe import RECIPES
 from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
@@ -66,9 +66,9 @@ def measure_steps(
     dtype: str = "float32",
     with_torch: bool = True,
 ) -> dict[str, Any]:
-    """Measure the chosen backends, and PyTorch; the report holds every sample.
+    """Measure training steps of the chosen backends, and of PyTorch, and return the report, with every sample.
 
-    ``observe`` gets a line about each thing that is begun.
+    ``observe`` gets a line about each workload.
     """
     results = []
     with limit_threads(threads, chosen, with_torch):
@@ -97,7 +97,7 @@ class RefvtStep:
         shapes = {name: value.shape for name, value in start.items()}
         parameters, self._gradients = (Vector(shapes, dtype, backend) for _ in range(2))
         self._model.parameters = parameters.set(self._model.parameters).arrays
-        self._optimiser = Adam(parameters, without_decay(shapes, norms_and_biases=False), weight_decay=DECAY)
+        self._optimiser = Adam(parameters, select_no_decay(shapes, norms_and_biases=False), weight_decay=DECAY)
         self.losses: list[float] = []
 
     def __call__(self) -> None:

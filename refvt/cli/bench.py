@@ -18,6 +18,7 @@ from refvt.bench.forward import QUICK, WORKLOADS, Settings, Sizes, Workload, mea
 from refvt.bench.report import render_markdown, render_text
 from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
 from refvt.bench.training_step import TrainingWorkload, measure_steps, render_steps
+from refvt.cli import bench_kernels
 from refvt.cli.options import add_dtype, at_least_one
 from refvt.files import write_whole
 
@@ -27,7 +28,7 @@ HELP = "Time refvt against PyTorch, interleaved, with medians and ratios."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt bench``."""
+    """Add the options of ``refvt bench``."""
     parser.add_argument("--backend", nargs="+", default=None, metavar="NAME", help="default: the fastest on the CPU")
     parser.add_argument(
         "--workload", nargs="+", default=None, metavar="NAME", help=f"default: all of {', '.join(WORKLOADS)}"
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"time steps with AdamW, at the sizes of training recipes: {', '.join(TRAINING_WORKLOADS)}",
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds of two forward passes, no memory: a first look")
+    bench_kernels.add_to(parser)
 
 
 def run(
@@ -92,7 +94,7 @@ def run(
 def run_training_step(
     options: argparse.Namespace, *, _workloads: Mapping[str, TrainingWorkload] = TRAINING_WORKLOADS
 ) -> int:
-    """``refvt bench --training-step``, in the manner of ``run``."""
+    """Measure training steps instead of passes; prints, writes and returns as ``run`` does."""
     for option, untouched in (("clips", 1), ("passes", None), ("growth", None), ("quick", False)):
         if getattr(options, option) != untouched:
             raise ValueError(f"--training-step: takes no --{option.replace('passes', 'pass')}")
@@ -147,7 +149,7 @@ def _why_no_torch(options: argparse.Namespace) -> str | None:
 
 
 def _notes(options: argparse.Namespace) -> list[str]:
-    """What a reader of the numbers must know; said at once, too."""
+    """Remarks for a reader of the numbers; they are printed at once as well."""
     why_not = _why_no_torch(options)
     notes = [] if why_not is None else [f"PyTorch left out: {why_not}"]
     if "OPENBLAS_CORETYPE" in os.environ:
@@ -159,7 +161,7 @@ def _notes(options: argparse.Namespace) -> list[str]:
 
 
 def _say(line: str) -> None:
-    """A line on stderr about what is being done."""
+    """Print a line on stderr about what is being done."""
     print(f"refvt bench: {line}", file=sys.stderr, flush=True)
 
 

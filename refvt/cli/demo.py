@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refvt import backends
+from refvt import backends, weights
 from refvt.array import Array
 from refvt.cli.golden import print_verification, verify_all
 from refvt.cli.options import add_backend, add_pictures
@@ -27,7 +27,6 @@ from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, run_on_scene
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
 from refvt.model.warmup import compile_all
-from refvt.weights.shipped import shipped
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -40,7 +39,7 @@ WINDOWS = (2, 4)  # rows and columns of windows over the scene
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt demo``."""
+    """Add the options of ``refvt demo``."""
     add_backend(parser)
     add_pictures(parser)
 
@@ -59,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show(out: Path, backend: str | None = None) -> None:
-    """Parts 2 to 4, with pictures in the folder ``out``. Errors: those of what is used, each one sentence."""
+    """Print parts 2 to 4 and draw their pictures into the folder ``out``."""
     from refvt.plots.demo import draw_digits, draw_following
 
-    model, recipe = shipped("digits", backend)
+    model, recipe = weights.load("digits", backend)
     known = {name: value for name, value in recipe.data_settings.items() if not name.endswith("_clips")}
     c = model.config
     data = MovingDigits("test", clips=CLIPS, frames=c.num_frames, size=c.image_size[0], channels=c.channels, **known)

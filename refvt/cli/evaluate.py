@@ -1,4 +1,4 @@
-"""``refvt evaluate``: how often a model is right on labelled clips, and what that costs."""
+"""``refvt evaluate``: accuracy and cost of a model on labelled clips."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import refvt
+from refvt import weights
+from refvt.cli.data_sets import open_annotated_videos
 from refvt.cli.options import add_backend
 from refvt.cli.progress import EvaluationBar
-from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation import evaluate
@@ -21,57 +22,64 @@ from refvt.evaluation.metrics import Evaluation
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
-from refvt.weights.shipped import shipped, shipped_files
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Measure accuracy, GFLOPs and tokens per layer on labelled videos."
 
 DEFAULT_PRESET = "minik-g03-b10"
-_LISTED = 20  # skipped videos, at most, in the report for people
+_LISTED = 20  # largest number of notes, and of skipped videos, in the printed report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt evaluate``."""
+    """Add the options of ``refvt evaluate``."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
     )
-    which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="another one, as JSON")
+    which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="a configuration as JSON")
     parser.add_argument(
         "--weights",
         type=Path,
         default=None,
-        help="a checkpoint: .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
+        help="checkpoint, .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
     )
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--annotations", type=Path, metavar="LIST", help="an annotation list, as MMAction's")
-    data.add_argument("--data", choices=["digits"], help="moving digits, in the size that the configuration asks for")
-    parser.add_argument("--root", type=Path, default=None, help="where the list's paths start; default: its own folder")
-    parser.add_argument("--stride", type=int, default=None, help="frames between samples; default: 32, anet-…: 64")
-    parser.add_argument("--multi-label", action="store_true", help="several labels a video: mAP instead of top-1")
+    data.add_argument("--annotations", type=Path, metavar="LIST", help="annotation list in MMAction's format")
+    data.add_argument("--data", choices=["digits"], help="moving digits, in the sizes of the configuration")
+    parser.add_argument(
+        "--root", type=Path, default=None, help="folder that the list's paths are relative to; default: its own folder"
+    )
+    parser.add_argument(
+        "--stride", type=int, default=None, help="frames between sampled frames; default: 32, for anet-…: 64"
+    )
+    parser.add_argument("--multi-label", action="store_true", help="several labels per video: mAP instead of top-1")
     parser.add_argument("--strict", action="store_true", help="refuse a list with any line that cannot be used")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=N", help="of --data digits: clips, clutter, noise, seed …"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=N",
+        help="settings of the digits: clips, clutter, noise, seed …",
     )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips computed at once; default: 8")
     add_backend(parser)
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE.jsonl", help="a line of JSON for every video")
-    parser.add_argument("--resume", action="store_true", help="go on with --out where it was broken off")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.jsonl", help="write a line of JSON per video")
+    parser.add_argument("--resume", action="store_true", help="continue the file --out")
+    parser.add_argument("--json", action="store_true", help="no progress bar; print the figures as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate and print; 0, or 1 if no clip could be read. ValueError or OSError for a request that cannot be met."""
+    """Evaluate and print; returns 0, or 1 if no clip could be read. ValueError or OSError for a wrong request."""
     if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the file to go on with")
+        raise ValueError("--resume: needs --out, the file to continue")
     if options.weights is None:
-        model, recipe = _shipped(options)
-        config, options.weights = recipe.config, shipped_files().weights
-        dataset, problems = _dataset(options, config, recipe.data_settings)
+        model, recipe = _load_shipped(options)
+        config, options.weights = recipe.config, weights.find_files().weights
+        dataset, problems = _open_data_set(options, config, recipe.data_settings)
     else:
-        config = _config(options)
-        dataset, problems = _dataset(options, config, {})
+        config = _read_config(options)
+        dataset, problems = _open_data_set(options, config, {})
         model = refvt.load(options.weights, config, backend=options.backend)
     with closing(EvaluationBar(len(dataset))) as bar:
         observer = None if options.json else bar.add
@@ -85,61 +93,68 @@ def run(options: argparse.Namespace) -> int:
     return 0 if done.clips else 1
 
 
-def _shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
+def _load_shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
+    """Load the model that comes with refvt. ValueError if the other options ask for another one."""
     if options.data != "digits":
-        raise ValueError(
-            "--weights: needed with --annotations; the model that comes with refvt knows moving digits only"
-        )
+        raise ValueError("--weights: required with --annotations; the model that comes with refvt knows only digits")
     for option, given in (("--preset", options.preset), ("--config", options.config)):
         if given is not None:
             raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
-    return shipped("digits", options.backend)
+    return weights.load("digits", options.backend)
 
 
-def _config(options: argparse.Namespace) -> HaltingVTConfig:
+def _read_config(options: argparse.Namespace) -> HaltingVTConfig:
+    """Return the configuration that the options name."""
     path = options.config
     if path is None:
         return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
     try:
         return HaltingVTConfig(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: no configuration: {error}") from None
+        raise ValueError(f"{path}: expected a configuration as JSON: {error}") from None
 
 
-def _dataset(
+def _open_data_set(
     options: argparse.Namespace, config: HaltingVTConfig, settings: Mapping[str, Any]
 ) -> tuple[Dataset, Sequence[str]]:
-    """The labelled clips, and what is wrong with an annotation list. settings: those of the model's own recipe."""
+    """Return the labelled clips and the problems of an annotation list. settings: the defaults of moving digits."""
     if options.annotations is not None:
         if options.set:
-            raise ValueError("--set is for --data digits")
+            raise ValueError("--set: only for --data digits")
         stride = options.stride
         if stride is None:
             stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
-        videos = AnnotatedVideos(options.annotations, root, config, stride, options.multi_label, strict=options.strict)
+        more = {"stride": stride, "multi_label": options.multi_label, "strict": options.strict}
+        videos = open_annotated_videos(options.annotations, root, config, **more)
         return videos, videos.problems
+    return _open_digits(options.set, config, settings), ()
+
+
+def _open_digits(texts: Sequence[str], config: HaltingVTConfig, settings: Mapping[str, Any]) -> MovingDigits:
+    """Return the test set of moving digits in a model's sizes. texts: NAME=N, which replace ``settings``."""
     if config.image_size[0] != config.image_size[1]:
         raise ValueError(f"--data digits: expected a square image_size in the configuration, got {config.image_size}")
     known = {"clips", "digit_size", "clutter", "noise", "seed"}
-    asked: dict[str, int] = {name: value for name, value in settings.items() if name in known}
-    for setting in options.set:
-        name, _, number = setting.partition("=")
+    chosen: dict[str, int] = {name: value for name, value in settings.items() if name in known}
+    for text in texts:
+        name, _, number = text.partition("=")
         try:
-            asked[name] = int(number)
+            chosen[name] = int(number)
         except ValueError:
-            raise ValueError(f"--set: expected NAME=N with a whole number N, got {setting!r}") from None
-    if asked.keys() - known:
-        raise ValueError(f"--set: expected settings among {', '.join(sorted(known))}, got {', '.join(asked)}")
+            raise ValueError(f"--set: expected NAME=N with a whole number N, got {text!r}") from None
+    if chosen.keys() - known:
+        raise ValueError(f"--set: expected settings among {', '.join(sorted(known))}, got {', '.join(chosen)}")
     size, T, channels = config.image_size[0], config.num_frames, config.channels
-    return MovingDigits("test", frames=T, size=size, channels=channels, **asked), ()
+    return MovingDigits("test", frames=T, size=size, channels=channels, **chosen)
 
 
 def _report(done: Evaluation, config: HaltingVTConfig) -> Iterator[str]:
+    """Yield the lines of the printed report."""
     yield f"clips read        {done.clips}"
     if done.clips:
         if done.mean_average_precision is not None:
-            left_out = f"  ({done.classes_without_clips} classes without a clip left out)"
+            left_out = f"  ({done.classes_without_clips} classes without clips left out)"
             yield f"mAP               {done.mean_average_precision:.2%}{left_out if done.classes_without_clips else ''}"
         if done.top1 is not None and done.top5 is not None:
             yield f"top-1, top-5      {done.top1:.2%}, {done.top5:.2%}"

@@ -39,7 +39,7 @@ GRIDS: dict[str, tuple[str, Measure]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The experiments and their options."""
+    """Add the experiments and their options."""
     names = parser.add_subparsers(required=True, metavar="NAME", dest="experiment")
     helps = {**{name: help for name, (help, _) in GRIDS.items()}, "figure3": figure3.HELP}
     for name, help in helps.items():
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
-    """The recipe, shortened to the epochs of the runs, and the number of seeds. Finds what is wrong before any work."""
+    """Return the recipe, with the epochs of the runs, and the number of seeds. Errors are found before any work."""
     weights = getattr(options, "weights", None)
     if weights is not None and options.recipe is None:
         # γ, β and ε are not in the weights, so another recipe's would go unnoticed
@@ -141,7 +141,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command with everything that decides about the numbers, without folders of this machine."""
+    """The command line with all options that influence the numbers, without folders of this machine."""
     words = ["refvt", "experiment", options.experiment]
     words += ["--quick"] if options.quick else []
     for name, value in (

@@ -19,7 +19,7 @@ HELP = "Count multiply-adds per part and layer, by convention and as really exec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt flops``."""
+    """Add the options of ``refvt flops``."""
     add_preset(parser)
     parser.add_argument(
         "--tokens", default=None, metavar="N1,N2,…", help="tokens alive in each joint block; default: all"

@@ -19,7 +19,7 @@ HELP = "Work with the golden files of the PyTorch run."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The actions of ``refvt golden`` and their options."""
+    """Add the actions of ``refvt golden`` and their options."""
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     verify = actions.add_parser("verify", help="compare a backend with every golden case (needs no torch)")
     add_backend(verify, default="reference")

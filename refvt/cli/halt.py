@@ -21,7 +21,7 @@ UNTRAINED = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt halt``."""
+    """Add the options of ``refvt halt``."""
     parser.add_argument("video", type=Path, help="a video file, or a folder of frames")
     parser.add_argument(
         "--stride", type=int, default=None, help="frames between samples; default: what fits, at most 32"

@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "numba", "scipy", "imageio", "safetensors", "threadpoolctl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt info``."""
+    """Add the options of ``refvt info``."""
     add_json(parser)
 
 

@@ -14,34 +14,34 @@ DEFAULT_PRESET = "minik-g03-b10"
 
 
 def add_backend(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """``--backend``, one of those that refvt knows; None is the fastest on the CPU."""
+    """Add ``--backend``, the name of a backend; a default of None means the fastest on the CPU."""
     help = f"default: {default or 'the fastest on the CPU'}"
     parser.add_argument("--backend", default=default, choices=list(backends.BACKENDS), help=help)
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str = "float32") -> None:
-    """``--dtype``, float32 or float64."""
+    """Add ``--dtype``, float32 or float64."""
     parser.add_argument("--dtype", default=default, choices=["float32", "float64"], help=f"default: {default}")
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print as JSON") -> None:
-    """``--json``, a switch."""
+    """Add ``--json``, a switch."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
-    """``--preset``, a configuration by its name."""
+    """Add ``--preset``, the name of a configuration."""
     help = f"configuration; default: {DEFAULT_PRESET}"
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help=help)
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """``--out``, the folder for pictures."""
+    """Add ``--out``, the folder for pictures."""
     parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
 
 
 def at_least_one(option: str, value: int | None, default: int) -> int:
-    """The value of an option, or its default. ValueError below 1."""
+    """Return the value of an option, or its default. ValueError below 1."""
     if value is None:
         return default
     if value < 1:

@@ -11,9 +11,9 @@ from typing import Any
 
 import refvt
 from refvt.array import Array
+from refvt.cli.data_sets import open_annotated_videos
 from refvt.cli.options import add_backend
 from refvt.cli.progress import TrainingBar, headline
-from refvt.data.annotations import AnnotatedVideos
 from refvt.data.dataset import Dataset
 from refvt.evaluation import Evaluation
 from refvt.training.loop import MODEL, train
@@ -136,7 +136,7 @@ def _videos(recipe: Recipe, options: argparse.Namespace, first: bool) -> tuple[D
         if getattr(options, option) is None:
             raise ValueError(f"--{option.replace('_', '-')}: required if the recipe's data are videos")
     train_set, test_set = (
-        AnnotatedVideos(listed, options.root, recipe.config, **recipe.data_settings)
+        open_annotated_videos(listed, options.root, recipe.config, **recipe.data_settings)
         for listed in (options.annotations, options.test_annotations)
     )
     for problem in (*train_set.problems, *test_set.problems) if first else ():

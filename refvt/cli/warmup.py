@@ -13,7 +13,7 @@ HELP = "Compile the kernels of the jit backend once, so that no later command wa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``refvt warmup``."""
+    """Add the options of ``refvt warmup``."""
     add_dtype(parser)
     parser.add_argument("--forward-only", action="store_true", help="leave out what only training needs")
 

@@ -1,6 +1,40 @@
-"""Holding an implementation against the truth: golden files, laws, budgets.
+"""Tools to check an implementation of HaltingVT, or of one of its operations, against refvt.
 
-``golden`` reads the golden files of a PyTorch run, ``verify`` holds a backend against them, ``budgets`` says how much a
-float32 candidate may err, ``laws`` collects the laws of every room, ``strategies`` makes inputs for them (the only
-module that imports Hypothesis).
+Three things can be used today, on any implementation that takes and returns NumPy arrays:
+
+- **Laws** (``laws_of``) are properties that every correct implementation has: the backward is the adjoint of the
+  forward, halting weights sum to one, nothing is mutated. ``law(op, inputs)`` raises ``refvt.ops.laws.LawBroken`` with
+  the numbers if the law does not hold. ``op`` is any object with ``.operation`` (names of arguments and results),
+  ``.forward`` and ``.backward`` (the protocol ``refvt.ops.laws.Computes``).
+- **Golden files** (``load_manifest``, ``load_arrays``) hold arguments, results and gradients of every operation and of
+  whole models, computed in float64 by PyTorch autograd. ``compare`` derives the allowed error from the error of
+  PyTorch's own float32 run. ``golden/__init__.py`` describes the keys.
+- **Strategies** (``strategies.inputs_for``) generate inputs for the laws with Hypothesis.
+
+Check a LayerNorm of your own with the laws::
+
+    import numpy as np
+    from refvt.backends import Implementation
+    from refvt.conformance.laws import laws_of
+    from refvt.ops import operations
+
+    def forward(x, weight, bias, keep=True):
+        std = np.sqrt(x.var(axis=1, keepdims=True) + 1e-6)
+        normed = (x - x.mean(axis=1, keepdims=True)) / std
+        return normed * weight + bias, (normed, std, weight) if keep else None
+
+    def backward(dy, cache):
+        normed, std, weight = cache
+        d = dy * weight
+        dx = (d - d.mean(axis=1, keepdims=True) - normed * (d * normed).mean(axis=1, keepdims=True)) / std
+        return dx, (dy * normed).sum(axis=0), dy.sum(axis=0)
+
+    mine = Implementation(operations()["layernorm"], forward, backward)
+    x, weight, bias = np.random.default_rng(0).standard_normal((3, 5, 8))
+    for law in laws_of("layernorm"):
+        law(mine, {"x": x, "weight": weight[0], "bias": bias[0]})
+
+``verify`` checks the backends of refvt against all golden files, from the shell as ``refvt golden verify``;
+``adapters.on_host`` gives the operations of a GPU backend NumPy arguments and results. There is no command yet that
+checks a whole model from outside refvt: load a model case, run your model on its parameters and clips, and ``compare``.
 """

@@ -1,4 +1,4 @@
-"""An operation of any backend as one that takes and returns NumPy arrays, so that laws and tools need no device."""
+"""Adapters that give the operations of any backend NumPy arguments and results, as laws and tools expect."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ __all__ = ["on_host"]
 
 
 def on_host(backend: Backend, operation: str) -> Implementation | ForwardOnly:
-    """The operation itself where the backend's arrays are NumPy arrays; else with copies to the device and back.
+    """An operation that takes and returns NumPy arrays.
 
-    The law that nothing is mutated cannot see the device: here every copy is compared with its original.
+    If the backend's arrays are NumPy arrays, this is the operation itself. Otherwise it is wrapped: arguments are
+    uploaded to the device and results downloaded. The law that nothing is mutated cannot see the device, so after each
+    call the wrapper compares every uploaded array with its original. LawBroken if the operation wrote to one of them.
     """
     op = backend[operation]
     if backend.arrays.IN_MAIN_MEMORY:
@@ -36,7 +38,7 @@ def on_host(backend: Backend, operation: str) -> Implementation | ForwardOnly:
             if name in in_place:
                 given[name][...] = arrays.to_numpy(value)
             elif value is not given[name] and not np.array_equal(arrays.to_numpy(value), given[name], equal_nan=True):
-                raise LawBroken(f"{operation}: {name} was written to on the device")
+                raise LawBroken(f"{operation}: {name} was mutated on the device")
 
     def forward_only(**arguments: Any) -> Any:
         uploaded = {name: upload(name, value) for name, value in arguments.items()}

@@ -1,7 +1,7 @@
-"""Reading the golden files: a manifest and one .npz per case, written by a PyTorch run (see ``golden/``).
+"""Reading of the golden files: a manifest and one .npz file per case, written by a PyTorch run (see ``golden/``).
 
-They lie inside the installed package as ``refvt/_golden``, in a checkout in ``golden/data``. Keys, layouts and
-conventions are described where they are made, in ``golden/__init__.py``.
+The files are in ``refvt/_golden`` of an installed package and in ``golden/data`` of a checkout. ``golden/__init__.py``
+describes their keys, layouts and conventions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ __all__ = ["Case", "GoldenError", "golden_directory", "load_arrays", "load_manif
 
 
 class GoldenError(ValueError):
-    """A golden file is missing, damaged or of another format."""
+    """Raised for a golden file that is missing, damaged or of another format."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One entry of the manifest. ``kind`` is "op", "model" or "training"; ``tensors`` says how far off float32 is."""
+    """One case of the manifest.
+
+    ``kind`` is "op", "model" or "training". ``margins`` are the smallest distances of its decisions from their
+    thresholds. ``tensors`` gives for every array its shape, its dtype and the error of PyTorch's float32 run.
+    """
 
     name: str
     directory: Path
@@ -43,20 +47,21 @@ class Case:
 
     @property
     def path(self) -> Path:
+        """The case's .npz file."""
         return self.directory / f"{self.name}.npz"
 
 
 def golden_directory() -> Path:
-    """Where the golden files of this installation lie. GoldenError if there are none."""
+    """The folder of the golden files of this installation. GoldenError if there are none."""
     package = Path(__file__).resolve().parent.parent
     for directory in (package / "_golden", package.parent / "golden" / "data"):
         if (directory / "manifest.json").is_file():
             return directory
-    raise GoldenError("golden files: neither in the package (refvt/_golden) nor in a checkout (golden/data)")
+    raise GoldenError("golden files: expected refvt/_golden in the package or golden/data in a checkout, got neither")
 
 
 def load_manifest(directory: Path | None = None) -> dict[str, Case]:
-    """Every case by name. GoldenError if the manifest is missing or cannot be read."""
+    """All cases by name. GoldenError if the manifest is missing or cannot be read."""
     directory = golden_directory() if directory is None else Path(directory)
     path = directory / "manifest.json"
     try:
@@ -82,23 +87,26 @@ def load_manifest(directory: Path | None = None) -> dict[str, Case]:
     except OSError as error:
         raise GoldenError(f"{path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise GoldenError(f"{path}: not a golden manifest ({error!r})") from error
+        raise GoldenError(f"{path}: expected a golden manifest ({error!r})") from error
 
 
 def load_arrays(case: Case) -> dict[str, Array]:
-    """The arrays of a case, its checksum, names, shapes and dtypes compared with the manifest first."""
+    """Load the arrays of a case by key.
+
+    GoldenError if the file is missing, or if its checksum, names, shapes or dtypes differ from the manifest.
+    """
     try:
         content = case.path.read_bytes()
     except OSError as error:
         raise GoldenError(f"{case.path}: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != case.sha256:
-        raise GoldenError(f"{case.path}: damaged: its SHA-256 is {digest[:12]}…, the manifest says {case.sha256[:12]}…")
+        raise GoldenError(f"{case.path}: damaged: expected SHA-256 {case.sha256[:12]}…, got {digest[:12]}…")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise GoldenError(f"{case.path}: not a readable .npz file ({error})") from error
+        raise GoldenError(f"{case.path}: expected a readable .npz file ({error})") from error
     for name, entry in case.tensors.items():
         found = arrays.get(name)
         if found is None or list(found.shape) != entry["shape"] or str(found.dtype) != entry["dtype"]:

@@ -1,4 +1,4 @@
-"""All the laws of every operation, collected from the rooms."""
+"""All laws of an operation: the generic ones and those of its own folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ __all__ = ["laws_of"]
 
 
 def laws_of(operation: str) -> tuple[Law, ...]:
-    """The generic laws (for an operation with a backward: all of them) and those of the operation's own room."""
+    """The laws of an operation of the table, each called as ``law(op, inputs)``.
+
+    An operation without a backward has only one generic law: nothing is mutated.
+    """
     signature = operations()[operation]
-    generic = (
-        GENERIC_LAWS
-        if signature.has_backward
-        else tuple(law for law in GENERIC_LAWS if law.__name__ == "nothing_is_mutated")
-    )
-    own: dict[str, tuple[Law, ...]] = {}
-    for room in FAMILIES:
-        own.update(import_module(f"refvt.ops.{room}.laws").LAWS)
-    return (*generic, *own[operation])
+    generic = tuple(law for law in GENERIC_LAWS if signature.has_backward or law.__name__ == "nothing_is_mutated")
+    special: dict[str, tuple[Law, ...]] = {}
+    for family in FAMILIES:
+        special.update(import_module(f"refvt.ops.{family}.laws").LAWS)
+    return (*generic, *special[operation])

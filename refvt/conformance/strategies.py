@@ -1,7 +1,7 @@
-"""Inputs for the laws, made by Hypothesis: it chooses the sizes, the switches and a seed, NumPy fills the arrays.
+"""Inputs for the laws: Hypothesis chooses the sizes, the switches and a seed, and NumPy fills the arrays.
 
-Sizes shrink to the smallest that still breaks a law, which is what a porter wants to see. ``inputs_for("attention")``
-gives dictionaries that ``forward(**inputs)`` accepts. This is the only module of refvt that imports Hypothesis.
+If a law breaks, Hypothesis shrinks the sizes to the smallest that still break it. ``inputs_for("attention")`` gives
+dictionaries for ``forward(**inputs)``. This is the only module of refvt that imports Hypothesis.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from refvt.array import Array
 
 __all__ = ["inputs_for"]
 
-Made = dict[str, Any]
+Inputs = dict[str, Any]
 
 
-class _Maker:
-    """Draws sizes from Hypothesis and arrays from a generator seeded by it."""
+class _Source:
+    """A source of sizes and switches, drawn by Hypothesis, and of arrays from a generator that Hypothesis seeds."""
 
     def __init__(self, draw: st.DrawFn, dtype: str, largest: int) -> None:
         self.draw, self.dtype, self.largest = draw, dtype, largest
@@ -39,23 +39,23 @@ class _Maker:
         lengths = [self.size(f"length {i}", low) for i in range(segments)]
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
-    def extras(self, n: int, D: int) -> Made:
+    def extras(self, n: int, D: int) -> Inputs:
         """The optional residual and gain of linear and mlp."""
-        made: Made = {}
+        inputs: Inputs = {}
         if self.flag("residual"):
-            made["residual"] = self.normal(n, D)
+            inputs["residual"] = self.normal(n, D)
         if self.flag("gain"):
-            made["gain"] = (self.rng.integers(0, 2, n) * 1.25).astype(self.dtype)
-        return made
+            inputs["gain"] = (self.rng.integers(0, 2, n) * 1.25).astype(self.dtype)
+        return inputs
 
 
-def _embed(m: _Maker) -> Made:
+def _embed(m: _Source) -> Inputs:
     B, C, T, P, D = m.size("B", high=2), m.size("C", high=3), m.size("T", high=3), m.size("P", high=3), m.size("D")
     rows, columns = m.size("rows", high=3), m.size("columns", high=3)
     S = rows * columns
     return {
         "clips": m.normal(B, C, T, rows * P, columns * P),
-        "weight": 0.1 + np.abs(m.normal(D, C, P, P)),  # of one sign: a pixel that changes is seen in every channel
+        "weight": 0.1 + np.abs(m.normal(D, C, P, P)),  # of one sign: a changed pixel changes every channel
         "bias": m.normal(D),
         "cls_token": m.normal(1, 1, D),
         "pos_embed": m.normal(1, 1 + S, D),
@@ -63,144 +63,144 @@ def _embed(m: _Maker) -> Made:
     }
 
 
-def _layernorm(m: _Maker) -> Made:
+def _layernorm(m: _Source) -> Inputs:
     n, D = m.size("n"), m.size("D", low=3, high=2 * m.largest)
     scale = m.draw(st.sampled_from([0.3, 1.0, 30.0]), label="scale")
     return {"x": m.normal(n, D, scale=scale), "weight": m.normal(D), "bias": m.normal(D)}
 
 
-def _linear(m: _Maker) -> Made:
+def _linear(m: _Source) -> Inputs:
     n, E, D = m.size("n"), m.size("E"), m.size("D")
     return {"x": m.normal(n, E), "weight": m.normal(D, E), "bias": m.normal(D), **m.extras(n, D)}
 
 
-def _gelu(m: _Maker) -> Made:
+def _gelu(m: _Source) -> Inputs:
     scale = m.draw(st.sampled_from([0.1, 1.0, 5.0]), label="scale")
     return {"x": m.normal(m.size("n"), m.size("F"), scale=scale)}
 
 
-def _mlp(m: _Maker) -> Made:
+def _mlp(m: _Source) -> Inputs:
     n, D, F = m.size("n"), m.size("D"), m.size("F")
     weights = {"fc1_weight": m.normal(F, D), "fc1_bias": m.normal(F), "fc2_weight": m.normal(D, F)}
     return {"x": m.normal(n, D), **weights, "fc2_bias": m.normal(D), **m.extras(n, D)}
 
 
-def _attention(m: _Maker) -> Made:
+def _attention(m: _Source) -> Inputs:
     A, d, segments = m.size("A", high=3), m.size("d", high=4), m.size("segments", high=3)
     query_offsets, key_offsets = m.offsets(segments), m.offsets(segments)
     n, keys = int(query_offsets[-1]), int(key_offsets[-1])
-    made: Made = {"q": m.normal(n, A * d)}
-    if n == keys and m.flag("strided"):  # q, k and v as columns of one array, as the model passes them
+    inputs: Inputs = {"q": m.normal(n, A * d)}
+    if n == keys and m.flag("strided"):  # q, k and v are views of one array, as in the model
         qkv = m.normal(n, 3 * A * d)
-        made = {name: qkv[:, i * A * d : (i + 1) * A * d] for i, name in enumerate("qkv")}
+        inputs = {name: qkv[:, i * A * d : (i + 1) * A * d] for i, name in enumerate("qkv")}
     else:
-        made |= {"k": m.normal(keys, A * d), "v": m.normal(keys, A * d)}
-    made |= {"query_offsets": query_offsets, "key_offsets": key_offsets, "num_heads": A}
+        inputs |= {"k": m.normal(keys, A * d), "v": m.normal(keys, A * d)}
+    inputs |= {"query_offsets": query_offsets, "key_offsets": key_offsets, "num_heads": A}
     if m.flag("key_bias"):
         choices = np.array([0, 0, np.log(2), np.log(1000), -np.inf])
-        made["key_bias"] = m.rng.choice(choices, keys).astype(m.dtype)
-    return made
+        inputs["key_bias"] = m.rng.choice(choices, keys).astype(m.dtype)
+    return inputs
 
 
-def _gather(m: _Maker) -> Made:
+def _gather(m: _Source) -> Inputs:
     n = m.size("n")
     index = m.rng.integers(-1, n, m.size("m", low=0, high=2 * m.largest))
     return {"x": m.normal(n, m.size("D")) if m.flag("2-D") else m.normal(n), "index": index}
 
 
-def _segment_mean(m: _Maker) -> Made:
+def _segment_mean(m: _Source) -> Inputs:
     offsets = m.offsets(m.size("segments"), low=1)
     return {"x": m.normal(int(offsets[-1]), m.size("D")), "offsets": offsets}
 
 
-def _cls_scores(m: _Maker) -> Made:
+def _cls_scores(m: _Source) -> Inputs:
     A, d, frames, S = m.size("A", high=3), m.size("d", high=4), m.size("frames", high=3), m.size("S")
     rows = frames * (1 + S)
     offsets = np.arange(frames + 1) * (1 + S)
     return {"q": m.normal(rows, A * d), "k": m.normal(rows, A * d), "offsets": offsets, "num_heads": A}
 
 
-def _top_k(m: _Maker) -> Made:
+def _top_k(m: _Source) -> Inputs:
     frames, S = m.size("frames", high=4), m.size("S", high=2 * m.largest)
     scores = m.rng.integers(0, 4, (frames, S)) if m.flag("ties") else m.rng.random((frames, S))
     return {"scores": scores.astype(m.dtype), "k": m.size("k", high=S)}
 
 
-def _fuse_dropped(m: _Maker) -> Made:
+def _fuse_dropped(m: _Source) -> Inputs:
     frames, S = m.size("frames", high=3), m.size("S")
     k = m.size("k", high=S)
     kept = np.stack([m.rng.permutation(S)[:k] for _ in range(frames)])
     return {"x": m.normal(frames * S, m.size("D")), "scores": np.abs(m.normal(frames, S)), "kept": kept}
 
 
-def _halting_settings(m: _Maker) -> Made:
+def _halting_settings(m: _Source) -> Inputs:
     scale = m.draw(st.sampled_from([5.0, 10.0]), label="scale")
     center = m.draw(st.sampled_from([5.0, 10.0, 20.0]), label="center")
     return {"scale": scale, "center": center, "epsilon": 0.01}
 
 
-def _halt(m: _Maker) -> Made:
+def _halt(m: _Source) -> Inputs:
     n, settings = m.size("n"), _halting_settings(m)
-    # around the centre, where tokens decide
+    # around the centre, where the decision may go either way
     logit = (settings["center"] + 3 * m.normal(n)) / settings["scale"]
-    made = {"logit": logit.astype(m.dtype), "used": (0.98 * m.rng.random(n)).astype(m.dtype)}
-    made |= {**settings, "last": m.flag("last")}
+    inputs = {"logit": logit.astype(m.dtype), "used": (0.98 * m.rng.random(n)).astype(m.dtype)}
+    inputs |= {**settings, "last": m.flag("last")}
     if m.flag("forced"):
-        made["forced"] = np.ones(n, dtype=bool) if made["last"] else m.rng.random(n) < 0.5
-    return made
+        inputs["forced"] = np.ones(n, dtype=bool) if inputs["last"] else m.rng.random(n) < 0.5
+    return inputs
 
 
-def _accumulate(m: _Maker) -> Made:
+def _accumulate(m: _Source) -> Inputs:
     n, D = m.size("n"), m.size("D")
     return {"y": m.normal(n, D), "x": m.normal(n, D), "weight": m.normal(n)}
 
 
-def _halt_tokens(m: _Maker) -> Made:
+def _halt_tokens(m: _Source) -> Inputs:
     L, N, D, settings = m.size("L", high=5), m.size("N"), m.size("D", low=2), _halting_settings(m)
     states = m.normal(L, N, D)
     states[:, :, 0] = (settings["center"] - 1 + 2 * m.normal(L, N)) / settings["scale"]
-    made = {"states": states, **settings}
+    inputs = {"states": states, **settings}
     if m.flag("forced"):
-        made["forced"] = m.rng.integers(1, L + 1, N)
-    return made
+        inputs["forced"] = m.rng.integers(1, L + 1, N)
+    return inputs
 
 
-def _compact(m: _Maker) -> Made:
-    """A layer of a random life: some tokens have halted before, some halt now."""
+def _compact(m: _Source) -> Inputs:
+    """One layer of a random run: some tokens have halted before, some halt in this layer."""
     B, N = m.size("B", high=4), m.size("N", high=2 * m.largest)
     cls_only, layer = m.flag("cls_only"), 3
-    lived = m.draw(st.sampled_from([0.2, 0.7, 1.0]), label="share alive")
-    entered = m.rng.random(B * N) < lived
+    alive = m.draw(st.sampled_from([0.2, 0.7, 1.0]), label="share alive")
+    entered = m.rng.random(B * N) < alive
     tokens = np.flatnonzero(entered)
     counts = np.stack([entered.reshape(B, N).sum(axis=1), entered[::N]]).astype(np.int64)
     halts = m.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]), label="share that halts")
-    made: Made = {"halted": m.rng.random(len(tokens)) < halts, "tokens": tokens, "counts": counts}
-    made |= {"halting_layer": np.where(entered, 0, m.rng.integers(1, layer, B * N)), "layer": layer, "N": N}
-    return made | {"ghosts": m.flag("ghosts"), "leave_early": m.flag("leave_early"), "cls_only": cls_only}
+    inputs: Inputs = {"halted": m.rng.random(len(tokens)) < halts, "tokens": tokens, "counts": counts}
+    inputs |= {"halting_layer": np.where(entered, 0, m.rng.integers(1, layer, B * N)), "layer": layer, "N": N}
+    return inputs | {"ghosts": m.flag("ghosts"), "leave_early": m.flag("leave_early"), "cls_only": cls_only}
 
 
-def _mask_halted(m: _Maker) -> Made:
+def _mask_halted(m: _Source) -> Inputs:
     n, layer = m.size("n"), 3
     halting_layer = m.rng.integers(0, layer, n)
     halted = (halting_layer > 0) | (m.rng.random(n) < 0.5)
     return {"halted": halted, "halting_layer": halting_layer, "layer": layer, "masked": m.flag("masked")}
 
 
-def _squared_norm(m: _Maker) -> Made:
+def _squared_norm(m: _Source) -> Inputs:
     return {"x": m.normal(m.size("n", high=40 * m.largest))}
 
 
-def _adam_step(m: _Maker) -> Made:
+def _adam_step(m: _Source) -> Inputs:
     run_offsets = m.offsets(m.size("runs", high=4))
     n, runs = int(run_offsets[-1]), len(run_offsets) - 1
-    made: Made = {"w": m.normal(n), "m": m.normal(n), "v": np.abs(m.normal(n)), "gradient": m.normal(n)}
-    made |= {"run_offsets": run_offsets, "decays": m.rng.random(runs) < 0.5, "step": m.size("step", high=5)}
+    inputs: Inputs = {"w": m.normal(n), "m": m.normal(n), "v": np.abs(m.normal(n)), "gradient": m.normal(n)}
+    inputs |= {"run_offsets": run_offsets, "decays": m.rng.random(runs) < 0.5, "step": m.size("step", high=5)}
     settings = {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.1}
     clip = m.draw(st.sampled_from([1.0, 0.25]), label="clip")
-    return {**made, **settings, "decoupled": m.flag("decoupled"), "clip": clip}
+    return {**inputs, **settings, "decoupled": m.flag("decoupled"), "clip": clip}
 
 
-def _cross_entropy(m: _Maker) -> Made:
+def _cross_entropy(m: _Source) -> Inputs:
     B, K = m.size("B"), m.size("K")
     soft = m.rng.random((B, K))
     targets = (soft / soft.sum(axis=1, keepdims=True)).astype(m.dtype) if m.flag("soft") else m.rng.integers(0, K, B)
@@ -208,16 +208,16 @@ def _cross_entropy(m: _Maker) -> Made:
     return {"logits": m.normal(B, K, scale=3), "targets": targets, "label_smoothing": smoothing}
 
 
-def _ponder_loss(m: _Maker) -> Made:
+def _ponder_loss(m: _Source) -> Inputs:
     return {"ponder": 2 + np.abs(m.normal(m.size("B"), m.size("N")))}
 
 
-def _motion_loss(m: _Maker) -> Made:
+def _motion_loss(m: _Source) -> Inputs:
     B = m.size("B")
     return {"logits": m.normal(B, 2, scale=3), "moving": m.rng.integers(0, 2, B)}
 
 
-_MAKERS: dict[str, Callable[[_Maker], Made]] = {
+_INPUTS: dict[str, Callable[[_Source], Inputs]] = {
     "embed": _embed,
     "layernorm": _layernorm,
     "linear": _linear,
@@ -242,13 +242,16 @@ _MAKERS: dict[str, Callable[[_Maker], Made]] = {
 }
 
 
-def inputs_for(operation: str, dtype: str = "float64", largest: int = 6) -> st.SearchStrategy[Made]:
-    """Inputs for one operation of the table; ``largest`` bounds the ordinary sizes (slow interpreters want 3)."""
-    if operation not in _MAKERS:
-        raise ValueError(f"operation: expected one of {list(_MAKERS)}, got {operation!r}")
+def inputs_for(operation: str, dtype: str = "float64", largest: int = 6) -> st.SearchStrategy[Inputs]:
+    """A strategy for the inputs of one operation of the table.
+
+    largest: upper bound of the ordinary sizes (3 is enough for slow interpreters). ValueError for an unknown operation.
+    """
+    if operation not in _INPUTS:
+        raise ValueError(f"operation: expected one of {list(_INPUTS)}, got {operation!r}")
 
     @st.composite
-    def made(draw: st.DrawFn) -> Made:
-        return _MAKERS[operation](_Maker(draw, dtype, largest))
+    def inputs(draw: st.DrawFn) -> Inputs:
+        return _INPUTS[operation](_Source(draw, dtype, largest))
 
-    return made()
+    return inputs()

@@ -1,10 +1,13 @@
-"""Holding a backend against the golden files, case by case.
+"""How a backend is checked against the golden files, case by case.
 
-An operation is given the golden arguments and cotangents. A model is run twice: freely, to see whether it decides as
-the truth decided (which patches, which layers), and then under the truth's decisions, to compare every named tensor,
-output, loss and gradient. A free decision that differs is an error, unless its margin is so small that rounding alone
-could have flipped it: then it is reported as ambiguous, and neither passes nor fails by luck. A training case is run
-freely for all its steps.
+- An *operation* case gives the golden arguments and cotangents to one operation and compares its results and gradients.
+- A *model* case is run twice. The free run shows whether the backend decides as the golden run did: which patches the
+  Glimpser keeps, in which layer each token halts. The second run has the golden decisions imposed on it, and every
+  named tensor, output, loss and gradient is compared.
+- A *training* case runs freely for all its steps.
+
+A free decision that differs is an error, unless its margin is so small that rounding alone could have changed it. Such
+a decision is reported as ambiguous: it neither passes nor fails by luck.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ from refvt.conformance.golden import Case, load_arrays
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.optimiser import Adam, without_decay
+from refvt.training.optimiser import Adam, select_no_decay
 from refvt.training.vectors import Vector
 
 __all__ = ["CaseResult", "verify", "verify_case"]
 
-OUTPUTS = ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive")  # that golden models hold
+OUTPUTS = ("logits", "motion_logits", "features", "ponder", "tokens_per_layer", "alive")  # stored by model cases
+LOSS_SETTINGS = ("ponder_weight", "motion_weight", "label_smoothing")
 
 
 @dataclass
 class CaseResult:
-    """What came of one case: every comparison, and the decisions that were too close to call."""
+    """Result of one case: all comparisons, the ambiguous decisions, and the exception if the case raised one."""
 
     case: Case
     comparisons: list[Comparison] = field(default_factory=list)
@@ -41,11 +45,12 @@ class CaseResult:
 
     @property
     def holds(self) -> bool:
+        """True if something was compared and every comparison is within its budget."""
         return self.problem is None and bool(self.comparisons) and all(c.holds for c in self.comparisons)
 
     @property
     def worst(self) -> Comparison | None:
-        """The comparison that used most of its budget."""
+        """The comparison that used the largest share of its budget."""
         return max(self.comparisons, key=lambda c: c.share, default=None)
 
 
@@ -55,7 +60,7 @@ def verify(
     dtype: str = "float64",
     progress: Callable[[CaseResult], None] | None = None,
 ) -> list[CaseResult]:
-    """Every case in turn; a case that raises is a failed case, the others go on."""
+    """Check several cases; a case that raises an exception fails, and the remaining cases still run."""
     results = []
     for case in cases:
         try:
@@ -69,174 +74,184 @@ def verify(
 
 
 def verify_case(case: Case, backend: str = "reference", dtype: str = "float64") -> CaseResult:
-    """One case held against a backend in one dtype ("float32" or "float64"). GoldenError if its file is damaged."""
-    arrays = load_arrays(case)
-    result = CaseResult(case)
-    eps = float(np.finfo(dtype).eps)
-
-    def hold(name: str, actual: Any, key: str) -> None:
-        result.comparisons.append(compare(name, actual, arrays[key], case.tensors[key], eps))
-
-    if case.kind == "op":
-        _verify_operation(case, arrays, backend, dtype, hold)
-    elif case.kind == "training":
-        _verify_training(case, arrays, backend, dtype, hold)
-    else:
-        _verify_model(case, arrays, backend, dtype, hold, result)
-    return result
+    """Check one case with a backend in "float32" or "float64". GoldenError if the case's file is damaged."""
+    check = _Check(case, load_arrays(case), backend, dtype, CaseResult(case))
+    {"op": _check_operation, "model": _check_model, "training": _check_training}[case.kind](check)
+    return check.result
 
 
-def _under(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+@dataclass(frozen=True)
+class _Check:
+    """One case, the backend and dtype that compute it, and the result so far."""
+
+    case: Case
+    arrays: dict[str, Array]
+    backend: str
+    dtype: str
+    result: CaseResult
+
+    def golden(self, prefix: str) -> dict[str, Array]:
+        """The golden arrays whose keys start with the prefix, by the rest of the key."""
+        return {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
+
+    def compare(self, name: str, actual: Any, key: str) -> None:
+        """Compare a NumPy array with the golden array of this key, and keep the comparison under ``name``."""
+        eps = float(np.finfo(self.dtype).eps)
+        self.result.comparisons.append(compare(name, actual, self.arrays[key], self.case.tensors[key], eps))
+
+    def build_model(self, parameters: dict[str, Array]) -> HaltingVT:
+        """The case's model with these parameters."""
+        assert self.case.config is not None
+        return HaltingVT(HaltingVTConfig(**self.case.config), parameters, backend=self.backend, dtype=self.dtype)
+
+    def batch(self) -> dict[str, Any]:
+        """The clips and their labels, as arguments of ``loss_and_gradients``."""
+        clips = self.arrays["clips"].astype(self.dtype)
+        return {"clips": clips, "labels": self.arrays["labels"], "motion_labels": self.arrays["motion_labels"]}
 
 
-def _verify_operation(
-    case: Case, arrays: dict[str, Array], backend: str, dtype: str, hold: Callable[[str, Any, str], None]
-) -> None:
-    table = backends.get(backend)
+# ---- operations
+
+
+def _check_operation(check: _Check) -> None:
+    case, table = check.case, backends.get(check.backend)
     assert case.operation is not None
     op = table[case.operation]
 
-    def own(value: Array) -> Any:
+    def on_backend(value: Array) -> Any:
         if value.dtype.kind != "f":
             return value
         # the cotangent of a loss is a number, which stays in main memory
-        return table.arrays.from_numpy(value, dtype) if value.ndim else value.astype(dtype)
+        return table.arrays.from_numpy(value, check.dtype) if value.ndim else value.astype(check.dtype)
 
-    arguments = {name: own(value) for name, value in _under(arrays, "argument/").items()}
+    arguments = {name: on_backend(value) for name, value in check.golden("argument/").items()}
     if op.backward is None:
         (name,) = op.operation.results
-        hold(name, table.arrays.to_numpy(op(**arguments, **case.settings)), f"result/{name}")
+        check.compare(name, table.arrays.to_numpy(op(**arguments, **case.settings)), f"result/{name}")
         return
     results, cache = op.forward(**arguments, **case.settings)
-    results = results if isinstance(results, tuple) else (results,)
-    for name, value in zip(op.operation.results, results, strict=True):
-        hold(name, table.arrays.to_numpy(value), f"result/{name}")
-    cotangents = [own(arrays[f"cotangent/{name}"]) for name in op.operation.differentiable]
+    for name, value in zip(op.operation.results, _as_tuple(results), strict=True):
+        check.compare(name, table.arrays.to_numpy(value), f"result/{name}")
+    cotangents = [on_backend(check.arrays[f"cotangent/{name}"]) for name in op.operation.differentiable]
     gradients = op.backward(*cotangents, cache)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    for name, value in zip(op.operation.gradients, gradients, strict=True):
+    for name, value in zip(op.operation.gradients, _as_tuple(gradients), strict=True):
         if value is not None:
-            hold(f"d({name})", table.arrays.to_numpy(value), f"gradient/{name}")
+            check.compare(f"d({name})", table.arrays.to_numpy(value), f"gradient/{name}")
 
 
-def _verify_model(
-    case: Case,
-    arrays: dict[str, Array],
-    backend: str,
-    dtype: str,
-    hold: Callable[[str, Any, str], None],
-    result: CaseResult,
-) -> None:
-    assert case.config is not None
-    config = HaltingVTConfig(**case.config)
-    model = HaltingVT(config, _under(arrays, "parameters/"), backend=backend, dtype=dtype)
-    clips = arrays["clips"].astype(dtype)
-    targets: dict[str, Any] = {"labels": arrays["labels"], "motion_labels": arrays["motion_labels"]}
-    settings: dict[str, Any] = {
-        n: case.settings[n] for n in ("ponder_weight", "motion_weight", "label_smoothing", "drop_path")
-    }
-    forced = Decisions(
-        tuple(arrays[f"decisions/kept.{g}"] for g in range(config.glimpser_depth)), arrays["decisions/halting_layer"]
+def _as_tuple(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+# ---- models
+
+
+def _check_model(check: _Check) -> None:
+    model, settings = check.build_model(check.golden("parameters/")), check.case.settings
+    golden = Decisions(
+        tuple(check.arrays[f"decisions/kept.{g}"] for g in range(model.config.glimpser_depth)),
+        check.arrays["decisions/halting_layer"],
     )
 
-    def rng() -> np.random.Generator | None:
-        seed = case.settings["drop_path_seed"]
-        return None if seed is None else np.random.default_rng(seed)
+    def drop_path() -> dict[str, Any]:
+        """Arguments of stochastic depth; every run draws the same numbers."""
+        seed = settings["drop_path_seed"]
+        return {"drop_path": settings["drop_path"], "rng": None if seed is None else np.random.default_rng(seed)}
 
-    # freely: does it decide as the truth did, in both executions?
+    step: dict[str, Any] = check.batch() | {name: settings[name] for name in LOSS_SETTINGS}
     for execution in ("dense", "compact"):
-        free = model.trace(clips, drop_path=settings["drop_path"], rng=rng(), execution=execution).output.decisions
-        for name, wrong in _differing(free, forced):
-            what = f"{execution}: decisions.{name}"
-            if _rounding_explains(case, name, dtype):
-                result.ambiguous.append(f"{what}: {wrong} differ, within rounding of their thresholds")
-            else:
-                result.comparisons.append(Comparison(f"{what} ({wrong} differ)", float(wrong), 0.5))
-
-    # under the truth's decisions: every named tensor, in dense execution
-    trace = model.trace(clips, gradients=True, **targets, **settings, rng=rng(), decisions=forced)
-    for name in _under(arrays, "forward/"):
-        hold(name, trace[name], f"forward/{name}")
-    for name in _under(arrays, "backward/"):
-        # scores that feed no fused token are read by a decision alone: no gradient reaches them, the truth says zero
+        free = model.trace(step["clips"], **drop_path(), execution=execution)
+        _check_decisions(check, execution, free.output.decisions, golden)
+    # with the golden decisions: every named tensor, in dense execution
+    trace = model.trace(**step, **drop_path(), gradients=True, decisions=golden)
+    for name in check.golden("forward/"):
+        check.compare(name, trace[name], f"forward/{name}")
+    for name in check.golden("backward/"):
+        # without a fused token, scores are read by a decision alone: no gradient reaches them, the golden one is zero
         gradient = trace.get(f"d({name})", np.zeros_like(trace[name]))
-        hold(f"d({name})", gradient, f"backward/{name}")
+        check.compare(f"d({name})", gradient, f"backward/{name}")
     # outputs, losses and gradients, in both executions
     for execution in ("dense", "compact"):
-        loss, gradients = model.loss_and_gradients(
-            clips, **targets, **settings, execution=execution, rng=rng(), decisions=forced
-        )
+        loss, gradients = model.loss_and_gradients(**step, **drop_path(), execution=execution, decisions=golden)
         for name in OUTPUTS:
-            hold(f"{execution}: {name}", getattr(loss.output, name), f"output/{name}")
+            check.compare(f"{execution}: {name}", getattr(loss.output, name), f"output/{name}")
         for name in ("total", "recognition", "ponder", "motion"):
-            hold(f"{execution}: loss.{name}", np.asarray(getattr(loss, name)), f"loss/{name}")
+            check.compare(f"{execution}: loss.{name}", np.asarray(getattr(loss, name)), f"loss/{name}")
         for name, gradient in gradients.items():
-            hold(f"{execution}: d({name})", gradient, f"gradients/{name}")
-    # outputs where no gradient is asked for: compact execution has a shorter way then
+            check.compare(f"{execution}: d({name})", gradient, f"gradients/{name}")
+    # outputs without gradients: compact execution then computes less
     if not settings["drop_path"]:
-        output = model(clips, full_ponder=True, decisions=forced)
+        output = model(step["clips"], full_ponder=True, decisions=golden)
         for name in OUTPUTS:
-            hold(f"inference: {name}", getattr(output, name), f"output/{name}")
+            check.compare(f"inference: {name}", getattr(output, name), f"output/{name}")
 
 
-def _verify_training(
-    case: Case, arrays: dict[str, Array], backend: str, dtype: str, hold: Callable[[str, Any, str], None]
-) -> None:
-    """Every step from the stored start, each run deciding for itself: losses, decisions, the parameters at the end.
-
-    The decisions' margins are at least a thousandth in every step, beyond what rounding can reach in them.
-    """
-    assert case.config is not None
-    model = HaltingVT(HaltingVTConfig(**case.config), _under(arrays, "start/"), backend=backend, dtype=dtype)
-    shapes = {name: tuple(value.shape) for name, value in model.parameters.items()}
-    parameters, gradients = Vector(shapes, dtype, backend).set(model.parameters), Vector(shapes, dtype, backend)
-    model.parameters, array_functions = parameters.arrays, parameters.ops.arrays
-    rate, settings = case.settings["rate"], {"weight_decay": case.settings["weight_decay"]}
-    settings["epsilon"] = case.settings["adam_epsilon"]
-    adamw = Adam(parameters, without_decay(shapes, norms_and_biases=False), **settings)
-    targets = (arrays["clips"].astype(dtype), arrays["labels"], arrays["motion_labels"])
-    weights = {name: case.settings[name] for name in ("ponder_weight", "motion_weight", "label_smoothing")}
-    losses: list[float] = []
-    decided: dict[str, list[Array]] = {name: [] for name in _under(arrays, "decisions/")}
-    for _ in arrays["losses"]:
-        loss, found = model.loss_and_gradients(*targets, **weights, arrays="device")
-        gradients.set(found)
-        if case.settings["optimiser"] == "adamw":
-            adamw.step(gradients, rate)
+def _check_decisions(check: _Check, execution: str, free: Decisions, golden: Decisions) -> None:
+    """Count the free decisions that differ; they are errors unless rounding explains them."""
+    free_arrays, golden_arrays = _decision_arrays(free), _decision_arrays(golden)
+    wrong = {name: int((free_arrays[name] != value).sum()) for name, value in golden_arrays.items()}
+    kept = sum(count for name, count in wrong.items() if name.startswith("kept"))
+    for name, count in (("kept", kept), ("halting_layer", wrong["halting_layer"])):
+        if count == 0:
+            continue
+        what = f"{execution}: decisions.{name}"
+        if _rounding_explains(check, name):
+            check.result.ambiguous.append(f"{what}: {count} differ, within rounding of their thresholds")
         else:
-            array_functions.add_scaled(parameters.vector, gradients.vector, -rate)
-        losses.append(loss.total)
-        own = loss.output.decisions
-        assert own.kept is not None
-        assert own.halting_layer is not None
-        for name, choice in {
-            "halting_layer": own.halting_layer,
-            **{f"kept.{g}": k for g, k in enumerate(own.kept)},
-        }.items():
-            decided[name].append(choice)
-    for name, choices in decided.items():
-        hold(f"decisions.{name}", np.stack(choices), f"decisions/{name}")
-    hold("losses", np.array(losses), "losses")
-    for name, value in parameters.arrays.items():
-        hold(f"final {name}", array_functions.to_numpy(value), f"final/{name}")
+            check.result.comparisons.append(Comparison(f"{what} ({count} differ)", float(count), 0.5))
 
 
-def _differing(free: Decisions, forced: Decisions) -> list[tuple[str, int]]:
-    assert free.kept is not None
-    assert free.halting_layer is not None
-    assert forced.kept is not None
-    assert forced.halting_layer is not None
-    found = [("kept", sum(np.count_nonzero(a != b) for a, b in zip(free.kept, forced.kept, strict=True)))]
-    found.append(("halting_layer", np.count_nonzero(np.not_equal(free.halting_layer, forced.halting_layer))))
-    return [(name, int(wrong)) for name, wrong in found if wrong]
+def _decision_arrays(decisions: Decisions) -> dict[str, Array]:
+    """The decisions under the names of the golden files: kept.0, kept.1, …, halting_layer."""
+    assert decisions.kept is not None
+    assert decisions.halting_layer is not None
+    return {f"kept.{g}": kept for g, kept in enumerate(decisions.kept)} | {"halting_layer": decisions.halting_layer}
 
 
-def _rounding_explains(case: Case, name: str, dtype: str) -> bool:
-    """Is the case's margin smaller than what a score can be off by, judged by PyTorch's own error in its logits?"""
-    wanted = ("halting",) if name == "halting_layer" else ("selection", "order")
-    margins = [case.margins[kind] for kind in wanted]
-    scale = float(np.finfo(dtype).eps) / float(np.finfo(np.float32).eps)
+def _rounding_explains(check: _Check, name: str) -> bool:
+    """True if the margin of these decisions is below the error of a score, as estimated from PyTorch's own errors."""
+    case = check.case
+    scale = float(np.finfo(check.dtype).eps) / float(np.finfo(np.float32).eps)
     error = max((e.get("float32_error") or 0.0) for e in case.tensors.values()) * scale
-    gain = case.config["halting_scale"] if case.config is not None else 1.0
-    return any(margin is not None and margin <= 4 * gain * error for margin in margins)
+    slope = case.config["halting_scale"] if case.config is not None else 1.0
+    margins = [case.margins[kind] for kind in (("halting",) if name == "halting_layer" else ("selection", "order"))]
+    return any(margin is not None and margin <= 4 * slope * error for margin in margins)
+
+
+# ---- training
+
+
+def _check_training(check: _Check) -> None:
+    """Run every step freely from the stored start; compare the losses, the decisions and the final parameters.
+
+    The margins of the decisions are at least a thousandth in every step, more than rounding can reach.
+    """
+    settings = check.case.settings
+    model = check.build_model(check.golden("start/"))
+    shapes = {name: tuple(value.shape) for name, value in model.parameters.items()}
+    parameters = Vector(shapes, check.dtype, check.backend).set(model.parameters)
+    gradients = Vector(shapes, check.dtype, check.backend)
+    model.parameters, array_functions = parameters.arrays, parameters.ops.arrays
+    adamw = Adam(
+        parameters,
+        select_no_decay(shapes, norms_and_biases=False),
+        weight_decay=settings["weight_decay"],
+        epsilon=settings["adam_epsilon"],
+    )
+    step: dict[str, Any] = check.batch() | {name: settings[name] for name in LOSS_SETTINGS}
+    losses: list[float] = []
+    decisions: list[dict[str, Array]] = []
+    for _ in check.arrays["losses"]:
+        loss, found = model.loss_and_gradients(**step, arrays="device")
+        gradients.set(found)
+        if settings["optimiser"] == "adamw":
+            adamw.step(gradients, settings["rate"])
+        else:
+            array_functions.add_scaled(parameters.vector, gradients.vector, -settings["rate"])
+        losses.append(loss.total)
+        decisions.append(_decision_arrays(loss.output.decisions))
+    for name in check.golden("decisions/"):
+        check.compare(f"decisions.{name}", np.stack([d[name] for d in decisions]), f"decisions/{name}")
+    check.compare("losses", np.array(losses), "losses")
+    for name, value in parameters.arrays.items():
+        check.compare(f"final {name}", array_functions.to_numpy(value), f"final/{name}")

@@ -1,4 +1,4 @@
-"""Clips for the model: reading videos, sampling and scaling their frames, augmentation, labelled data sets, twins."""
+"""Clips for the model: reading videos, sampling and scaling frames, augmentation, labelled data sets, static twins."""
 
 from refvt.data.annotations import AnnotatedVideos, ShortVideoWarning
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop

@@ -1,14 +1,14 @@
-"""Real videos with labels, as annotation lists name them: one line of text per video.
+"""Labelled real videos, read from an annotation list: a text file with one video per line.
 
-The lists are those of MMAction, which the released configurations use::
+The lists have MMAction's format, which the released configurations use::
 
-    some/folder of frames 250 17      a folder of images, how many there are, the label
+    some/folder of frames 250 17      a folder of images, the number of images, the label
     some/video.mp4 17                 a video file, the label
     some/video.mp4 17 42              multi-label: one label or more
 
-Paths are relative to a root (or absolute) and may contain spaces: numbers are read from the end of the line. Whether a
-path is a folder or a file decides how its line is read. Only in a multi-label list a path cannot end in a word that is
-a number. Empty lines and lines that begin with # are passed over; the text is UTF-8.
+Paths are relative to a root (or absolute) and may contain spaces: numbers are read from the end of the line. The form
+of a line depends on whether its path is a folder or a file. Only in a multi-label list, a path must not end in a word
+that is a number. Empty lines and lines that begin with # are ignored. The text is UTF-8.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
 from refvt.data.video import Frames, read_frames
-from refvt.model.config import HaltingVTConfig
 
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    """One line of a list.
+    """One line of an annotation list.
 
-    where: "list:line". name: the path as it stands there. declared: a folder's number of images, None for a file.
+    where: "list:line". name: the path as written there. path: the same below the root. declared: a folder's number of
+    images, None for a file.
     """
 
     where: str
@@ -45,16 +45,16 @@ class AnnotatedVideo:
 
 
 class ShortVideoWarning(UserWarning):
-    """A video has fewer frames than a clip takes, so the clip begins anew at its end."""
+    """A video has fewer frames than a clip spans; it is read again from its start."""
 
 
 def read_annotations(
     annotations: str | Path, root: str | Path, num_classes: int, multi_label: bool = False
 ) -> tuple[list[AnnotatedVideo], list[str]]:
-    """The usable lines of an annotation list, and what is wrong with the others, "list:line: …" each.
+    """Return the usable lines of an annotation list, and a problem "list:line: …" for each other line.
 
-    Wrong are lines of another form, labels that are not in 0 … num_classes − 1, and paths where nothing is. No video is
-    opened. Raises OSError where the list itself cannot be read, ValueError where it holds no line at all.
+    A line is unusable if it has another form, a label outside 0 … num_classes − 1, or a path that does not exist. No
+    video is opened. Raises OSError if the list itself cannot be read, ValueError if it has no line at all.
     """
     annotations, root = Path(annotations), Path(root)
     videos: list[AnnotatedVideo] = []
@@ -73,8 +73,9 @@ def read_annotations(
 
 
 def _video(where: str, text: str, root: Path, num_classes: int, multi_label: bool) -> AnnotatedVideo:
+    """Parse one line. Raises ValueError or OSError if it cannot be used."""
     words = text.split()
-    count = 0  # of whole numbers at the end
+    count = 0  # of whole numbers at the end of the line
     while count < len(words) - 1 and words[-1 - count].removeprefix("-").isdecimal():
         count += 1
     if count == 0:
@@ -100,54 +101,58 @@ def _video(where: str, text: str, root: Path, num_classes: int, multi_label: boo
 
 
 def _before(text: str, count: int) -> str:
-    """`text` without its last `count` words."""
+    """Return ``text`` without its last ``count`` words."""
     return text.rsplit(maxsplit=count)[0]
 
 
 class AnnotatedVideos:
-    """The videos of an annotation list as clips for a model; implements `refvt.data.Dataset`.
+    """The videos of an annotation list as clips for a model; implements ``refvt.data.Dataset``.
 
-    annotations: the list (see `refvt.data.annotations`); root: the folder its paths start from. config: of the model
-    that is to see the clips: T, image_size and num_classes are its. stride: frames from one sampled frame to the next;
-    32 in the paper on Mini-Kinetics, 64 on ActivityNet. multi_label: may a line have several labels?
+    annotations: the list (see ``refvt.data.annotations``). root: the folder that its paths are relative to.
+    num_classes: labels are 0 … num_classes − 1. frames: T, of one clip. stride: frames from one sampled frame to the
+    next; 32 in the paper on Mini-Kinetics, 64 on ActivityNet. multi_label: whether a line may have several labels.
+    image_size: (height, width) of the clips.
 
-    With rng None `clip` takes the centre clip, scales its short side to 256 for a crop of 224, and crops the centre.
-    With a generator it takes a clip from anywhere, scales and crops at random, mirrors with `flip` (off in the paper),
-    and applies RandAugment: `augment` is (operations, magnitude), (0, 0) for none.
+    Without a generator ``clip`` takes the centre clip, scales its short side to 256 for a crop of 224, and crops the
+    centre. With one it takes a clip from a random place in the video, scales and crops at random, mirrors if ``flip``
+    (off in the paper), and applies RandAugment: ``augment`` is (operations, magnitude), (0, 0) for none.
 
-    A video with fewer frames than the clip spans is read again from its start, as MMAction does (ShortVideoWarning
-    tells the line), or with short="refuse" is unreadable.
+    A video with fewer frames than a clip spans is read again from its start, as in MMAction, with a ShortVideoWarning
+    that names the line; with short="refuse" its clip is unreadable instead.
 
-    What is wrong with the list's lines is in `problems`, the rest can be used; `strict` raises ValueError with all of
-    them instead. Videos are opened by `clip` alone, which raises UnreadableClipError with the list's line for missing,
-    damaged or cut files, folders that hold another number of images than declared, and frames of no use. Raises
-    TypeError or ValueError for other settings that do not fit.
+    Lines that cannot be used are left out and listed in ``problems``; with ``strict`` they raise ValueError instead.
+    Only ``clip`` opens videos. It raises UnreadableClipError, with the list's line, for missing, damaged or truncated
+    files, folders with another number of images than declared, and frames that cannot be used.
+
+    Raises TypeError or ValueError for settings that do not fit, and the errors of ``read_annotations``.
     """
 
     def __init__(
         self,
         annotations: str | Path,
         root: str | Path,
-        config: HaltingVTConfig,
+        num_classes: int,
+        frames: int = 8,
         stride: int = 32,
         multi_label: bool = False,
         *,
+        image_size: Sequence[int] = (224, 224),
         short: str = "loop",
         flip: bool = False,
         augment: tuple[int, float] = (2, 9.0),
         strict: bool = False,
     ) -> None:
-        if config.channels != 3:
-            raise ValueError(f"config: videos have 3 channels, the model {config.channels}")
         if short not in ("loop", "refuse"):
             raise ValueError(f"short: expected 'loop' or 'refuse', got {short!r}")
-        self.config = config
-        self.stride = check_int("stride", stride)
-        self.num_classes = config.num_classes
+        if len(image_size) != 2:
+            raise ValueError(f"image_size: expected (height, width), got {tuple(image_size)}")
+        self.num_classes = check_int("num_classes", num_classes)
+        self.frames, self.stride = check_int("frames", frames), check_int("stride", stride)
+        self.image_size = tuple(check_int("image_size", side) for side in image_size)
         self.multi_label = multi_label
         self.short, self.flip, self.augment = short, flip, augment
         self.annotations, self.root = Path(annotations), Path(root)
-        videos, problems = read_annotations(annotations, root, config.num_classes, multi_label)
+        videos, problems = read_annotations(annotations, root, self.num_classes, multi_label)
         self.videos: Sequence[AnnotatedVideo] = videos
         self.problems: Sequence[str] = problems
         if strict and problems:
@@ -156,18 +161,17 @@ class AnnotatedVideos:
     def __repr__(self) -> str:
         lines = "\n".join(f"{v.name} {v.declared} {v.labels}" for v in self.videos)
         digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
-        c = self.config
         return (
-            f"AnnotatedVideos({self.annotations.name}: {len(self)} videos, sha256 {digest}, frames={c.num_frames}, "
-            f"stride={self.stride}, image_size={c.image_size}, multi_label={self.multi_label}, short={self.short!r}, "
-            f"flip={self.flip}, augment={self.augment})"
+            f"AnnotatedVideos({self.annotations.name}: {len(self)} videos, sha256 {digest}, frames={self.frames}, "
+            f"stride={self.stride}, image_size={self.image_size}, multi_label={self.multi_label}, "
+            f"short={self.short!r}, flip={self.flip}, augment={self.augment})"
         )
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def target(self, index: int) -> int | Array:
-        """The class number; for multi-label data float32 [K] with ones at the labels."""
+        """Return the class number; for multi-label data float32 [K] with ones at the labels."""
         labels = self.videos[index].labels
         if not self.multi_label:
             return labels[0]
@@ -176,24 +180,24 @@ class AnnotatedVideos:
         return target
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> Array:
-        """Clip `index`, float32 [3, T, *image_size], from −1 to 1."""
+        """Return clip ``index``, float32 [3, T, height, width] from −1 to 1; see the class for ``rng``."""
         video = self.videos[index]
-        crop = self.config.image_size
         try:
             frames = self._read(video, None if rng is None else float(rng.random()))
             if rng is None:
-                return normalise(resize_and_crop(frames.images, crop))
-            images = random_scale_and_crop(frames.images, rng, crop)
+                return normalise(resize_and_crop(frames.images, self.image_size))
+            images = random_scale_and_crop(frames.images, rng, self.image_size)
         except ImportError:
-            raise  # concerns every video
-        except Exception as error:  # whatever a decoder makes of a broken file, the other videos can still be read
+            raise  # not a fault of this video
+        except Exception as error:  # a decoder may raise anything on a broken file; other videos can still be read
             raise UnreadableClipError(f"{video.where}: {error or type(error).__name__}") from error
         if self.flip:
             images = random_flip(images, rng)
         return normalise(rand_augment(images, rng, *self.augment))
 
     def _read(self, video: AnnotatedVideo, place: float | None) -> Frames:
-        T = self.config.num_frames
+        """Read the frames of a clip and compare their number with what the list declares."""
+        T = self.frames
         frames = read_frames(video.path, T, self.stride, place, loop=self.short == "loop")
         found, needed = frames.num_available, (T - 1) * self.stride + 1
         if video.declared not in (None, found):

@@ -1,26 +1,26 @@
 """Augmentation for training: random scale and crop, mirroring, and RandAugment.
 
-All functions take the frames of one clip, uint8 [T, height, width, 3], return such frames, and do to every frame what
-was drawn once for the clip: a clip that jumps between two treatments would show motion that is not there.
+All functions take and return the frames of one clip, uint8 [T, height, width, 3]. Random choices are made once per clip
+and applied to every frame: choices that differ between frames would look like motion.
 
-RandAugment (Cubuk, Zoph, Shlens, Le, 2020, arXiv 1909.13719) applies `num_ops` operations, each drawn uniformly from
-the 14 of `OPERATIONS`, all at one magnitude m from 0 (nothing) to 10 (the most). With u = m/10:
+RandAugment (Cubuk, Zoph, Shlens, Le, 2020, arXiv 1909.13719) applies ``num_ops`` operations, each drawn uniformly from
+the 14 of ``OPERATIONS``, all at one magnitude m from 0 (no change) to 10 (strongest). With u = m/10:
 
 | operation | at magnitude m | sign drawn |
 | --- | --- | --- |
 | identity | nothing | |
-| auto_contrast | per frame and channel the darkest value becomes 0 and the brightest 255, at any m | |
-| equalize | per frame and channel an even histogram, at any m | |
+| auto_contrast | per frame and channel the darkest value becomes 0 and the brightest 255, for any m | |
+| equalize | per frame and channel an even histogram, for any m | |
 | rotate | by 30°·u about the centre | yes |
-| solarize | values from 256 − 256·u on are inverted | |
+| solarize | values of at least 256 − 256·u are inverted | |
 | color, contrast, brightness, sharpness | blended with grey, mean grey, black, a blurred frame by 1 ± 0.9·u | yes |
 | posterize | keeps the upper 8 − 4·u bits | |
 | shear_x, shear_y | by 0.3·u pixels per pixel, about the centre | yes |
 | translate_x, translate_y | by 150/331·u of the width or height | yes |
 
-The ranges are those of the paper's own code, but that solarize and posterize grow with m. What comes from outside the
-frame is mid-grey. The point operations and blends give the same bits as Pillow's ImageOps and ImageEnhance, which that
-code calls; rotate, shear and translate take the nearest pixel as it does.
+The ranges are those of the paper's code, except that solarize and posterize get stronger with m. Pixels from outside
+the frame are mid-grey. The point operations and blends give the same bits as Pillow's ImageOps and ImageEnhance, which
+that code calls; rotate, shear and translate take the nearest pixel, as it does.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _MOST = 10.0
 
 
 def random_scale_and_crop(images: Images, rng: np.random.Generator, crop: Sequence[int] = (224, 224)) -> Images:
-    """Scale the short side to a length drawn uniformly from 256 … 320, then cut 224×224 from a place drawn uniformly.
+    """Scale the short side to a length drawn uniformly from 256 … 320, then crop 224×224 at a position drawn uniformly.
 
-    Other crops scale in proportion to their longer side. Source: the paper's training configurations. Errors:
-    `resize_and_crop`'s.
+    For other crops the lengths scale with the crop's longer side. Raises the errors of ``resize_and_crop``. Source: the
+    paper's training configurations.
     """
     longest = max(crop)
     short_side = int(rng.integers(round(longest * 256 / 224), round(longest * 320 / 224) + 1))
@@ -54,15 +54,15 @@ def random_scale_and_crop(images: Images, rng: np.random.Generator, crop: Sequen
 
 
 def random_flip(images: Images, rng: np.random.Generator) -> Images:
-    """Mirrored left to right with probability 1/2. Not for classes that tell left from right."""
+    """Mirror left to right with probability 1/2. Not for classes that depend on left and right."""
     return images[:, :, ::-1] if rng.integers(2) else images
 
 
 def rand_augment(images: Images, rng: np.random.Generator, num_ops: int = 2, magnitude: float = 9.0) -> Images:
-    """`num_ops` operations drawn with replacement, at `magnitude` 0 to 10, the same for all frames.
+    """Apply ``num_ops`` operations, drawn with replacement, at a ``magnitude`` from 0 to 10; the same to all frames.
 
-    The defaults are those that Cubuk et al. found for ResNet-50 on ImageNet. Raises TypeError or ValueError for other
-    frames, numbers and magnitudes.
+    The defaults are those of Cubuk et al. for ResNet-50 on ImageNet. Raises TypeError or ValueError for other frames,
+    numbers and magnitudes.
     """
     num_ops = check_int("num_ops", num_ops, minimum=0)
     for choice, sign in zip(rng.integers(len(OPERATIONS), size=num_ops), rng.integers(2, size=num_ops), strict=True):
@@ -71,7 +71,7 @@ def rand_augment(images: Images, rng: np.random.Generator, num_ops: int = 2, mag
 
 
 def apply(images: Images, operation: str, magnitude: float, sign: int = 1) -> Images:
-    """One operation of `OPERATIONS` at a magnitude from 0 to 10; `sign` −1 or 1, where it has a direction."""
+    """Apply one of ``OPERATIONS`` at a magnitude from 0 to 10. sign: −1 or 1, for operations with a direction."""
     images = check_images(images)
     if operation not in OPERATIONS:
         raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
@@ -104,7 +104,7 @@ def _equalize(images: Images, _: float) -> Images:
 
 
 def _look_up(images: Images, tables: NDArray[np.generic]) -> Images:
-    """The values that tables [T, 3, 256] give the images', by frame and channel."""
+    """Replace every value by its entry in tables [T, 3, 256], by frame and channel."""
     T = len(images)
     flat = tables.astype(np.uint8).reshape(-1)
     looked_up: Images = flat[256 * np.arange(T * 3).reshape(T, 1, 1, 3) + images]
@@ -133,7 +133,7 @@ def _brightness(images: Images, factor: float) -> Images:
 
 
 def _sharpness(images: Images, factor: float) -> Images:
-    """Against a blur of weights 1, centre 5, over 13; the frame's edge stays as it is."""
+    """Blend with a blur: 3×3 weights 1, centre 5, divided by 13. The edge of the frame is unchanged."""
     wide = images.astype(np.int32)
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
@@ -143,24 +143,24 @@ def _sharpness(images: Images, factor: float) -> Images:
 
 
 def _grey(images: Images) -> NDArray[np.int32]:
-    """Luma of ITU-R BT.601 in 16 bits of fixed point, [T, height, width]."""
+    """Luma of ITU-R BT.601 in 16-bit fixed point, [T, height, width]."""
     luma = images.astype(np.int32) @ np.array([19595, 38470, 7471], np.int32)
     grey: NDArray[np.int32] = (luma + (1 << 15)) >> 16
     return grey
 
 
 def _blend(base: NDArray[np.generic], images: Images, factor: float) -> Images:
-    """base + factor · (images − base) in float32, cut to 0 … 255 and towards zero, as Pillow has it."""
+    """base + factor · (images − base) in float32, clipped to 0 … 255 and truncated, as in Pillow."""
     start = base.astype(np.float32)
     mixed = start + np.float32(factor) * (images.astype(np.float32) - start)
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-# ---- operations on places
+# ---- operations on positions
 
 
 def _rotate(images: Images, degrees: float) -> Images:
-    """Anticlockwise by so many degrees."""
+    """Rotate counterclockwise."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return _move(images, ((c, -s), (s, c)))
 
@@ -173,12 +173,12 @@ def _shear_y(images: Images, amount: float) -> Images:
     return _move(images, ((1, 0), (amount, 1)))
 
 
-def _translate_x(images: Images, share: float) -> Images:
-    return _move(images, shift=(share * images.shape[2], 0))
+def _translate_x(images: Images, fraction: float) -> Images:
+    return _move(images, shift=(fraction * images.shape[2], 0))
 
 
-def _translate_y(images: Images, share: float) -> Images:
-    return _move(images, shift=(0, share * images.shape[1]))
+def _translate_y(images: Images, fraction: float) -> Images:
+    return _move(images, shift=(0, fraction * images.shape[1]))
 
 
 def _move(
@@ -186,7 +186,7 @@ def _move(
     matrix: tuple[tuple[float, float], tuple[float, float]] = ((1, 0), (0, 1)),
     shift: tuple[float, float] = (0, 0),
 ) -> Images:
-    """What stands at p, as (x, y) from the centre, becomes what stood at matrix · p − shift; the nearest pixel."""
+    """Move pixels: output at p, (x, y) from the centre, is the input at matrix · p − shift, to the nearest pixel."""
     height, width = images.shape[1:3]
     x = np.arange(width) + 0.5 - width / 2
     y = (np.arange(height) + 0.5 - height / 2)[:, None]
@@ -200,7 +200,7 @@ def _move(
 
 class _Operation(NamedTuple):
     run: Callable[[Images, float], Images]
-    strength: Callable[[float], float] = float  # of the signed share −1 … 1 of the largest magnitude
+    strength: Callable[[float], float] = float  # from the signed magnitude, −1 … 1
 
 
 OPERATIONS: dict[str, _Operation] = {

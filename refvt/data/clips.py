@@ -1,4 +1,4 @@
-"""From the frames of a video to the clip that the model takes."""
+"""From the frames of a video to a clip for the model: scaling, cropping, normalisation."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,15 +28,14 @@ def resize_and_crop(
     short_side: int | None = None,
     place: Sequence[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Scale the short side to `short_side` pixels, then cut `crop` (height, width) from the centre, or from `place`.
+    """Scale the short side to ``short_side`` pixels, then crop (height, width) from the centre, or from ``place``.
 
-    images: uint8 [T, height, width, 3] → uint8 [T, *crop, 3]. The aspect is kept. `short_side` None means
-    256/224 of the crop's longer side, the paper's ratio in testing. Bilinear; when scaling down, Pillow
-    widens the filter so that nothing aliases. Where the margin is odd, the extra pixel falls to the bottom or
-    the right. `place`, two numbers in [0, 1) drawn uniformly, puts the crop at any height and any place across with
-    equal chance.
-    Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled
-    frame.
+    images: uint8 [T, height, width, 3] → uint8 [T, *crop, 3]. The aspect ratio is kept. ``short_side`` None means
+    256/224 of the crop's longer side, the paper's ratio in testing. Bilinear; when scaling down, Pillow widens the
+    filter, which prevents aliasing. If a margin is odd, the extra pixel is at the bottom or on the right. ``place`` is
+    two numbers in [0, 1), vertical and horizontal; drawn uniformly, they make all positions equally likely.
+
+    Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled frame.
     """
     images = check_images(images)
     if len(crop) != 2:
@@ -48,12 +47,12 @@ def resize_and_crop(
 
     height, width = images.shape[1:3]
     short = min(height, width)
-    # Rounded to the nearest pixel; the short side comes out exact.
+    # rounded to the nearest pixel; exact for the short side
     new_height, new_width = ((side * short_side + short // 2) // short for side in (height, width))
     if new_height < crop_height or new_width < crop_width:
         raise ValueError(
-            f"a crop of {crop_height}×{crop_width} (height × width) does not fit: with its short side at "
-            f"{short_side} the frame is {new_height}×{new_width}"
+            f"crop: expected at most the scaled frame, {new_height}×{new_width} (height × width) with a short side of "
+            f"{short_side}, got {crop_height}×{crop_width}"
         )
     top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
     if place is not None:
@@ -68,7 +67,7 @@ def resize_and_crop(
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [T, height, width, C] → float32 [C, T, height, width], (x − 127.5)/127.5: from −1 to 1."""
+    """Scale to −1 … 1: uint8 [T, height, width, C] → float32 [C, T, height, width], (x − 127.5)/127.5."""
     channels_first = np.asarray(images).transpose(3, 0, 1, 2)
     clip = np.array(channels_first, dtype=np.float32, order="C")
     clip -= np.float32(127.5)
@@ -79,17 +78,17 @@ def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def preprocess(
     images: NDArray[np.uint8], crop: Sequence[int] = (224, 224), short_side: int | None = None
 ) -> NDArray[np.float32]:
-    """`resize_and_crop`, then `normalise`: uint8 [T, height, width, 3] → float32 [3, T, *crop]."""
+    """Scale, crop and normalise: uint8 [T, height, width, 3] → float32 [3, T, *crop]; errors of ``resize_and_crop``."""
     return normalise(resize_and_crop(images, crop, short_side))
 
 
 def read_clip(
     path: str | Path, num_frames: int, stride: int | None = None, image_size: Sequence[int] = (224, 224)
 ) -> tuple[NDArray[np.float32], Frames]:
-    """A video's centre clip, ready for the model, and its frames to look at.
+    """Read a video's centre clip; returns it ready for the model, and as images.
 
-    The clip is float32 [3, num_frames, *image_size]. The frames' images are cropped likewise, uint8
-    [num_frames, *image_size, 3]. Errors: `read_frames`'s and `resize_and_crop`'s.
+    The clip is float32 [3, num_frames, *image_size]. The images of the frames are cropped in the same way, uint8
+    [num_frames, *image_size, 3]. Raises the errors of ``read_frames`` and ``resize_and_crop``.
     """
     frames = read_frames(path, num_frames, stride)
     images = resize_and_crop(frames.images, image_size)

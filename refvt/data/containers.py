@@ -1,15 +1,15 @@
-"""Does a video file hold all the bytes it declares?
+"""Checks whether a video file has all the bytes it declares.
 
-A video decoder reads a file that was cut between two frames without a word: it simply finds fewer frames, and
-a clip sampled from the centre of what is left is another clip. Four families of files write down how long
-they are, so for these the cut shows without decoding anything:
+A video decoder reads a file that was truncated between two frames without an error: it finds fewer frames, and the
+centre clip of these is another clip. Four families of formats declare their length, so truncation can be detected
+without decoding:
 
-- MP4 and MOV (ISO/IEC 14496-12): a row of boxes, each with its size,
-- AVI (RIFF): a row of chunks, each with its size,
+- MP4 and MOV (ISO/IEC 14496-12): a sequence of boxes, each with its size,
+- AVI (RIFF): a sequence of chunks, each with its size,
 - Matroska and WebM (RFC 8794, RFC 9559): one segment with its size,
 - GIF: a trailer byte.
 
-MPEG transport streams and raw streams declare no length; there a cut at the edge of a frame cannot be seen.
+MPEG transport streams and raw streams declare no length, so truncation between two frames cannot be detected.
 """
 
 import os
@@ -21,9 +21,9 @@ _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
 def missing_bytes(path: Path) -> str | None:
-    """What shows that the file was cut short, as a clause for an error message; None if nothing shows it.
+    """Return a clause for an error message if the file is truncated, else None.
 
-    Only a few bytes are read. Raises OSError when the file cannot be read.
+    Only a few bytes are read. Raises OSError if the file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -36,12 +36,13 @@ def missing_bytes(path: Path) -> str | None:
             return _segment(file, size)
         if head[:6] in (b"GIF87a", b"GIF89a"):
             file.seek(max(0, size - 64))
-            # Some writers pad the end with zeros.
+            # some writers pad the end with zeros
             return None if file.read().rstrip(b"\0").endswith(b";") else "the trailer of the GIF is missing"
     return None
 
 
 def _boxes(file: BinaryIO, size: int) -> str | None:
+    """Check the boxes of an MP4 or MOV file of ``size`` bytes."""
     start = 0
     while start + 8 <= size:
         file.seek(start)
@@ -49,7 +50,7 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:  # the size did not fit in 32 bits and follows in 64
             length = int.from_bytes(head[8:16], "big")
-        # A length of 0 means "to the end of the file"; what else fails here is no box that we know.
+        # a length of 0 means "to the end of the file"; anything else here is an unknown box
         if length < 8 or kind not in _BOXES:
             return None
         if start + length > size:
@@ -59,12 +60,13 @@ def _boxes(file: BinaryIO, size: int) -> str | None:
 
 
 def _chunks(file: BinaryIO, size: int) -> str | None:
+    """Check the chunks of an AVI file."""
     start = 0
     while start + 8 <= size:
         file.seek(start)
         head = file.read(8)
         length = int.from_bytes(head[4:8], "little")
-        # A recorder that was stopped hard leaves no length.
+        # a recorder that was stopped abruptly has written no length
         if head[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):
             return None
         if start + 8 + length > size:
@@ -74,6 +76,7 @@ def _chunks(file: BinaryIO, size: int) -> str | None:
 
 
 def _segment(file: BinaryIO, size: int) -> str | None:
+    """Check the segment of a Matroska or WebM file."""
     file.seek(len(_EBML))
     header_length = _ebml_size(file)
     if header_length is None:
@@ -88,8 +91,7 @@ def _segment(file: BinaryIO, size: int) -> str | None:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """An EBML size; None if unknown (all ones). The first byte's leading zeros count the bytes that
-    follow."""
+    """Read an EBML size; None if unknown (all ones). The first byte's leading zeros count the bytes that follow."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None

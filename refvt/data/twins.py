@@ -1,4 +1,4 @@
-"""Static twins: the still clips that teach the motion head what moving means."""
+"""Static twins: still copies of clips, from which the motion head learns to tell moving from static."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 def static_twins(
     clips: NDArray[np.floating[Any]], rng: np.random.Generator
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Give every clip a static twin: one of its frames, drawn at random, repeated T times.
+    """Add a static twin to every clip: one of its frames, drawn at random, repeated T times.
 
-    clips: floating [B, C, T, height, width]. Returns the clips followed by their twins, [2B, C, T, height,
-    width] of the same dtype, and the motion labels, int64 [2B]: B ones (moving), then B zeros (static). Twin
-    b is clip b at frame rng.integers(T, size=B)[b].
-    Raises TypeError for another dtype or generator, ValueError for another shape or an empty batch. Source:
-    the paper's motion loss.
+    clips: floating [B, C, T, height, width]. Returns the clips followed by their twins, [2B, C, T, height, width] of
+    the same dtype, and the motion labels, int64 [2B]: B ones (moving), then B zeros (static). Twin b is clip b at frame
+    rng.integers(T, size=B)[b].
+
+    Raises TypeError for another dtype or generator, ValueError for another shape or an empty batch. Source: the paper's
+    motion loss.
     """
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")

@@ -1,8 +1,8 @@
 """Reading the frames of one clip from a video file, a GIF or a folder of images.
 
-Frame counts in headers are wrong in many files, and seeking to a frame by its number lands on another frame
-in some. So a file is decoded forward to its end, and only the wanted frames are converted and kept. A file in
-which the decoder meets damage is refused: a clip with wrong frames looks like any other clip.
+Many files have a wrong frame count in their header, and in some, seeking to a frame by its number gives another frame.
+So a file is decoded from start to end, and only the wanted frames are converted and kept. A file in which the decoder
+finds damage is refused: a clip with wrong frames looks like any other clip.
 """
 
 import re
@@ -26,8 +26,8 @@ class Frames:
     """The frames of one clip.
 
     images: uint8 [T, height, width, 3], RGB. indices: int64 [T], their numbers in the video, counted from 0.
-    num_available: how many frames the video has. rate: frames per second, None if not known.
-    stride: how many frames lie from one sampled frame to the next.
+    num_available: number of frames of the video. rate: frames per second, None if unknown. stride: from one sampled
+    frame to the next.
     """
 
     images: NDArray[np.uint8]
@@ -40,16 +40,16 @@ class Frames:
 def read_frames(
     path: str | Path, num_frames: int, stride: int | None = None, place: float | None = None, loop: bool = False
 ) -> Frames:
-    """Read one clip of a video file, a GIF, or a folder of images; the centre clip unless `place` is given.
+    """Read one clip of a video file, a GIF, or a folder of images; the centre clip unless ``place`` is given.
 
-    `place` and `loop` are those of `sample_indices`. `stride` None takes the largest that fits, at most 32.
-    Frames keep their size, and are turned upright where the file says that the camera was held on its side. The
-    images of a folder are taken in the order of their names, numbers by value: 2.png before 10.png.
+    ``place`` and ``loop`` are those of ``sample_indices``. ``stride`` None takes the largest that fits, at most 32.
+    Frames keep their size, and are rotated upright if the file says that the camera was rotated. The images of a folder
+    are sorted by name, with numbers by value: 2.png before 10.png.
 
-    Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV
-    (a folder does not need it); ValueError, with the path, for a file that is empty, no video, without a
-    video stream, cut short, damaged, or shorter than asked. A cut at the edge of a frame goes unseen in the
-    few formats that declare no length (see `refvt.data.containers`).
+    Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV (not
+    needed for a folder); ValueError, with the path, for a file that is empty, truncated, damaged, too short for the
+    clip, not a video, or without a video stream. In the few formats that declare no length, truncation between two
+    frames is not detected (see ``refvt.data.containers``).
     """
     path = Path(path)
     num_frames = check_int("num_frames", num_frames)
@@ -64,28 +64,30 @@ def read_frames(
         raise ValueError(f"{path}: the file is empty")
     cut = missing_bytes(path)
     if cut is not None:
-        raise ValueError(f"{path}: the file is cut short: {cut}")
+        raise ValueError(f"{path}: the file is truncated: {cut}")
 
-    # The number of packets is quick to count and nearly always the number of frames: good enough to guess
-    # which frames will be wanted. Decoding to the end then tells the true number.
+    # The number of packets is quick to count and nearly always the number of frames: good enough to guess which frames
+    # are wanted. Decoding to the end gives the true number.
     guess = _guess(_count_packets(path), wish)
     found = _decode(path, guess)
     stride, indices = _choose(path, found.num_available, wish)
     if not np.array_equal(indices, guess):
         found = _decode(path, indices)
-    order = np.unique(indices, return_inverse=True)[1]  # a looped clip comes back to frames, or takes one twice
+    order = np.unique(indices, return_inverse=True)[1]  # a looped clip may use a frame twice
     images = np.stack([found.images[i] for i in order])
     return Frames(images, indices, found.num_available, found.rate, stride)
 
 
 class _Wish(NamedTuple):
+    """Which clip of a video is wanted."""
+
     num_frames: int
     stride: int | None
     place: float | None
     loop: bool
 
     def choose(self, count: int) -> tuple[int, NDArray[np.int64]]:
-        """The stride and the frames to take of a video of `count` frames."""
+        """Return the stride and the frame numbers for a video of ``count`` frames."""
         stride = largest_stride(count, self.num_frames) if self.stride is None else self.stride
         return stride, sample_indices(count, self.num_frames, stride, self.place, self.loop)
 
@@ -98,7 +100,7 @@ def _choose(path: Path, count: int, wish: _Wish) -> tuple[int, NDArray[np.int64]
 
 
 def _guess(count: int, wish: _Wish) -> NDArray[np.int64]:
-    """The indices if the video has `count` frames; none if it seems too short, as the count may be wrong."""
+    """Return the frame numbers if the video has ``count`` frames; none if that is too few: the count may be wrong."""
     try:
         return wish.choose(count)[1]
     except ValueError:
@@ -115,7 +117,7 @@ def _read_folder(path: Path, wish: _Wish) -> Frames:
         try:
             image: NDArray[np.uint8] = iio.imread(names[i], plugin="pillow", mode="RGB")
         except (OSError, SyntaxError) as error:  # Pillow raises either, depending on where the damage is
-            raise ValueError(f"{names[i]}: not an image that can be read ({error})") from error
+            raise ValueError(f"{names[i]}: expected a readable image ({error})") from error
         images.append(image)
         if image.shape != images[0].shape:
             raise ValueError(f"{names[i]}: {_size(image)}, but the images before it are {_size(images[0])}")
@@ -135,13 +137,13 @@ def _size(image: NDArray[np.uint8]) -> str:
 
 
 class _Decoded(NamedTuple):
-    images: list[NDArray[np.uint8]]  # the wanted frames in the video's order, each once, [height, width, 3]
+    images: list[NDArray[np.uint8]]  # the wanted frames in the order of the video, each once, [height, width, 3]
     num_available: int  # frames in the whole video
     rate: float | None
 
 
 def _count_packets(path: Path) -> int:
-    """How many packets of the first video stream will be shown, without decoding them."""
+    """Count the packets of the first video stream that will be shown, without decoding them."""
     av = _import_av()
     count = 0
     try:
@@ -163,8 +165,8 @@ def _decode(path: Path, wanted: NDArray[np.int64]) -> _Decoded:
     try:
         with _open(av, path) as container:
             stream = container.streams.video[0]
-            # One thread: with frames in parallel the errors of the last ones get lost, with slices those of
-            # damage that the decoder could paint over.
+            # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
+            # decoder could conceal.
             stream.thread_type = "NONE"
             for packet in container.demux(stream):
                 _refuse_damage(path, packet, count)
@@ -194,13 +196,13 @@ def _import_av() -> Any:
 
 
 def _open(av: Any, path: Path) -> Any:
-    """The open container, which has a video stream."""
+    """Open a container that has a video stream."""
     try:
-        # "file:" keeps a colon in the name from being read as a protocol.
+        # "file:": a colon in the name must not be read as a protocol
         container = av.open(f"file:{path}")
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that can be read ({_reason(error)})") from error
-    # A text file is "decoded" to pictures of its text.
+        raise ValueError(f"{path}: expected a readable video ({_reason(error)})") from error
+    # FFmpeg "decodes" a text file to pictures of its text
     if not container.streams.video or container.format.name == "tty":
         name = container.format.name
         container.close()
@@ -209,15 +211,14 @@ def _open(av: Any, path: Path) -> Any:
 
 
 def _refuse_damage(path: Path, item: Any, count: int) -> None:
-    """`item` is a packet (flagged where the file ends inside it) or a frame (flagged where bits were
-    wrong)."""
+    """Raise if a packet (truncated by the end of the file) or a frame (with wrong bits) is flagged as damaged."""
     if item.is_corrupt:
         raise _damaged(path, count, None)
 
 
 def _damaged(path: Path, count: int, error: Exception | None) -> ValueError:
     reason = f" ({_reason(error)})" if error is not None else ""
-    return ValueError(f"{path}: the video is damaged or cut short after {count} frames{reason}")
+    return ValueError(f"{path}: the video is damaged or truncated after {count} frames{reason}")
 
 
 def _reason(error: Exception) -> str:
@@ -225,8 +226,8 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
-    """The frame as uint8 [height, width, 3], turned as the file asks (by quarter turns, anticlockwise)."""
+    """Return a frame as uint8 [height, width, 3], rotated as the file says (quarter turns, counterclockwise)."""
     image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    # Older PyAV does not tell the rotation.
+    # older versions of PyAV do not give the rotation
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns))

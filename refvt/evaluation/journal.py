@@ -1,8 +1,8 @@
-"""The file in which an evaluation writes down what it has done: killed at any moment, it goes on from there.
+"""The file of an evaluation, from which it can be resumed after being killed at any moment.
 
-One line of JSON that says what is evaluated, then one for each clip, appended a batch at a time. What a killed run
-leaves behind is whole lines and at most one that breaks off, which is dropped. Of two lines about a clip the later one
-holds.
+The first line is a JSON object that says what is evaluated; one line per clip follows, appended a batch at a time. A
+killed run leaves complete lines and at most one incomplete line, which is dropped. If a clip has two lines, the later
+one counts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Record:
-    """What came of one clip.
+    """The result of one clip.
 
-    labels: its classes, one unless multi-label. notes: warnings met while reading. problem: why it could not be read,
-    or None; then there are logits [K], gflops, 10⁹ multiply-adds, and tokens_per_layer [L].
+    labels: its classes, one unless multi-label. notes: warnings raised while reading it. problem: why it could not be
+    read; None if it could, and then there are logits [K], gflops (10⁹ multiply-adds) and tokens_per_layer [L].
     """
 
     index: int
@@ -34,10 +34,10 @@ class Record:
 
 
 class Journal:
-    """The file `path`, begun or taken up: `done` holds what it says of clips, `write` adds to it.
+    """The file ``path``, created or resumed. ``done`` holds the records of its clips by index; ``write`` appends to it.
 
-    header: what is evaluated, as JSON can hold it. Raises FileExistsError for a file that is there without `resume`;
-    ValueError, and leaves the file as it is, for one of another header or with lines that are no records.
+    header: what is evaluated, as JSON values. Raises FileExistsError if the file exists and ``resume`` is not set;
+    ValueError, without changing the file, if it has another header or lines that are not records.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], resume: bool) -> None:
@@ -47,33 +47,36 @@ class Journal:
         found = b""
         if path.exists():
             if not resume:
-                raise FileExistsError(f"{path}: there already; resume it, or name another file")
+                raise FileExistsError(f"{path}: already exists; resume it (--resume) or choose another file")
             found = path.read_bytes()
-        if first.startswith(found):  # nothing yet, or killed while it wrote the header
+        if first.startswith(found):  # empty, or killed while the header was written
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(first)
             return
-        content = found[: found.rfind(b"\n") + 1]  # a line that breaks off is computed again
+        content = found[: found.rfind(b"\n") + 1]  # the clip of an incomplete line is computed again
         lines = content.splitlines()
-        self._compare(lines[0] if lines else found, json.loads(first))  # as it reads back: lists for tuples
+        self._compare(lines[0] if lines else found, json.loads(first))  # as it is read back: lists for tuples
         for number, line in enumerate(lines[1:], start=2):
-            record = self._parsed(number, line, lambda fields: Record(**fields))
+            record = self._parse(number, line, lambda fields: Record(**fields))
             self.done[record.index] = record
         with path.open("r+b") as file:
             file.truncate(len(content))
 
     def write(self, new: Sequence[Record]) -> None:
+        """Append records."""
         with self.path.open("ab") as file:
             file.write("".join(json.dumps(vars(record)) + "\n" for record in new).encode("ascii"))
 
     def _compare(self, line: bytes, header: dict[str, Any]) -> None:
-        begun: dict[str, Any] = self._parsed(1, line, dict)
+        """Check that the first line is this header."""
+        stored: dict[str, Any] = self._parse(1, line, dict)
         for name, value in header.items():
-            if name not in begun or begun[name] != value:
-                was = begun.get(name, "nothing of the kind")
-                raise ValueError(f"{self.path}: begun with {name} {was}, but asked for is {value}")
+            if name not in stored or stored[name] != value:
+                was = stored.get(name, "nothing")
+                raise ValueError(f"{self.path}: {name}: expected {was} as in the file, got {value}")
 
-    def _parsed(self, number: int, line: bytes, make: Callable[[Any], T]) -> T:
+    def _parse(self, number: int, line: bytes, make: Callable[[Any], T]) -> T:
+        """Return ``make`` of a line's JSON. ValueError that names the line if either fails."""
         try:
             return make(json.loads(line))
         except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, made of the records of its clips."""
+"""The figures of an evaluation, computed from the records of its clips."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ __all__ = ["Evaluation", "average_precision", "summarise"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of an evaluation; those that do not apply, or for which no clip was read, are None.
+    """The figures of an evaluation. Those that do not apply are None; without any readable clip all of them are.
 
-    clips: how many were read. top1, top5: share of clips whose class has the largest logit, or one of the five largest.
-    mean_average_precision: for multi-label data; classes_without_clips counts the classes it leaves out. loss: the
-    recognition loss, mean over clips. gflops: mean per clip in the literature's convention. tokens_per_layer: mean per
-    clip of the tokens that enter each joint block. skipped: why clips could not be read. notes: what was doubtful.
+    clips: number of clips read. top1, top5: fraction of clips whose class has the largest logit, or one of the five
+    largest. mean_average_precision: for multi-label data; classes_without_clips: number of classes that it leaves out.
+    loss: the recognition loss, mean over clips. gflops: mean per clip in the literature's convention. tokens_per_layer:
+    mean over clips of the number of tokens that enter each joint block. skipped: why clips could not be read. notes:
+    warnings raised while reading.
     """
 
     clips: int
@@ -36,7 +37,7 @@ class Evaluation:
 
 
 def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> Evaluation:
-    """The figures of records in any order; they depend on nothing else."""
+    """Compute the figures from records in any order; they depend on nothing else."""
     ordered = sorted(found, key=lambda record: record.index)
     read = [record for record in ordered if record.problem is None]
     skipped = [record.problem for record in ordered if record.problem is not None]
@@ -57,7 +58,7 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
     else:
         labels = targets.argmax(axis=1)
         own = logits[np.arange(len(read)), labels][:, None]
-        # How many classes come before the right one; of equals the lower number first, and NaN is never right.
+        # number of classes ranked before the right one: equal logits by class number, and NaN is never right
         rank = (~(logits < own) & ((logits != own) | (np.arange(num_classes) < labels[:, None]))).sum(axis=1)
         top1, top5 = float((rank < 1).mean()), float((rank < 5).mean())
     return Evaluation(
@@ -75,10 +76,11 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
 
 
 def average_precision(scores: Array, relevant: Array) -> float | None:
-    """Σ (R_n − R_{n−1}) · P_n over the thresholds n, precision P and recall R of what scores at least so much.
+    """Average precision of one class: Σ (R_n − R_{n−1}) · P_n over the thresholds n; None if no clip has the class.
 
-    scores [clips]; relevant [clips], 0 or 1. Equal scores share a threshold. None if nothing is relevant. The mean over
-    classes is mAP; scores are the softmax over a clip's classes, as the released configurations average them.
+    P_n and R_n are precision and recall of the clips that score at least threshold n; equal scores share a threshold.
+    scores [clips]; relevant [clips], 1 where a clip has the class, else 0. mAP is the mean over classes. The scores are
+    the softmax over a clip's classes, as in the released configurations.
     """
     total = relevant.sum()
     if total == 0:

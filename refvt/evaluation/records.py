@@ -1,10 +1,10 @@
-"""Running a labelled set: how often a model is right on labelled clips, and what that costs.
+"""Evaluating a model on a labelled data set: accuracy and cost.
 
-Each clip gives one record, its logits among them, and every figure is made of the records at the end. So records can
-be written down as they come, one line of JSON each, and an evaluation that was killed goes on where it was: batches are
-cut at the same places, and the final figures are the same to the bit.
+Each clip gives one record, which contains its logits; all figures are computed from the records at the end. Records are
+written as they are computed, one line of JSON each, so an evaluation that was killed can be resumed: batches are cut at
+the same places, and the final figures are the same bit for bit.
 
-A clip that cannot be read is skipped and listed, and a later ``--resume`` tries it again.
+A clip that cannot be read is skipped and listed; resuming tries it again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from refvt.evaluation.journal import Journal, Record
 from refvt.evaluation.metrics import Evaluation, summarise
 from refvt.model.haltingvt import HaltingVT
 
-__all__ = ["evaluate", "records"]
+__all__ = ["compute_records", "evaluate"]
 
 
 def evaluate(
@@ -37,17 +37,17 @@ def evaluate(
     resume: bool = False,
     observer: Callable[[Record], None] | None = None,
 ) -> Evaluation:
-    """Run a model on every clip of a data set, in evaluation form, `batch` clips at a time.
+    """Run a model on every clip of a data set, without augmentation, ``batch`` clips at a time.
 
-    out: a file for the records, one JSON line per clip, written batch by batch after a line that says what is
-    evaluated; `resume` continues such a file (and starts it, if it is not there). observer: called with the record of
-    every clip, those of a file that is continued included.
-    Raises FileExistsError if `out` is there without `resume`; ValueError if it holds no evaluation of this model on
-    these data with this batch, and for data of another number of classes than the model's.
+    out: a file for the records, written batch by batch (see ``journal``). resume: continue that file if it exists.
+    observer: called with the record of every clip, including those of a file that is resumed.
+
+    Raises FileExistsError if ``out`` exists and ``resume`` is not set; ValueError if it is not an evaluation of this
+    model on these data with this batch, or if the data have another number of classes than the model.
     """
     batch = check_int("batch", batch)
     if dataset.num_classes != model.config.num_classes:
-        raise ValueError(f"the data have {dataset.num_classes} classes, the model has {model.config.num_classes}")
+        raise ValueError(f"dataset: expected the model's {model.config.num_classes} classes, got {dataset.num_classes}")
     journal = Journal(Path(out), _header(model, dataset, batch), resume) if out is not None else None
     done = dict(journal.done) if journal else {}
     if observer:
@@ -57,7 +57,7 @@ def evaluate(
         indices = range(first, min(first + batch, len(dataset)))
         if all(i in done and done[i].problem is None for i in indices):
             continue
-        new = [r for r in records(model, dataset, indices) if r.index not in done or done[r.index] != r]
+        new = [r for r in compute_records(model, dataset, indices) if r.index not in done or done[r.index] != r]
         if journal:
             journal.write(new)
         for record in new:
@@ -67,8 +67,8 @@ def evaluate(
     return summarise(done.values(), dataset.num_classes, dataset.multi_label)
 
 
-def records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[Record]:
-    """The records of some clips, computed in one batch."""
+def compute_records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[Record]:
+    """Compute the records of some clips in one batch."""
     found: list[Record] = []
     clips = []
     for index in indices:
@@ -81,10 +81,9 @@ def records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[
                 problem = None
             except UnreadableClipError as error:
                 problem = str(error)
-        about_data = [
-            w for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)
-        ]  # not of libraries' API
-        found.append(Record(index, labels, [str(w.message) for w in about_data], problem))
+        # warnings about the data; others are about the API of libraries
+        notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)]
+        found.append(Record(index, labels, notes, problem))
     if not clips:
         return found
     output = model(np.stack(clips))
@@ -97,6 +96,7 @@ def records(model: HaltingVT, dataset: Dataset, indices: Sequence[int]) -> list[
 
 
 def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
+    """Return what identifies an evaluation: configuration, parameters, arithmetic, data and batch."""
     digest = hashlib.sha256()
     for name in sorted(model.parameters):
         digest.update(name.encode())

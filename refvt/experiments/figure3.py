@@ -19,7 +19,7 @@ from refvt.experiments.runs import Grid, Run
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT, Output, load
 from refvt.plots.charts import COLOURS, make_chart, save_chart
-from refvt.plots.sheets import SheetClip, halting_sheet
+from refvt.plots.sheets import SheetClip, brighten, halting_sheet
 
 __all__ = ["HELP", "measure", "movement", "patch_tokens"]
 
@@ -111,12 +111,11 @@ def _drawn(model: HaltingVT, data: MovingDigits, index: int) -> dict[str, Any]:
     """One clip: its frames to look at, its class and the answer, and what happens to its tokens."""
     clip = data.clip(index)
     out = model(clip[None], full_ponder=True)
-    frames = np.rint(clip * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 3, 0)
     return {
         "index": index,
         "class": data.names[data.target(index)],
         "answer": data.names[int(out.logits[0].argmax())],
-        "frames": np.broadcast_to(frames, (*frames.shape[:3], 3)).copy(),
+        "frames": brighten(clip),
         "kept": kept_patches(model.config, out)[0],
         "alive": out.alive[0],
     }
@@ -205,7 +204,11 @@ def _draw_sheet(drawn: list[dict[str, Any]], config: HaltingVTConfig, path: Path
         )
         for one in drawn
     ]
-    note = "Percentages: how many of all patches of the clip are alive in a layer; every token is followed to its halt."
+    note = (
+        "Percentages: how many of all patches of the clip are alive in a layer; every token is followed to its own "
+        "halt. Digits are drawn on grey, so that living patches can be told from dropped ones; the model sees them on "
+        "black."
+    )
     halting_sheet(clips, "Which patches live: frames across, joint layers down", note, path)
 
 

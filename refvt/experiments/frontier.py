@@ -13,7 +13,7 @@ from typing import Any
 
 from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import NO_HALTING, Grid, Result, Run, without_halting
-from refvt.plots.charts import COLOURS, make_chart, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_chart, save_chart
 from refvt.training.recipe import Recipe
 
 __all__ = ["HELP", "frame_runs", "halting_runs", "keep_run", "matching_patches", "measure"]
@@ -73,7 +73,7 @@ def measure(grid: Grid, quick: bool) -> Findings:
     partner = {
         name: matching_patches(recipe, spread([r.gflops for r in found]).mean) for name, found in halting.items()
     }
-    here = recipe.config.kept_patches(recipe.config.glimpser_depth - 1, recipe.config.patches_entering()[-2])
+    here = recipe.config.num_kept_patches(recipe.config.glimpser_depth - 1, recipe.config.patches_entering()[-2])
     numbers = sorted({*partner.values(), here}, reverse=True)
     both = [*(keep_run(recipe, k) for k in numbers), *frame_runs(recipe, quick)]
     others = grid.measure(both)
@@ -170,7 +170,7 @@ def _reading(
 
 
 def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
-    figure, axes = make_chart(7.5, 5)
+    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run", 7.5, 5)
     for (kind, points), colour, marker in zip(kinds.items(), COLOURS, "os^", strict=False):
         middles = []
         for name, found in points.items():
@@ -179,11 +179,8 @@ def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
             axes.plot(cost.values, [100 * a for a in accuracy.values], marker, color=colour, markersize=4, alpha=0.4)
             axes.annotate(name, middles[-1], (6, 5), textcoords="offset points", fontsize=7, color=colour)
         line: Any = list(zip(*sorted(middles), strict=True))
-        # halting is not one curve: β and the ponder weight are two different ways along it
+        # halting is not one curve: β and the ponder weight are two different ways to halt more
         axes.plot(*line, marker, color=colour, markersize=8, label=kind, linestyle="" if kind == "halting" else "-")
     axes.margins(0.15)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
-    axes.set_title("Large: mean over seeds; small: every run", fontsize=10)
     axes.legend()
     save_chart(figure, path)

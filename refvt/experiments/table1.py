@@ -11,7 +11,7 @@ from typing import Any
 
 from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import Grid, Result, Run, without_halting
-from refvt.plots.charts import COLOURS, make_chart, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
 from refvt.training.recipe import Recipe
 
 __all__ = ["HELP", "measure", "plan"]
@@ -129,19 +129,13 @@ def _weigh(change: Spread) -> str:
 
 
 def _draw(cells: dict[tuple[float, bool], list[Result]], rates: list[float], path: Path) -> None:
-    figure, axes = make_chart()
+    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run")
     for motion, colour, marker in ((True, COLOURS[0], "o"), (False, COLOURS[1], "s")):
         for R in rates:
             found = cells[R, motion]
-            label = f"{MOTION[motion]} motion loss" if rates.index(R) == 0 else None
-            x, y = [r.gflops for r in found], [100 * r.top1 for r in found]
-            axes.plot(x, y, marker, color=colour, markersize=4, alpha=0.4)
-            middle = sum(x) / len(x), sum(y) / len(y)
-            axes.plot(*middle, marker, color=colour, markersize=9, label=label)
+            label = f"{MOTION[motion]} motion loss" if rates[0] == R else None
+            middle = plot_runs(axes, [r.gflops for r in found], [r.top1 for r in found], marker, colour, label)
             axes.annotate(f"R = {R:g}", middle, (7, 5), textcoords="offset points", fontsize=8, color=colour)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
     axes.set_xlim(0)
-    axes.set_title("Large: mean over seeds; small: every run", fontsize=10)
     axes.legend()
     save_chart(figure, path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from refvt.experiments.report import Findings, Table, spread
 from refvt.experiments.runs import Grid, Run
-from refvt.plots.charts import COLOURS, make_chart, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
 
 __all__ = ["HELP", "SWITCHES", "measure"]
 
@@ -112,19 +112,11 @@ def _reading(switch: str, cells: dict[Cell, tuple[list[float], list[float]]]) ->
 
 
 def _draw(cells: dict[Cell, tuple[list[float], list[float]]], path: Path) -> None:
-    figure, axes = make_chart(7.5, 4.5)
+    figure, axes = make_accuracy_chart("Crosses: switched at test time alone. Large: mean over seeds", 7.5)
     colours = {(switch, value): COLOURS[i] for i, (switch, value, _) in enumerate(list(cells)[::2])}
     for (switch, here, there), (accuracy, cost) in cells.items():
-        colour = colours[switch, here]
-        same = here == there
-        style = {"marker": "o" if same else "X", "color": colour, "linestyle": ""}
         label = f"{switch}: trained {_name(switch, here)}, tested {_name(switch, there)}"
-        middle = spread(cost).mean, 100 * spread(accuracy).mean
-        axes.plot(cost, [100 * a for a in accuracy], **style, markersize=4, alpha=0.4)
-        axes.plot(*middle, **style, markersize=9, label=label)
+        plot_runs(axes, cost, accuracy, "o" if here == there else "X", colours[switch, here], label)
     axes.margins(0.15)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
-    axes.set_title("Crosses: switched at test time alone. Large: mean over seeds", fontsize=10)
     axes.legend(fontsize=7)
     save_chart(figure, path)

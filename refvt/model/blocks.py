@@ -3,6 +3,9 @@
     x ← x + proj(attention(q, k, v)),   q, k, v = qkv(norm1(x))
     x ← x + mlp(norm2(x))
 
+The passes of the attention sublayer: 1. norm, 2. q, k, v, 3. attention, 4. projection and skip connection; of the MLP
+sublayer: 1. norm, 2. MLP and skip connection.
+
 These are the only places where a block's parameters meet the table of operations. A Glimpser block uses the attention
 sublayer twice (through time, then inside each frame), a joint block once. All that differs between them, and between
 dense and compact execution, is index arrays.
@@ -138,7 +141,7 @@ def project_keys_values(context: Context, norm_name: str, attn_name: str, x: Arr
 
 
 def project_queries(context: Context, attn_name: str, projected: Projected, rows: Array | slice) -> Projected:
-    """The same with q of the given rows [m]."""
+    """``projected`` with q filled in for the given rows [m]."""
     D = projected.k.shape[1]
     weight, bias = context.weight_and_bias(f"{attn_name}.qkv")
     normed, gather_cache = context.take_rows(projected.normed, rows)  # [m, D]
@@ -164,12 +167,12 @@ def attend(
 
 
 def project_output(
-    context: Context, attn_name: str, y: Array, residual: Array | None, drop_path: Array | None
+    context: Context, attn_name: str, y: Array, residual: Array | None, row_scales: Array | None
 ) -> tuple[Array, Any]:
-    """residual + drop_path · proj(y) [m, D], and the cache; drop_path [m] or None is the DropPath scale of each row."""
+    """residual + row_scales · proj(y) [m, D], and the cache; row_scales [m] are DropPath's, or None."""
     # 4. projection and skip connection
     proj = context.weight_and_bias(f"{attn_name}.proj")
-    out, cache = context.ops.linear.forward(y, *proj, residual, drop_path, keep=context.keep)
+    out, cache = context.ops.linear.forward(y, *proj, residual, row_scales, keep=context.keep)
     context.record(f"{attn_name}.proj", out)
     return out, cache
 
@@ -183,12 +186,12 @@ def attention_sublayer_forward(
     segments: Segments,
     num_heads: int,
     query_rows: Array | slice | None = None,
-    drop_path: Array | None = None,
+    row_scales: Array | None = None,
 ) -> tuple[Array, AttentionCache | None]:
-    """residual + drop_path · proj(attention(qkv(norm(x)))) for the m query rows of x [n, D]: [m, D].
+    """residual + row_scales · proj(attention(qkv(norm(x)))) for the m query rows of x [n, D]: [m, D].
 
-    query_rows [m] names them (None: all n; a slice where no backward pass follows); residual [m, D] and drop_path [m]
-    belong to them.
+    query_rows [m] names them (None: all n; a slice where no backward pass follows); residual [m, D] and row_scales [m]
+    (DropPath's) belong to them.
     """
     if query_rows is None:
         projected = project_queries_keys_values(context, norm_name, attn_name, x)
@@ -196,7 +199,7 @@ def attention_sublayer_forward(
         projected = project_keys_values(context, norm_name, attn_name, x)
         projected = project_queries(context, attn_name, projected, query_rows)
     y, attention_cache = attend(context, attn_name, projected, segments, num_heads)
-    out, proj_cache = project_output(context, attn_name, y, residual, drop_path)
+    out, proj_cache = project_output(context, attn_name, y, residual, row_scales)
     return out, attention_cache_of(context, norm_name, attn_name, projected, attention_cache, proj_cache)
 
 
@@ -271,16 +274,16 @@ class MlpCache(NamedTuple):
 
 
 def mlp_sublayer_forward(
-    context: Context, block: str, x: Array, drop_path: Array | None = None
+    context: Context, block: str, x: Array, row_scales: Array | None = None
 ) -> tuple[Array, MlpCache | None]:
-    """x + drop_path · mlp(norm2(x)) for x [n, D]; drop_path [n] is the DropPath scale of each row."""
+    """x + row_scales · mlp(norm2(x)) for x [n, D]; row_scales [n] are DropPath's, or None."""
     ops = context.ops
     # 1. norm
     normed, norm_cache = ops.layernorm.forward(x, *context.weight_and_bias(f"{block}.norm2"), keep=context.keep)
     context.record(f"{block}.norm2", normed)
     # 2. MLP and skip connection
     fc1, fc2 = context.weight_and_bias(f"{block}.mlp.fc1"), context.weight_and_bias(f"{block}.mlp.fc2")
-    out, mlp_cache = ops.mlp.forward(normed, *fc1, *fc2, x, drop_path, keep=context.keep)  # [n, D]
+    out, mlp_cache = ops.mlp.forward(normed, *fc1, *fc2, x, row_scales, keep=context.keep)  # [n, D]
     context.record(f"{block}.mlp", out)
     return out, MlpCache(block, norm_cache, mlp_cache) if context.keep else None
 

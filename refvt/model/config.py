@@ -1,4 +1,4 @@
-"""The sizes and switches of a HaltingVT."""
+"""The configuration of a HaltingVT: its sizes and switches."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ PRESETS: dict[str, tuple[int, float, float]] = {
 class HaltingVTConfig:
     """Sizes and switches of a HaltingVT; the defaults are HaltingVT-S on 8 frames of 224×224 with R = 0.3, β = 10.
 
-    image_size: (height, width) of a frame in pixels, multiples of patch_size P. channels: C. num_frames: T.
-    width: D, a multiple of num_heads A. mlp_ratio: F / D. glimpser_depth: G blocks of divided space-time attention, of
-    the depth = G + L blocks in all. keep_rates: R_g in (0, 1], one per Glimpser block; below 1 selection happens.
-    fuse_dropped: add one token per frame that sums the dropped patches. cls_skip: does CLS keep its skip connection
-    when selection happens (False in the published weights). halting_scale γ, halting_center β, epsilon ε in (0, 1).
-    halted_keys: what live tokens see of halted ones, "zero" (published weights) or "masked" (nothing).
-    ValueError or TypeError that names the field for anything else. Source: HaltingVT section 4.1.
+    The ``depth`` = G + L blocks are G Glimpser blocks (divided space-time attention), then L joint halting blocks.
+
+    - image_size: (height, width) of a frame in pixels, multiples of patch_size
+    - patch_size: P, in pixels; channels: C; num_frames: T
+    - width: D, a multiple of num_heads; num_heads: A; mlp_ratio: F / D
+    - glimpser_depth: G; depth: G + L
+    - keep_rates: R_g in (0, 1], one per Glimpser block; a block with a rate below 1 selects patches
+    - fuse_dropped: selection adds one token per frame, the weighted sum of the dropped patches
+    - cls_skip: CLS keeps its skip connection in a block that selects; False in the published weights
+    - halting_scale: γ; halting_center: β; epsilon: ε in (0, 1)
+    - halted_keys: how live tokens see halted ones, as "zero" states (published weights) or not at all ("masked")
+    - num_classes: K
+
+    ValueError or TypeError names the field that does not fit. Source: HaltingVT section 4.1.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -97,7 +104,7 @@ class HaltingVTConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """One of the paper's configurations (a key of ``PRESETS``), with changes if wanted."""
+        """One of the paper's configurations (a key of ``PRESETS``); ``changes`` replace single fields."""
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {list(PRESETS)}, got {name!r}")
         frames, rate, center = PRESETS[name]
@@ -105,41 +112,41 @@ class HaltingVTConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of a frame, (rows, columns)."""
+        """Number of patches of a frame, as (rows, columns)."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def patches_per_frame(self) -> int:
-        """S before any selection."""
+        """S, the number of patches of a frame before any selection."""
         return self.grid[0] * self.grid[1]
 
     @property
     def hidden_width(self) -> int:
-        """F."""
+        """F, the hidden width of the MLPs."""
         return int(self.width * self.mlp_ratio)
 
     @property
     def joint_depth(self) -> int:
-        """L."""
+        """L, the number of joint halting blocks."""
         return self.depth - self.glimpser_depth
 
-    def kept_patches(self, block: int, patches: int) -> int:
-        """k = ceil(R_g · S), the product in double precision."""
+    def num_kept_patches(self, block: int, patches: int) -> int:
+        """Number of patches that a Glimpser block keeps of S: k = ceil(R_g · S), the product in double precision."""
         return math.ceil(self.keep_rates[block] * patches)
 
     def patches_entering(self) -> tuple[int, ...]:
-        """S entering each Glimpser block, and last the S that enters the joint blocks: G + 1 numbers."""
+        """Number of patches per frame (S) that enter each Glimpser block and, last, the joint blocks: G + 1 numbers."""
         sizes = [self.patches_per_frame]
         for block, rate in enumerate(self.keep_rates):
             S = sizes[-1]
-            sizes.append(self.kept_patches(block, S) + self.fuse_dropped if rate < 1 else S)
+            sizes.append(self.num_kept_patches(block, S) + self.fuse_dropped if rate < 1 else S)
         return tuple(sizes)
 
     @property
     def joint_tokens(self) -> int:
-        """N' = tokens of a clip that enter the joint blocks."""
+        """N', the number of tokens of a clip that enter the joint blocks."""
         return 1 + self.patches_entering()[-1] * self.num_frames
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
+        """The fields as a dict of plain values, for JSON."""
         return asdict(self)

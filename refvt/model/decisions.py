@@ -1,4 +1,4 @@
-"""The discrete choices of a forward pass: which patches the Glimpser kept, at which layer each token halted."""
+"""The discrete choices of a forward pass: the patches that the Glimpser keeps and the layer where each token halts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["Decisions", "check_decisions", "kept_patches", "kept_places"]
+__all__ = ["Decisions", "check_decisions", "kept_places", "original_patches"]
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided, in a form that can be imposed on another run or another implementation.
+    """The decisions of a run, in a form that can be imposed on another run or another implementation.
 
-    kept: one int64 array [B, T, S'] per Glimpser block, the original patch index of every patch token that leaves it,
-    in order of rank; −1 is a fused token (with *fuse*, the one just made stands last). A block without selection passes
-    its patches on. halting_layer: int64 [B, N'], N_k counted from 1; 0 for a token still alive when its clip left
-    early, which, imposed on another run, lives to the last layer. Either may be None: the run itself then decides.
+    kept: one int64 array [B, T, S'] per Glimpser block: the original index of every patch that leaves the block, in
+    order of rank; −1 is a fused token (with ``fuse_dropped`` the new one is last). A block without selection passes its
+    patches on unchanged.
+    halting_layer: int64 [B, N'], the layer N_k where each token halts, counted from 1. It is 0 for a token that was
+    still alive when its clip left early; imposed on another run, such a token lives to the last layer.
+    Each may be None: the other run then decides for itself.
     """
 
     kept: tuple[Array, ...] | None = None
@@ -27,7 +29,10 @@ class Decisions:
 
 
 def check_decisions(decisions: Decisions, config: HaltingVTConfig, B: int) -> Decisions:
-    """The decisions as int64 arrays; ValueError that says which of them does not fit the configuration or the batch."""
+    """Check decisions against a configuration and a batch size, and return them as int64 arrays.
+
+    ValueError names the array that does not fit.
+    """
     kept = decisions.kept
     T, sizes = config.num_frames, config.patches_entering()
     if kept is not None:
@@ -57,52 +62,53 @@ def check_decisions(decisions: Decisions, config: HaltingVTConfig, B: int) -> De
 
 
 def kept_places(kept: tuple[Array, ...], config: HaltingVTConfig) -> tuple[Array | None, ...]:
-    """Imposed patches as places: where each stands among the patches that enter its block, None if all stay.
+    """Positions of the imposed patches among the patches that enter each Glimpser block.
 
-    kept: for each Glimpser block original indices [B, T, S'] as in ``Decisions``; returns [B·T, k] for each.
-    ValueError for a patch that does not enter its block or is named twice, and for a block that cannot choose.
+    kept: original indices [B, T, S'] for each block, as in ``Decisions``. Returns positions [B·T, k] for each block, or
+    None for a block that keeps all patches. ValueError for a patch that does not enter its block or is named twice, and
+    for other patches than all in a block that does not select.
     """
     B, T = kept[0].shape[:2] if kept else (0, 0)
     entering: Array = np.broadcast_to(np.arange(config.patches_per_frame), (B, T, config.patches_per_frame))
     found: list[Array | None] = []
     for g, leaving in enumerate(kept):
-        k = config.kept_patches(g, entering.shape[2])
+        k = config.num_kept_patches(g, entering.shape[2])
         if config.keep_rates[g] >= 1:
             if (leaving != entering).any():
-                raise ValueError(f"decisions.kept[{g}]: this block keeps every patch in its place (its keep rate is 1)")
+                raise ValueError(f"decisions.kept[{g}]: expected every patch in its place (keep rate 1), got others")
             found.append(None)
         else:
             if config.fuse_dropped and (leaving[:, :, -1] != -1).any():
-                raise ValueError(f"decisions.kept[{g}]: the last entry of a frame is its fused token and must be −1")
+                raise ValueError(f"decisions.kept[{g}]: expected −1 (the fused token) last in every frame, got others")
             found.append(_places_of(leaving[:, :, :k], entering, g).reshape(B * T, k))
         entering = leaving
     return tuple(found)
 
 
 def _places_of(wanted: Array, candidates: Array, block: int) -> Array:
-    """Where the wanted original patch indices stand among the candidates of their frame.
+    """Positions of the wanted patches among the candidates of their frame, both given by original index.
 
-    wanted [B, T, k], candidates [B, T, S] → places [B, T, k]. ValueError for a patch that is no candidate or is named
-    twice.
+    wanted [B, T, k], candidates [B, T, S] → positions [B, T, k]. ValueError for a patch that is no candidate or is
+    named twice.
     """
     match = wanted[..., :, None] == candidates[..., None, :]  # [B, T, k, S]
-    # several fused tokens share the name −1: the first wanted one is the first that stands there, and so on
+    # several fused tokens share the index −1: the j-th wanted one is the j-th candidate −1
     nth = np.cumsum(wanted[..., :, None] == wanted[..., None, :], axis=-1)
-    nth = np.diagonal(nth, axis1=-2, axis2=-1)  # [B, T, k] how often this name was wanted so far
+    nth = np.diagonal(nth, axis1=-2, axis2=-1)  # [B, T, k] number of times that this index was wanted so far
     match &= np.cumsum(match, axis=-1) == nth[..., None]
     if not match.any(axis=-1).all():
         b, t, rank = (int(i) for i in np.argwhere(~match.any(axis=-1))[0])
         raise ValueError(
-            f"decisions.kept[{block}]: clip {b}, frame {t} names patch {int(wanted[b, t, rank])}, "
-            "which is named twice or did not enter this block"
+            f"decisions.kept[{block}]: expected different patches that enter this block, got patch "
+            f"{int(wanted[b, t, rank])} in clip {b}, frame {t}, which is named twice or does not enter"
         )
     return np.asarray(match.argmax(axis=-1))
 
 
-def kept_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
-    """The original patches [B, T, S'] that leave each block (−1: a fused token), from their places.
+def original_patches(places: list[Array | None], config: HaltingVTConfig, B: int) -> list[Array]:
+    """Original indices [B, T, S'] of the patches that leave each Glimpser block (−1: a fused token).
 
-    places: for each Glimpser block [B·T, k] among the patches that entered it; None where all stay.
+    places: for each block, the positions [B·T, k] of the kept patches among those that entered; None if all are kept.
     """
     S, T = config.patches_per_frame, config.num_frames
     originals: Array = np.broadcast_to(np.arange(S), (B, T, S))

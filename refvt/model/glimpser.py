@@ -1,14 +1,16 @@
 """A Glimpser block: attention through time, attention inside each frame, selection of patches, MLP.
 
 Tokens are stored CLS first, then patch-major: row 1 + s·T + t of a clip is patch s of frame t. The T tokens of one
-patch lie next to one another, as temporal attention wants them. Spatial attention wants them frame by frame, each frame
-with its own copy of CLS in front. ``plan.glimpser_plan`` holds the index arrays that lead from one order to the other.
+patch lie next to one another, as temporal attention needs them; they are called the *path* of the patch. (After a
+selection s is a rank, so "patch s" may be another place of the picture in every frame.) Spatial attention needs the
+tokens frame by frame, each frame with its own copy of CLS in front. ``plan.glimpser_plan`` gives the index arrays that
+lead from one order to the other.
 
 The passes of a block, forward and in reverse backward:
 
 1. temporal attention along the path of every patch, then ``temporal_fc``, added to the patches
 2. spatial attention in every frame, over a copy of CLS and the frame's patches
-3. selection: every frame keeps the patches to which CLS attends most; CLS becomes the mean of its T copies
+3. selection: every frame keeps the patches to which CLS attended most in pass 2; CLS becomes the mean of its T copies
 4. MLP on what is left
 
 Where only some rows are queries (compact execution), pass 3 chooses them in the middle of pass 2: the scores need the
@@ -42,7 +44,7 @@ from refvt.model.blocks import (
     project_queries_keys_values,
 )
 from refvt.model.config import HaltingVTConfig
-from refvt.model.plan import Execution, GlimpserPlan, frame_rows, glimpser_plan, merge_pays, rows_leaving
+from refvt.model.plan import Execution, GlimpserPlan, frame_layout, glimpser_plan, merge_pays, selected_rows
 
 __all__ = ["GlimpserCache", "glimpser_backward", "glimpser_forward"]
 
@@ -70,7 +72,7 @@ def glimpser_forward(
     drop_path = None if execution.drop_path is None else execution.drop_path.glimpser[i]
 
     def scales_of(units: Array, rows: int) -> Array:
-        """The DropPath scale of every row, from that of every unit of ``rows`` rows."""
+        """DropPath's scale of every row, from that of every unit of ``rows`` rows (a path, a frame or a clip)."""
         return np.repeat(units.ravel(), rows).astype(x.dtype)
 
     # 1. temporal attention
@@ -119,12 +121,12 @@ def _temporal_forward(
     block: str,
     x: Array,
     plan: GlimpserPlan,
-    drop_path: Array | None,
+    row_scales: Array | None,
     merge: bool,
 ) -> tuple[Array, _TemporalCache]:
     """x + temporal_fc(temporal_attn(x)) at the patches, x at CLS.
 
-    x [B·N, D]; drop_path [B·S·T]. merge: the two linear layers after attention are multiplied into one.
+    x [B·N, D]; row_scales [B·S·T] are DropPath's. merge: the two linear layers after attention are multiplied into one.
     """
     ops, keep, A = context.ops, context.keep, config.num_heads
     norm, attn, fc = f"{block}.temporal_norm1", f"{block}.temporal_attn", f"{block}.temporal_fc"
@@ -133,16 +135,16 @@ def _temporal_forward(
     cache = None
     if merge:
         projected = project_queries_keys_values(context, norm, attn, paths)
-        moved, _ = attend(context, attn, projected, segments, A)  # [B·S·T, D]
+        temporal, _ = attend(context, attn, projected, segments, A)  # [B·S·T, D]
         weight, bias = _merged_layer(context, f"{attn}.proj", fc)
     else:
-        moved, cache = attention_sublayer_forward(
-            context, norm, attn, paths, None, segments, A, drop_path=drop_path
+        temporal, cache = attention_sublayer_forward(
+            context, norm, attn, paths, None, segments, A, row_scales=row_scales
         )  # [B·S·T, D]
         weight, bias = context.weight_and_bias(fc)
-    moved, to_state_cache = ops.gather.forward(moved, plan.state_paths, keep=keep)  # [B·N, D], zero at CLS
+    temporal, to_state_cache = ops.gather.forward(temporal, plan.state_paths, keep=keep)  # [B·N, D], zero at CLS
     # the scale of a row is 0 at CLS: it keeps its state, without the bias of temporal_fc
-    x, fc_cache = ops.linear.forward(moved, weight, bias, x, plan.is_patch, keep=keep)  # [B·N, D]
+    x, fc_cache = ops.linear.forward(temporal, weight, bias, x, plan.is_patch, keep=keep)  # [B·N, D]
     context.record(fc, x)
     return x, _TemporalCache(paths_cache, cache, to_state_cache, fc_cache)
 
@@ -159,10 +161,10 @@ def _temporal_backward(context: Context, block: str, dx: Array, cache: _Temporal
     ops = context.ops
     assert cache.attention is not None
     context.record(f"d({block}.temporal_fc)", dx)
-    dmoved, dweight, dbias, dresidual = ops.linear.backward(dx, cache.fc)
+    dtemporal, dweight, dbias, dresidual = ops.linear.backward(dx, cache.fc)
     context.set_gradient(f"{block}.temporal_fc", dweight, dbias)
-    dmoved = ops.gather.backward(dmoved, cache.to_state)  # [B·S·T, D]
-    dpaths, _ = attention_sublayer_backward(context, dmoved, cache.attention)
+    dtemporal = ops.gather.backward(dtemporal, cache.to_state)  # [B·S·T, D]
+    dpaths, _ = attention_sublayer_backward(context, dtemporal, cache.attention)
     return ops.arrays.add(dresidual, ops.gather.backward(dpaths, cache.paths))
 
 
@@ -189,40 +191,75 @@ def _spatial_forward(
     block: str,
     x: Array,
     plan: GlimpserPlan,
-    drop_path: Array | None,
+    row_scales: Array | None,
     imposed: Array | None,
 ) -> tuple[Array, _Choice, _SpatialCache]:
     """The rows of all frames [B·T·(1+S), D] after attention, or of CLS and the kept patches alone [B·T·(1+k), D].
 
-    x [B·N, D]; drop_path: one scale per row that comes out; imposed [B·T, k]: places to keep.
+    x [B·N, D]; row_scales: DropPath's, one per row that comes out; imposed [B·T, k]: places to keep.
     """
-    ops, arrays, keep, T = context.ops, context.ops.arrays, context.keep, config.num_frames
-    norm, attn = f"{block}.norm1", f"{block}.attn"
-    frames, frames_cache = ops.gather.forward(x, plan.frame_rows, keep=keep)  # [B·T·(1+S), D]
-    if plan.few_queries:
-        projected = project_keys_values(context, norm, attn, frames)
-        choice = _choose_patches(context, block, config, plan, _query_of_cls(context, attn, projected, plan), imposed)
-        assert choice.places is not None
-        rows = arrays.take_patches(plan.frames, choice.places).reshape(-1)  # [B·T·(1+k)] CLS and the kept patches
-        projected = project_queries(context, attn, projected, rows)
-        residual, residual_cache = ops.gather.forward(x, arrays.take(plan.residual_rows, rows), keep=keep)
-        B = len(plan.frames) // T
-        segments = Segments(plan.frame_offsets, frame_rows(B, T, plan.num_kept).offsets)
-    else:
-        projected = project_queries_keys_values(context, norm, attn, frames)
-        choice = _choose_patches(context, block, config, plan, projected, imposed) if plan.selects else _Choice()
-        residual, residual_cache = frames, None
-        if not plan.skip_is_frames:
-            residual, residual_cache = ops.gather.forward(x, plan.residual_rows, keep=keep)  # [B·T·(1+S), D]
-        segments = Segments(plan.frame_offsets, plan.frame_offsets)
-    y, attention_cache = attend(context, attn, projected, segments, config.num_heads)
-    frames, proj_cache = project_output(context, attn, y, residual, drop_path)
-    cache = attention_cache_of(context, norm, attn, projected, attention_cache, proj_cache)
-    return frames, choice, _SpatialCache(frames_cache, residual_cache, cache)
+    keep, attn = context.keep, f"{block}.attn"
+    frames, frames_cache = context.ops.gather.forward(x, plan.frame_order, keep=keep)  # [B·T·(1+S), D]
+    queries_of = _kept_queries if plan.few_queries else _all_queries
+    queries = queries_of(context, config, block, x, frames, plan, imposed)
+    segments = Segments(plan.frame_offsets, queries.offsets)
+    y, attention_cache = attend(context, attn, queries.projected, segments, config.num_heads)
+    out, proj_cache = project_output(context, attn, y, queries.residual, row_scales)
+    cache = attention_cache_of(context, f"{block}.norm1", attn, queries.projected, attention_cache, proj_cache)
+    return out, queries.choice, _SpatialCache(frames_cache, queries.residual_cache, cache)
+
+
+class _Queries(NamedTuple):
+    """The rows that are queries in spatial attention, projected, with their skip input."""
+
+    projected: Projected
+    offsets: Array  # [B·T+1] the queries of each frame
+    residual: Array  # [queries, D]
+    residual_cache: Any  # of its gather; None if the frames are the residual
+    choice: _Choice
+
+
+def _all_queries(
+    context: Context,
+    config: HaltingVTConfig,
+    block: str,
+    x: Array,
+    frames: Array,
+    plan: GlimpserPlan,
+    imposed: Array | None,
+) -> _Queries:
+    """Every row of every frame is a query."""
+    projected = project_queries_keys_values(context, f"{block}.norm1", f"{block}.attn", frames)
+    choice = _choose_patches(context, block, config, plan, projected, imposed) if plan.selects else _Choice()
+    if plan.cls_keeps_skip:
+        return _Queries(projected, plan.frame_offsets, frames, None, choice)
+    residual, cache = context.ops.gather.forward(x, plan.residual_rows, keep=context.keep)  # [B·T·(1+S), D]
+    return _Queries(projected, plan.frame_offsets, residual, cache, choice)
+
+
+def _kept_queries(
+    context: Context,
+    config: HaltingVTConfig,
+    block: str,
+    x: Array,
+    frames: Array,
+    plan: GlimpserPlan,
+    imposed: Array | None,
+) -> _Queries:
+    """Only CLS and the patches that pass 3 keeps are queries: the others would be dropped with their answers."""
+    arrays, norm, attn, T = context.ops.arrays, f"{block}.norm1", f"{block}.attn", config.num_frames
+    projected = project_keys_values(context, norm, attn, frames)
+    choice = _choose_patches(context, block, config, plan, _query_of_cls(context, attn, projected, plan), imposed)
+    assert choice.places is not None
+    rows = arrays.take_patches(plan.frame_table, choice.places).reshape(-1)  # [B·T·(1+k)]
+    projected = project_queries(context, attn, projected, rows)
+    residual, cache = context.ops.gather.forward(x, arrays.take(plan.residual_rows, rows), keep=context.keep)
+    offsets = frame_layout(len(plan.frame_table) // T, T, plan.num_kept).offsets
+    return _Queries(projected, offsets, residual, cache, choice)
 
 
 def _query_of_cls(context: Context, attn: str, projected: Projected, plan: GlimpserPlan) -> Projected:
-    """The same with q [B·T·(1+S), D] of CLS in every frame, zero at the patches: all that the scores need."""
+    """``projected`` with q [B·T·(1+S), D] of CLS in every frame, zero at the patches: all that the scores need."""
     ops, D = context.ops, projected.k.shape[1]
     weight, bias = context.weight_and_bias(f"{attn}.qkv")
     cls, _ = ops.gather.forward(projected.normed, plan.cls_rows, keep=False)  # [B·T, D]
@@ -238,7 +275,10 @@ def _choose_patches(
     projected: Projected,
     imposed: Array | None,
 ) -> _Choice:
-    """The k patches of every frame that CLS attends to most, or the imposed ones [B·T, k]."""
+    """The k patches of every frame with the highest scores, or the imposed ones [B·T, k].
+
+    The score of a patch is the weight that CLS gives it in spatial attention, the mean over heads.
+    """
     ops = context.ops
     scores, cache = ops.cls_scores.forward(
         projected.q, projected.k, plan.frame_offsets, config.num_heads, keep=context.keep and plan.fuses
@@ -285,7 +325,7 @@ def _selection_forward(
         fused, fused_cache = ops.fuse_dropped.forward(patches, choice.scores, choice.places, keep=keep)  # [B·T, D]
         context.record(f"{block}.fused", fused)
         frames = arrays.join_rows([frames, fused])  # [B·T·(1+S) + B·T, D]
-    rows, mean_offsets = rows_leaving(plan, arrays, choice.places, B, T)
+    rows, mean_offsets = selected_rows(plan, arrays, choice.places, B, T)
     x, leaving_cache = ops.gather.forward(frames, rows, keep=keep)  # [B·(1+S')·T, D]
     x, mean_cache = ops.segment_mean.forward(x, mean_offsets, keep=keep)  # [B·(1+S'·T), D]
     context.record(f"{block}.selected", x)

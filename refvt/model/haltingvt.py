@@ -65,8 +65,9 @@ class Loss:
 class Trace(Mapping[str, Array]):
     """Every named tensor of one run: ``trace["blocks.3.attn.q"]`` and, with gradients, ``trace["d(blocks.3.attn.q)"]``.
 
-    States are flat rows, the clips one after another. ``joint.4.weight`` and the like have a place for every token,
-    zero where it did not enter the layer. Names iterate in the order in which they were computed.
+    States are flat rows, the clips one after another. ``blocks.3.attn.proj``, ``blocks.3.mlp`` and ``temporal_fc`` are
+    the states after the skip connection (``temporal_attn.proj`` has none). ``joint.4.weight`` and the like have a place
+    for every token, zero where the token had halted before. Names iterate in the order in which they were computed.
     """
 
     def __init__(self, tensors: dict[str, Array], output: Output) -> None:
@@ -284,12 +285,12 @@ class HaltingVT:
         halting, arrays = result.halting, self._ops.arrays
         ponder, layers, alive = halting.ponder, halting.halting_layer.copy(), halting.alive.copy()
         if not full_ponder:
-            left = layers[:, :1]  # [B, 1] the halting layer of CLS, the last that is known
-            unknown = layers > left
+            cls_layer = layers[:, :1]  # [B, 1] the halting layer of CLS, the last that is known
+            unknown = layers > cls_layer
             if unknown.any():
                 ponder = arrays.add(ponder, arrays.from_numpy(np.where(unknown, np.nan, 0), self.dtype))
             layers[unknown] = 0
-            alive &= (np.arange(self.config.joint_depth) < left)[:, :, None]
+            alive &= (np.arange(self.config.joint_depth) < cls_layer)[:, :, None]
         counts = alive.sum(axis=2)  # [B, L]
         return Output(
             logits=deliver(result.logits),

@@ -2,13 +2,18 @@
 
 The passes of a layer, forward and in reverse backward:
 
-1. gather the rows that enter the block (``plan``)
+1. gather the rows that enter the block (``plan``), and the weight that each of its tokens has used so far
 2. attention and MLP
-3. ``halt``: score, weight, and which tokens halt
-4. ``accumulate``: one more term of the output y of the tokens that are read
-5. the living tokens go on
+3. ``halt``: score h = σ(γ·x[0] − β), or 1 in the last layer. A token halts if used + h > 1 − ε; its weight is then the
+   remainder 1 − used, else h. CLS is treated like every other token.
+4. ``accumulate``: y ← y + weight · x, one more term of the output of the tokens that are read
+5. the tokens that live on; a decision, without a backward
 
-After the last layer: 6. the remainder of every token, and its ponder ρ = N_k + r_k.
+After the last layer: 6. the ponder ρ = N_k + r_k of every token, its halting layer and its remainder.
+
+Gradients (``ops/halting`` derives them): the comparison of pass 3 carries none, the remainder does. A token that has
+halted gets none from later blocks: its row is gone, or is a zero row, at which the gradient is discarded. (What a zero
+row gives as a key and a value does count: the ghost's gradient reaches the k and v parts of qkv, and norm1.bias.)
 
 Which tokens have a row, and which rows are queries, is decided by index arrays alone: dense and compact execution share
 every line below. Source: HaltingVT section 3.3.
@@ -39,13 +44,13 @@ __all__ = ["HaltingOutcome", "JointCache", "JointResult", "halting_outcome", "jo
 
 
 class JointResult(NamedTuple):
-    """What the joint blocks leave where it was computed."""
+    """The results of the joint blocks, still where the backend computes."""
 
     y: Array  # [B, D] the output of CLS, or [B·N', D] of every token
     weights: Array  # the halting weights of all layers, one layer after another
     lengths: list[int]  # the number of weights of each layer
-    halting_layer: Array  # int64 [B·N'] where the backend computes; 0: the last layer, or not known
-    packed: bool  # the weights of a layer are those of the tokens that entered it; else every token has a place
+    halting_layer: Array  # int64 [B·N']; 0: no layer before the last has halted the token
+    compact: bool  # a layer has one weight per living token; else one per token
 
 
 class JointCache(NamedTuple):
@@ -57,11 +62,11 @@ class JointCache(NamedTuple):
 
 class _LayerCache(NamedTuple):
     block: _BlockCache | None  # None: the block was not computed
-    num_entered: int  # number of tokens that entered
+    num_weights: int  # tokens that have a weight in this layer
     used: Any  # of the gather of ``used`` from the layer before; None if nothing moved
     halt: Any
     output: _OutputCache | None
-    tokens: Array  # the tokens that entered, for traces
+    tokens: Array  # [n] the living tokens, for traces; else empty
 
 
 def joint_forward(
@@ -77,21 +82,21 @@ def joint_forward(
     weights: list[Array] = []
     caches: list[_LayerCache] = []
     for layer in range(1, L + 1):
-        if steps.none_left():
+        if steps.all_halted():
             break
-        # 1. the rows that enter, 2. attention and MLP
+        # 1. the rows that enter, and the weight that their tokens have used
         plan = steps.plan(layer)
-        block_cache = None
-        if plan is not None:
-            x, block_cache = _block_forward(context, config, layer, x, plan, execution)
-        # 3. score, weight, decision, for the n tokens that entered the layer
-        used_cache = None
+        used_cache = block_cache = None
         if steps.survivor_rows is not None:
             used, used_cache = ops.gather.forward(used, steps.survivor_rows, keep=keep)  # [n]
+        # passes 1–2: the block
+        if plan is not None:
+            x, block_cache = _block_forward(context, config, layer, x, plan, execution)
+        # 3. score, weight, decision, for the n tokens that have a row (in dense execution: all)
         imposed = steps.imposed(layer)
         weight, used, halted, halt_cache = _halt_forward(context, config, layer, x, used, imposed)
         weights.append(weight)
-        tokens = _entered(context, steps.halting_layer)
+        tokens = _living_tokens(context, steps.halting_layer)
         _record_halting(context, config, layer, x, weight, tokens, size)
         # 4. the output's next term
         output_cache = None
@@ -99,7 +104,7 @@ def joint_forward(
             y, output_cache = _output_forward(context, execution, x, weight, y, plan, tokens)
         if keep:
             caches.append(_LayerCache(block_cache, len(weight), used_cache, halt_cache, output_cache, tokens))
-        # 5. the living go on
+        # 5. the living go on; imposed decisions are on the host, ``halted`` may be on the device
         if layer < L:
             steps.advance(halted if imposed is None else imposed, layer)
     lengths = [len(weight) for weight in weights]
@@ -112,36 +117,36 @@ def joint_backward(
 ) -> Array:
     """The gradient of the state [B·N', D] that entered the first joint block.
 
-    dy: of ``JointResult.y``; dponder [B, N']; remainders: the cache of ``halting_outcome``.
+    dy: of ``JointResult.y``; dponder [B, N']; remainders: the gather cache of ``HaltingOutcome``.
     """
     ops, arrays, size = context.ops, context.ops.arrays, cache.num_tokens
-    # 6. the remainders: their gradient goes to the weights of all layers
+    # 6. the gradient of ρ reaches one weight per token, its remainder; pass 3 carries it to the earlier scores
     dweights = ops.gather.backward(dponder.reshape(-1), remainders)
     stop = len(dweights)
     dx: Array | None = None  # [rows, D] of the state that leaves the layer; only y reads the last one
     dused: Array | None = None  # [n]
-    for index in reversed(range(len(cache.layers))):
-        step, layer = cache.layers[index], index + 1
-        start = stop - step.num_entered
+    for layer in reversed(range(1, len(cache.layers) + 1)):
+        saved = cache.layers[layer - 1]
+        start = stop - saved.num_weights
         dweight, stop = dweights[start:stop], start  # [n]
-        # 5. ``used`` of the living went on, 4. the output's term
-        if step.output is not None:
-            dy, dterm, dread = _output_backward(context, dy, step.output)
-            dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)
-        # 3. score, weight
+        # 4. the output's term
+        if saved.output is not None:
+            dy, dx_of_y, dweight_of_y = _output_backward(context, dy, saved.output)
+            dx, dweight = arrays.add(dx_of_y, dx), arrays.add(dweight_of_y, dweight)
+        # 3. score, weight; channel 0 of the state is the logit
         if dused is None:
-            dused = arrays.zeros(step.num_entered, dy.dtype)
-        dlogit, dused = ops.halt.backward(dweight, dused, step.halt)
+            dused = arrays.zeros(saved.num_weights, dy.dtype)
+        dlogit, dused = ops.halt.backward(dweight, dused, saved.halt)
         for name, value in (("weight", dweight), ("logit", dlogit)) if context.tracing else ():
-            context.record(f"d(joint.{layer}.{name})", _scatter(context, value, step.tokens, size, dy.dtype))
+            context.record(f"d(joint.{layer}.{name})", _scatter(context, value, saved.tokens, size, dy.dtype))
         if layer < config.joint_depth:
             assert dx is not None
             dx = arrays.add_to_column(dx, 0, dlogit)
-        if step.used is not None:
-            dused = ops.gather.backward(dused, step.used)
-        # 2. attention and MLP, 1. the rows that entered
-        if step.block is not None:
-            dx = _block_backward(context, f"blocks.{config.glimpser_depth + index}", dx, step.block)
+        # passes 2–1: the block, and the weight used so far
+        if saved.block is not None:
+            dx = _block_backward(context, f"blocks.{config.glimpser_depth + layer - 1}", dx, saved.block)
+        if saved.used is not None:
+            dused = ops.gather.backward(dused, saved.used)
     assert dx is not None
     return dx
 
@@ -159,7 +164,7 @@ class _BlockCache(NamedTuple):
 def _block_forward(
     context: Context, config: HaltingVTConfig, layer: int, x: Array, plan: LayerPlan, execution: Execution
 ) -> tuple[Array, _BlockCache]:
-    """The states [queries, D] that leave joint block ``layer``, from those of the layer before [·, D]."""
+    """The states [queries, D] after joint block ``layer``, from those after the layer before [·, D]."""
     ops, block = context.ops, f"blocks.{config.glimpser_depth + layer - 1}"
     # 1. the rows that enter; a zero row for a ghost, or for a halted token that keeps its row
     entering_cache = residual_cache = None
@@ -171,9 +176,9 @@ def _block_forward(
     if plan.query_rows is not None:
         residual, residual_cache = context.take_rows(x, plan.query_rows)  # [queries, D]
     scales = [None, None]
-    if execution.drop_path is not None and plan.rows_leaving is not None:
+    if execution.drop_path is not None and plan.query_counts is not None:
         of_clips = execution.drop_path.joint[layer - 1]  # [2, B]
-        scales = list(np.repeat(of_clips, plan.rows_leaving, axis=1).astype(x.dtype))  # [2, queries]
+        scales = list(np.repeat(of_clips, plan.query_counts, axis=1).astype(x.dtype))  # [2, queries]
     segments = Segments(
         plan.key_offsets, plan.key_offsets if plan.query_offsets is None else plan.query_offsets, plan.key_bias
     )
@@ -186,7 +191,7 @@ def _block_forward(
 
 
 def _block_backward(context: Context, block: str, dx: Array | None, cache: _BlockCache) -> Array:
-    """The gradient of the states that the layer before left, from dx [queries, D]."""
+    """The gradient of the states after the layer before, from dx [queries, D]."""
     ops, arrays = context.ops, context.ops.arrays
     assert dx is not None
     assert cache.mlp is not None
@@ -198,7 +203,7 @@ def _block_backward(context: Context, block: str, dx: Array | None, cache: _Bloc
         dresidual = ops.gather.backward(dresidual, cache.residual)
     dx = arrays.add(dentered, dresidual)  # [rows, D]
     context.record(f"d({block}.entering)", dx)
-    # 1. the rows that entered; the gradient at a zero row is discarded
+    # 1. the rows that entered; the gradient at a zero row (a ghost's) is discarded
     return dx if cache.entering is None else ops.gather.backward(dx, cache.entering)
 
 
@@ -208,10 +213,11 @@ def _block_backward(context: Context, block: str, dx: Array | None, cache: _Bloc
 def _halt_forward(
     context: Context, config: HaltingVTConfig, layer: int, x: Array, used: Array, imposed: Array | None
 ) -> tuple[Array, Array, Array, Any]:
-    """weight, used', halted [n] of the tokens that entered the layer, and the cache.
+    """weight, used', halted [n] of the tokens that have a row, and the cache.
 
-    Channel 0 of a state is its halting logit. In dense execution a halted token enters too: it has used up its weight,
-    so it halts again with weight 0.
+    Channel 0 of a state is its halting logit. In dense execution a halted token keeps its row; it has used up its
+    weight (used = 1), so it halts again with weight 0. In the last layer every token halts, whatever its state is: only
+    ``used`` is read, and x may hold the row of CLS alone.
     """
     last = layer == config.joint_depth
     logit = None if last else context.ops.arrays.column(x, 0)  # [n]; in the last layer every score is 1
@@ -221,8 +227,8 @@ def _halt_forward(
     return weight, used, halted, cache
 
 
-def _entered(context: Context, halting_layer: Array) -> Array:
-    """The tokens that enter the layer, of all B·N', for traces; else none."""
+def _living_tokens(context: Context, halting_layer: Array) -> Array:
+    """The tokens that no layer has halted yet, of all B·N', for traces; else none."""
     if not context.tracing:
         return np.empty(0, np.int64)
     return np.flatnonzero(context.ops.arrays.to_numpy(halting_layer) == 0)
@@ -231,7 +237,7 @@ def _entered(context: Context, halting_layer: Array) -> Array:
 def _record_halting(
     context: Context, config: HaltingVTConfig, layer: int, x: Array, weight: Array, tokens: Array, size: int
 ) -> None:
-    """Record logit and weight of a layer for every token [B·N'], zero where a token did not enter."""
+    """Record logit and weight of a layer for every token [B·N'], zero where a token has halted before."""
     if not context.tracing:
         return
     logit = None if layer == config.joint_depth else context.ops.arrays.column(x, 0)
@@ -263,8 +269,10 @@ def _output_forward(
     """y + weight · x for the tokens whose output is read: y [B, D] for CLS, or [B·N', D] for all."""
     term_cache = weight_cache = None
     if execution.compact or not execution.every_output:
-        rows, places = plan.cls_rows, plan.cls_tokens  # [B]
-        if execution.every_output:  # [B·N'] the place of every token among those that entered, −1 if it did not
+        # [B] two indices: in the last block only CLS has a state, but every living token has a weight
+        rows, places = plan.cls_rows, plan.cls_tokens
+        if execution.every_output:  # [B·N'] the row of every token, −1 if it has halted before
+            assert context.tracing  # else the living tokens are not known here
             rows = places = np.full(len(y), -1)
             places[tokens] = np.arange(len(tokens))
         x, term_cache = context.take_rows(x, rows)
@@ -274,7 +282,7 @@ def _output_forward(
 
 
 def _output_backward(context: Context, dy: Array, cache: _OutputCache) -> tuple[Array, Array, Array]:
-    """The gradients of y before the layer, of the states that left it and of their weights."""
+    """The gradients of y before the layer, of the states after it and of their weights."""
     ops = context.ops
     dy, dterm, dweight = ops.accumulate.backward(dy, cache.accumulate)
     if cache.term is not None:
@@ -291,30 +299,52 @@ class HaltingOutcome(NamedTuple):
     ponder: Array  # [B, N'] where the backend computes; NaN for tokens still alive when their clip left
     halting_layer: Array  # int64 [B, N'], 0 for those
     alive: Array  # bool [B, L, N'] the tokens that entered each layer
-    cache: Any  # of the gather of the remainders
+    remainder_cache: Any  # of the gather of the remainders
 
 
 def halting_outcome(
     context: Context, config: HaltingVTConfig, result: JointResult, B: int, leave_early: bool
 ) -> HaltingOutcome:
     """Pass 6: ρ = N_k + r_k for every token, and the layers that it entered; leave_early as in ``Execution``."""
-    arrays, L = context.ops.arrays, config.joint_depth
-    layers = np.array(arrays.to_numpy(result.halting_layer)).reshape(B, -1)  # [B, N']
-    # a token that no layer halted ends in the last one, if its clip has not left before
-    stayed = layers == 0
-    last_entered = np.where(stayed, L, layers)  # [B, N']
-    if leave_early:
-        last_entered = np.minimum(last_entered, last_entered[:, :1])
-        stayed &= last_entered == L
-    layers[stayed] = L
-    alive = last_entered[:, None, :] > np.arange(L)[:, None]  # [B, L, N']
-    # where the remainder of each token stands among the weights of all layers; −1: unknown
-    place, first = np.full(layers.size, -1), 0
-    for layer, length in enumerate(result.lengths, 1):
-        tokens = np.flatnonzero(alive[:, layer - 1]) if result.packed else np.arange(layers.size)
-        halts = layers.ravel()[tokens] == layer
-        place[tokens[halts]] = first + np.flatnonzero(halts)
-        first += length
+    arrays = context.ops.arrays
+    recorded = np.array(arrays.to_numpy(result.halting_layer)).reshape(B, -1)  # [B, N']
+    layers, alive = _layers_lived(recorded, config.joint_depth, leave_early)
+    place = _places_of_remainders(layers.ravel(), alive, result)  # [B·N']
     remainder, cache = context.ops.gather.forward(result.weights, place, keep=context.keep)  # [B·N']
     count = arrays.from_numpy(np.where(place < 0, np.nan, layers.ravel()), remainder.dtype)
     return HaltingOutcome(arrays.add(remainder, count).reshape(layers.shape), layers, alive, cache)
+
+
+def _layers_lived(recorded: Array, L: int, leave_early: bool) -> tuple[Array, Array]:
+    """The halting layer of each token [B, N'], and the tokens that entered each layer, bool [B, L, N'].
+
+    recorded [B, N']: 0 where no layer before the last has halted the token. Such a token halts in layer L, unless its
+    clip has left before: then its halting layer stays 0, not known. With L = 4 and ``leave_early``, a clip whose CLS
+    (token 0) halts in layer 2::
+
+        recorded        2  1  0  0
+        last entered    2  1  2  2
+        halting layer   2  1  0  0
+    """
+    unhalted = recorded == 0
+    last_entered = np.where(unhalted, L, recorded)  # [B, N']
+    if leave_early:
+        cls = last_entered[:, :1]  # [B, 1]
+        last_entered = np.minimum(last_entered, cls)
+        unhalted &= last_entered == L
+    layers = np.where(unhalted, L, recorded)
+    return layers, last_entered[:, None, :] > np.arange(L)[:, None]
+
+
+def _places_of_remainders(layers: Array, alive: Array, result: JointResult) -> Array:
+    """Where the remainder of each token stands among the weights of all layers [B·N']; −1: it is not known.
+
+    layers [B·N'] halting layers; alive [B, L, N'].
+    """
+    place, first = np.full(layers.size, -1), 0
+    for layer, length in enumerate(result.lengths, 1):
+        tokens = np.flatnonzero(alive[:, layer - 1]) if result.compact else np.arange(layers.size)
+        halts = layers[tokens] == layer
+        place[tokens[halts]] = first + np.flatnonzero(halts)
+        first += length
+    return place

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from refvt.array import Array
 from refvt.model.blocks import Context
 from refvt.model.config import HaltingVTConfig
-from refvt.model.decisions import kept_patches
+from refvt.model.decisions import original_patches
 from refvt.model.glimpser import GlimpserCache, glimpser_backward, glimpser_forward
 from refvt.model.joint import (
     HaltingOutcome,
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ForwardResult(NamedTuple):
-    """What a forward pass leaves where it was computed."""
+    """The results of a forward pass, still where the backend computes."""
 
     logits: Array  # [B, K]
     motion_logits: Array  # [B, 2]
@@ -56,7 +56,7 @@ class NetworkCache(NamedTuple):
     embed: Any
     glimpser: list[GlimpserCache]
     joint: JointCache
-    remainders: Any  # of ``halting_outcome``
+    remainders: Any  # the gather cache of ``HaltingOutcome``
     cls: Any  # of the gather of the CLS rows
     norm: Any
     head: Any
@@ -120,9 +120,9 @@ def network_result(
     context.record("ponder", halting.ponder)
     to_numpy = context.ops.arrays.to_numpy
     places = [None if chosen is None else to_numpy(chosen) for chosen in found.kept_places]
-    kept = kept_patches(places, config, B)
+    kept = original_patches(places, config, B)
     result = NetworkResult(found.logits, found.motion_logits, found.features, kept, halting)
-    return result, None if cache is None else cache._replace(remainders=halting.cache)
+    return result, None if cache is None else cache._replace(remainders=halting.remainder_cache)
 
 
 def network_backward(

@@ -1,4 +1,7 @@
-"""Names, shapes and initial values of the parameters: a PyTorch state dict's, so that checkpoints load unchanged."""
+"""Names, shapes and initial values of the parameters.
+
+The names and shapes are those of a PyTorch state dict, so that published checkpoints load unchanged.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ __all__ = ["check_parameters", "initial_parameters", "parameter_shapes"]
 
 
 def parameter_shapes(config: HaltingVTConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's shape by name, in the order of the forward pass."""
+    """The shape of every parameter by name, in the order of the forward pass."""
     D, F, C, P = config.width, config.hidden_width, config.channels, config.patch_size
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, D),
@@ -50,10 +53,12 @@ def parameter_shapes(config: HaltingVTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype: str = "float32") -> dict[str, Array]:
-    """Fresh parameters: normal with σ = 0.02, truncated at ±2, for linear weights, cls_token and pos_embed; zeros for
-    linear biases, time_embed and every temporal_fc; LayerNorm at (1, 0); the patch projection uniform in ±1/√(C·P²).
+    """Initial parameters of a model that is trained from scratch.
 
-    Drawn in double precision in the order of ``parameter_shapes``, so that a seed means the same in every dtype.
+    Linear weights, cls_token and pos_embed are normal with σ = 0.02, truncated at ±2. Linear biases, time_embed and
+    every temporal_fc are zero. LayerNorms have weight 1 and bias 0. The patch projection is uniform in ±1/√(C·P²).
+    All are drawn in double precision in the order of ``parameter_shapes``, so that a seed gives the same parameters in
+    every dtype.
     """
     bound = 1 / math.sqrt(config.channels * config.patch_size**2)
     parameters: dict[str, Array] = {}
@@ -71,7 +76,10 @@ def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
 
 
 def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig) -> None:
-    """ValueError that lists every missing, unexpected, wrongly shaped or non-finite parameter at once."""
+    """Check parameters against a configuration.
+
+    One ValueError lists every missing, unexpected, wrongly shaped or non-finite parameter.
+    """
     shapes = parameter_shapes(config)
     found = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in parameters]
     found += [f"unexpected: {name}" for name in parameters if name not in shapes]
@@ -82,8 +90,8 @@ def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig) -
         if value.shape != shape:
             found.append(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
         elif not np.issubdtype(value.dtype, np.floating):
-            found.append(f"{name}: expected floating point numbers, got {value.dtype}")
+            found.append(f"{name}: expected floating-point numbers, got {value.dtype}")
         elif not np.isfinite(value).all():
-            found.append(f"{name}: holds NaN or infinite values")
+            found.append(f"{name}: expected finite values, got NaN or infinity")
     if found:
         raise ValueError(f"parameters do not fit the configuration ({len(found)} problems):\n  " + "\n  ".join(found))

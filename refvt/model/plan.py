@@ -1,7 +1,8 @@
 """Plans: the index arrays that say which rows take part in a block, which are queries, and which go on.
 
-Every switch of the model ends here, in index arrays. The blocks that compute (``glimpser.py``, ``joint.py``) only
-gather, attend and scatter; they are the same for dense and compact execution, with and without a backward pass.
+Every switch of the model ends here, in index arrays. ``LayerPlan``, the plan of one joint block, is
+declared in ``ops/compaction``. The blocks that compute (``glimpser.py``, ``joint.py``) only gather, attend and scatter;
+they are the same for dense and compact execution, with and without a backward pass.
 
 *Dense* execution keeps a row for every token and sets halted ones to zero, as the released model does. *Compact*
 execution removes them. The identities that make the answers equal (exact in real arithmetic):
@@ -36,12 +37,12 @@ __all__ = [
     "Compact",
     "Dense",
     "Execution",
-    "FrameRows",
+    "FrameLayout",
     "GlimpserPlan",
-    "frame_rows",
+    "frame_layout",
     "glimpser_plan",
     "merge_pays",
-    "rows_leaving",
+    "selected_rows",
     "steps_of",
 ]
 
@@ -70,7 +71,8 @@ class Execution:
 class GlimpserPlan(NamedTuple):
     """The rows of a Glimpser block that S patches per frame enter, and what the block does with them.
 
-    The state holds B clips of N = 1 + S·T rows: CLS, then the patches, patch s of frame t at row 1 + s·T + t. *Frame
+    The state holds B clips of N = 1 + S·T rows: CLS, then the patches, patch s of frame t at row 1 + s·T + t. After a
+    selection s is a rank: patch s may be another place of the picture in every frame. *Frame
     order* holds B·T frames of 1 + S rows: a copy of CLS, then the patches of the frame.
     """
 
@@ -80,10 +82,10 @@ class GlimpserPlan(NamedTuple):
     state_paths: Array  # [B·N] for each row of the state its row among the paths, −1 at CLS
     is_patch: Array  # [B·N] 1.0 at a patch, 0.0 at CLS
     # 2. spatial attention
-    frame_rows: Array  # [B·T·(1+S)] rows of the state in frame order
+    frame_order: Array  # [B·T·(1+S)] the row of the state at each place of frame order
     frame_offsets: Array  # [B·T+1] one segment per frame
-    residual_rows: Array  # [B·T·(1+S)] rows of the residual: the same, or −1 at CLS where its skip input is lost
-    frames: Array  # [B·T, 1+S] the rows of frame order, by frame; CLS first
+    residual_rows: Array  # [B·T·(1+S)] the same for the skip input: −1 at CLS where it loses its skip input
+    frame_table: Array  # [B·T, 1+S] the rows of frame order, one line per frame; CLS first
     cls_rows: Array  # [B·T] those of CLS
     cls_of_row: Array  # [B·T·(1+S)] for each row its frame if the row is CLS, else −1
     patch_rows: Array  # [B·T·S] those of the patches
@@ -92,12 +94,12 @@ class GlimpserPlan(NamedTuple):
     selects: bool
     fuses: bool  # one more token: the sum of the dropped patches
     few_queries: bool  # only CLS and the kept patches are queries
-    skip_is_frames: bool  # residual_rows are the frame rows: the frames themselves are the residual
+    cls_keeps_skip: bool  # the frames themselves are the skip input
 
     @property
     def num_queries(self) -> int:
         """Patches of each frame that are queries."""
-        return self.num_kept if self.few_queries else self.frames.shape[1] - 1
+        return self.num_kept if self.few_queries else self.frame_table.shape[1] - 1
 
 
 @lru_cache(maxsize=64)
@@ -110,40 +112,40 @@ def glimpser_plan(config: HaltingVTConfig, block: int, B: int, S: int, compact: 
     state_paths[:, 1:] = np.arange(B * S * T).reshape(B, S * T)
     cls = np.broadcast_to(state[:, :1, None], (B, T, 1))
     by_frame = patches.transpose(0, 2, 1)  # [B, T, S]
-    frame_rows = np.concatenate([cls, by_frame], axis=2).ravel()
-    frames = np.arange(B * T * (1 + S)).reshape(B * T, 1 + S)
-    cls_of_row = np.full(frames.shape, -1)
+    frame_order = np.concatenate([cls, by_frame], axis=2).ravel()
+    table = np.arange(B * T * (1 + S)).reshape(B * T, 1 + S)
+    cls_of_row = np.full(table.shape, -1)
     cls_of_row[:, 0] = np.arange(B * T)
 
     selects = config.keep_rates[block] < 1
     fuses = selects and config.fuse_dropped
     # the released model loses the skip input of CLS where it selects
-    cls_skips = not selects or config.cls_skip
+    cls_keeps_skip = not selects or config.cls_skip
     without_cls = np.concatenate([np.full_like(cls, -1), by_frame], axis=2).ravel()
     plan = GlimpserPlan(
         path_rows=patches.ravel(),
         path_offsets=np.arange(B * S + 1) * T,
         state_paths=state_paths.ravel(),
         is_patch=(state_paths >= 0).ravel().astype(dtype),
-        frame_rows=frame_rows,
+        frame_order=frame_order,
         frame_offsets=np.arange(B * T + 1) * (1 + S),
-        residual_rows=frame_rows if cls_skips else without_cls,
-        frames=frames,
-        cls_rows=frames[:, 0],
+        residual_rows=frame_order if cls_keeps_skip else without_cls,
+        frame_table=table,
+        cls_rows=table[:, 0],
         cls_of_row=cls_of_row.ravel(),
-        patch_rows=frames[:, 1:].ravel(),
-        num_kept=config.kept_patches(block, S),
+        patch_rows=table[:, 1:].ravel(),
+        num_kept=config.num_kept_patches(block, S),
         selects=selects,
         fuses=fuses,
         few_queries=compact and selects and not fuses,
-        skip_is_frames=cls_skips,
+        cls_keeps_skip=cls_keeps_skip,
     )
     arrays = {name: part for name, part in plan._asdict().items() if isinstance(part, np.ndarray)}
     read_only: Any = {name: frozen_copy(array) for name, array in arrays.items()}
     return plan._replace(**read_only)
 
 
-class FrameRows(NamedTuple):
+class FrameLayout(NamedTuple):
     """Rows in frame order when each frame holds CLS and k patches, and the way back to the order of the state."""
 
     rows: Array  # [B·T, 1+k]
@@ -153,14 +155,14 @@ class FrameRows(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def frame_rows(B: int, T: int, k: int) -> FrameRows:
+def frame_layout(B: int, T: int, k: int) -> FrameLayout:
     """The rows of B·T frames of 1 + k rows each. The arrays are read-only."""
     rows = np.arange(B * T * (1 + k)).reshape(B * T, 1 + k)
     by_patch = rows.reshape(B, T, 1 + k).transpose(0, 2, 1).ravel()
     lengths = np.ones((B, 1 + k * T), dtype=np.int64)
     lengths[:, 0] = T
     offsets = np.arange(B * T + 1) * (1 + k)
-    return FrameRows(*(frozen_copy(part) for part in (rows, offsets, by_patch, offsets_of(lengths.ravel()))))
+    return FrameLayout(*(frozen_copy(part) for part in (rows, offsets, by_patch, offsets_of(lengths.ravel()))))
 
 
 @lru_cache(maxsize=64)
@@ -171,17 +173,17 @@ def _rows_with_fused(B: int, T: int, S: int) -> Array:
     return frozen_copy(np.concatenate([np.arange(frames * (1 + S)).reshape(frames, 1 + S), fused[:, None]], axis=1))
 
 
-def rows_leaving(plan: GlimpserPlan, arrays: Any, places: Array | None, B: int, T: int) -> tuple[Array, Array]:
+def selected_rows(plan: GlimpserPlan, arrays: Any, places: Array | None, B: int, T: int) -> tuple[Array, Array]:
     """The rows that leave a Glimpser block, in the order of the state, and the segments that average CLS.
 
-    places [B·T, k]: where the kept patches stand among the S that entered. Returns indices [B·(1+S')·T] of rows in
-    frame order (fused tokens follow all frames) and mean_offsets of ``FrameRows``.
+    places [B·T, k]: where the kept patches stand among the S that entered. Returns indices [B·(1+S')·T] into the rows
+    in frame order, followed by the fused tokens of all frames if there are any; and mean_offsets of ``FrameLayout``.
     """
-    S = plan.frames.shape[1] - 1
-    mean_offsets = frame_rows(B, T, plan.num_kept + plan.fuses).mean_offsets
+    S = plan.frame_table.shape[1] - 1
+    mean_offsets = frame_layout(B, T, plan.num_kept + plan.fuses).mean_offsets
     if not plan.selects or plan.few_queries:  # every row that came out of attention goes on
-        return frame_rows(B, T, plan.num_queries).by_patch, mean_offsets
-    table = _rows_with_fused(B, T, S) if plan.fuses else plan.frames
+        return frame_layout(B, T, plan.num_queries).by_patch, mean_offsets
+    table = _rows_with_fused(B, T, S) if plan.fuses else plan.frame_table
     return arrays.frames_to_patches(arrays.take_patches(table, places, tail=int(plan.fuses)), T), mean_offsets
 
 
@@ -207,18 +209,30 @@ class Dense:
         self._ops = _deciding(ops, execution)
         self._masked, self._dtype, self._imposed = config.halted_keys == "masked", dtype, execution.halting_layer
         cls: Array | slice = slice(1) if B == 1 and not keep else first_rows(B, N)
-        self._plan = LayerPlan(None, first_rows(B + 1, N), None, None, None, np.full(B, N), cls, cls)
+        self._plan = LayerPlan(
+            entering_rows=None,
+            key_offsets=first_rows(B + 1, N),
+            key_bias=None,
+            query_rows=None,
+            query_offsets=None,
+            query_counts=np.full(B, N),
+            cls_tokens=cls,
+            cls_rows=cls,
+        )
 
     def plan(self, layer: int) -> LayerPlan | None:
         """The rows of joint block ``layer``."""
         return self._plan
 
-    def none_left(self) -> bool:
-        """Dense execution computes all layers, as the released model does."""
+    def all_halted(self) -> bool:
+        """Always False: dense execution computes all layers, as the released model does."""
         return False
 
     def imposed(self, layer: int) -> Array | None:
-        """bool [B·N'], which tokens have halted by this layer if that is imposed; a halted one halts again."""
+        """bool [B·N'], the tokens that have halted in this layer or before, if decisions are imposed; else None.
+
+        Tokens that have halted before are included, because here they keep their row and halt again.
+        """
         return None if self._imposed is None else np.asarray(self._imposed.ravel() <= layer)
 
     def advance(self, halted: Array, layer: int) -> None:
@@ -228,7 +242,10 @@ class Dense:
 
 
 class Compact:
-    """The steps of compact execution: only living tokens have a row; a ghost stands for a clip's halted ones."""
+    """The steps of compact execution: only living tokens have a row.
+
+    `zero`: one ghost per clip that has both living and halted tokens. `masked`: no ghost.
+    """
 
     def __init__(
         self, ops: Backend, config: HaltingVTConfig, B: int, dtype: Any, execution: Execution, keep: bool, tracing: bool
@@ -255,12 +272,12 @@ class Compact:
         """The rows of joint block ``layer``; None if nothing is to be computed."""
         return self._survivors.layer_plan(self._N, self._ghosts, self._cls_only(layer), self._dtype, self._views)
 
-    def none_left(self) -> bool:
+    def all_halted(self) -> bool:
         """Whether every token of every clip has halted."""
-        return self._survivors.none_left()
+        return self._survivors.all_halted()
 
     def imposed(self, layer: int) -> Array | None:
-        """bool [n], which of the tokens that enter this layer halt in it if that is imposed."""
+        """bool [n], which of the living tokens halt in this layer, if decisions are imposed; else None."""
         layers = self._execution.halting_layer
         if layers is None:
             return None

@@ -1,8 +1,9 @@
-"""Charts with axes: an empty one, saving one, and the bench's growth curve."""
+"""Charts with axes: runs by cost and accuracy, and the bench's growth curve."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from refvt.files import write_whole
 
-__all__ = ["COLOURS", "draw_growth", "make_chart", "save_chart"]
+__all__ = ["COLOURS", "draw_growth", "make_accuracy_chart", "make_chart", "plot_runs", "save_chart"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
 
@@ -23,6 +24,27 @@ def make_chart(width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
+
+
+def make_accuracy_chart(title: str, width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
+    """A chart of accuracy against GFLOPs, for ``plot_runs``."""
+    figure, axes = make_chart(width, height)
+    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
+    axes.set_ylabel("accuracy on held-out clips [%]")
+    axes.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def plot_runs(
+    axes: Any, gflops: Sequence[float], top1: Sequence[float], marker: str, colour: str, label: str | None = None
+) -> tuple[float, float]:
+    """Mark every run of a kind, small, and their mean, large; returns the mean's place on the axes."""
+    accuracies = [100 * share for share in top1]
+    style: dict[str, Any] = {"marker": marker, "color": colour, "linestyle": ""}
+    axes.plot(gflops, accuracies, **style, markersize=4, alpha=0.4)
+    middle = sum(gflops) / len(gflops), sum(accuracies) / len(accuracies)
+    axes.plot(*middle, **style, markersize=9, label=label)
+    return middle
 
 
 def save_chart(figure: Any, path: str | Path) -> None:

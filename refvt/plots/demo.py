@@ -11,7 +11,7 @@ from refvt.array import Array
 from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation.patches import GROUPS, alive_around
 from refvt.evaluation.scenes import Scene
-from refvt.plots.sheets import SheetClip, following_picture, halting_film, halting_sheet
+from refvt.plots.sheets import SheetClip, brighten, following_picture, halting_film, halting_sheet
 
 __all__ = ["draw_digits", "draw_following", "draw_scene"]
 
@@ -31,7 +31,7 @@ def draw_digits(
         answer = int(logits[i].argmax())
         result = "recognised" if answer == k else f"taken for {data.names[answer]}"
         title = f"{name}: {result} ({probability[i, answer]:.0%})"
-        shown.append(SheetClip(_brighten(clips[i]), states[i], title, answer == k))
+        shown.append(SheetClip(brighten(clips[i]), states[i], title, answer == k))
     title = "One held-out clip of every class, and which patches the trained model computes"
     note = (
         "Percentages: how many of all patches of the clip are alive in a layer. Digits are drawn on grey, so that "
@@ -69,9 +69,3 @@ def draw_scene(scene: Scene, windows: tuple[int, int], side: int, clip_title: st
     halting_sheet([clip], title, note, out / f"{name}.png", columns=1, cell=160)
     halting_film([clip], title, note, out / f"{name}.gif", columns=1, cell=256)
     return [out / f"{name}.png", out / f"{name}.gif"]
-
-
-def _brighten(clip: Array) -> NDArray[np.uint8]:
-    """A clip [C, T, height, width] as frames to look at, uint8 [T, height, width, 3]: black becomes grey."""
-    grey = np.rint(clip.mean(axis=0) * 72.5 + 182.5)
-    return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)

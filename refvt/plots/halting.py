@@ -139,7 +139,7 @@ class ClipStates:
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of joint layers, L."""
         return len(self.alive)
 
     @property
@@ -235,7 +235,7 @@ def _draw_picture(clip: ClipStates, title: str, note: str) -> Page:
 
 
 def _draw_frames(page: Page, clip: ClipStates, grid: _Grid) -> None:
-    """The clip, and below it what every layer computes of it."""
+    """Draw the clip, and below it what every layer computes of it."""
 
     def draw_row(y: int, images: NDArray[np.uint8]) -> None:
         for t, image in enumerate(images):
@@ -256,7 +256,7 @@ def _draw_frames(page: Page, clip: ClipStates, grid: _Grid) -> None:
 def _draw_bars(
     page: Page, grid: _Grid, x: int, name: str, values: NDArray[np.float64], dense: NDArray[np.float64], end: int
 ) -> None:
-    """A panel: a bar for every layer, grey without halting and blue with it, curves along them, and the totals."""
+    """Draw a panel: for every layer a bar without halting (grey) and with it (blue), curves, and the totals."""
     L = len(values)
     scale = PANEL / (max(values.max(), dense.max()) or 1.0)
     page.text(x, grid.layers - 20, name, 12, weight="bold")
@@ -278,7 +278,7 @@ def _draw_bars(
 
 
 def _draw_step(clip: ClipStates, title: str, note: str, layer: int) -> Page:
-    """One step of the animation; layer −1 shows the frames as they are."""
+    """Draw one step of the animation; layer −1 shows the frames as they are."""
     T, height, width, _ = clip.frames.shape
     grid_rows = max(1, round((T / 2) ** 0.5))
     grid_columns = -(-T // grid_rows)
@@ -308,7 +308,7 @@ def _draw_step(clip: ClipStates, title: str, note: str, layer: int) -> Page:
 
 
 def _draw_step_head(page: Page, clip: ClipStates, layer: int, edge: int, y: int) -> None:
-    """The line above a step: which layer, whether CLS is alive, tokens and cost."""
+    """Draw the line above a step: the layer, whether CLS is alive, tokens and cost."""
     end = page.width - edge
     if layer < 0:
         page.text(edge, y, f"the clip: {format_count(len(clip.frames), 'frame')}", 13, weight="bold")
@@ -325,7 +325,7 @@ def _draw_step_head(page: Page, clip: ClipStates, layer: int, edge: int, y: int)
 
 
 def _draw_legend(page: Page, clip: ClipStates, x: int, y: int, columns: int, column_width: int) -> None:
-    """What the states look like, on a piece from the middle of the first frame."""
+    """Show and name the states, on a piece from the middle of the first frame."""
     height, width = clip.frames.shape[1:3]
     side = max(2, min(height, width) // 4)
     piece = clip.frames[:1, (height - side) // 2 :, (width - side) // 2 :][:, :side, :side]

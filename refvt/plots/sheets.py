@@ -20,7 +20,7 @@ from refvt.evaluation.patches import ALIVE
 from refvt.plots.halting import MEANING, paint
 from refvt.plots.page import BLUE, FAINT, GREY, INK, Page, footnote, heading, resize, save_gif
 
-__all__ = ["SheetClip", "contact_sheet", "following_picture", "halting_film", "halting_sheet"]
+__all__ = ["SheetClip", "brighten", "contact_sheet", "following_picture", "halting_film", "halting_sheet"]
 
 WRONG = "#B34700"  # for what the model got wrong
 GAP, EDGE = 3, 18
@@ -40,7 +40,7 @@ class SheetClip:
     right: bool = True
 
     def rows(self) -> list[NDArray[np.uint8]]:
-        """The frames as they are, then as every layer has them: 1 + L arrays [T, height, width, 3]."""
+        """The frames as they are, then as every layer computes them: 1 + L arrays [T, height, width, 3]."""
         patch = self.frames.shape[1] // self.states.shape[2]
         return [self.frames, *(paint(self.frames, states, patch) for states in self.states)]
 
@@ -82,7 +82,7 @@ def halting_film(
     cell: int = 96,
     milliseconds: int = 400,
 ) -> None:
-    """Write a looping GIF, a step per frame: of every clip the frame, and next to it how each layer has it.
+    """Write a looping GIF with a step per frame: the frame of every clip, and next to it what each layer computes.
 
     Arguments and errors as in ``halting_sheet``; a step lasts ``milliseconds``, rounded to the 10 ms that GIFs count
     in.
@@ -184,11 +184,20 @@ def contact_sheet(
     page.save(path)
 
 
+def brighten(clip: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """A clip [C, T, height, width] from −1 to 1 as grey frames to look at, uint8 [T, height, width, 3].
+
+    Black becomes grey, so that living patches of a dark clip can be told from dropped ones.
+    """
+    grey = np.rint(clip.mean(axis=0) * 72.5 + 182.5)
+    return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
+
+
 # ---- parts of sheet and film
 
 
 def _check(clips: Sequence[SheetClip], cell: int) -> tuple[int, int, int]:
-    """T, L and the height of a cell."""
+    """Check that clips fit together; returns T, L and the height of a cell."""
     if not clips:
         raise ValueError("clips: expected at least one, got none")
     frames, states = clips[0].frames.shape, clips[0].states.shape
@@ -204,7 +213,7 @@ def _check(clips: Sequence[SheetClip], cell: int) -> tuple[int, int, int]:
 def _make_page(
     clips: Sequence[SheetClip], title: str, note: str, columns: int, block_width: int, block_height: int
 ) -> tuple[Page, int]:
-    """A page with title, legend and note, and where the blocks of the clips begin."""
+    """Make a page with title, legend and note; returns it and the y at which the blocks of the clips begin."""
     columns = min(columns, len(clips))
     width = 2 * EDGE + columns * (block_width + EDGE) - EDGE
     above, below = heading(title, width - 2 * EDGE, 12), footnote(note, width - 2 * EDGE, 9.5)

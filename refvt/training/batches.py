@@ -1,8 +1,8 @@
-"""What a step is made of: which clips, their static twins, and having them ready in time.
+"""The clips of a step: which ones, their static twins, and loading them ahead of time.
 
-Nothing random is carried along. Every draw comes from a generator of its own, ``default_rng([seed, purpose, …])``, that
-is named by what it is for and by epoch, step, micro-batch or clip. So what a step computes depends neither on the
-number of processes (but for the rounding of a sum) nor on whether the run was interrupted before.
+No random state is carried from step to step. Every draw comes from a generator of its own,
+``default_rng([seed, purpose, …])``, whose seed names the purpose and the epoch, step, micro-batch or clip. So what a
+step computes depends neither on the number of processes (except for the rounding of a sum) nor on interruptions.
 """
 
 from __future__ import annotations
@@ -29,49 +29,52 @@ __all__ = [
     "targets",
 ]
 
-# what a draw is for: the second number of its generator's seed
+# of a draw: the index is the second number of its generator's seed
 PURPOSES = ("order", "clip", "twin", "drop path")
-AHEAD = 2  # micro-batches that are made ready while another one is computed
+AHEAD = 2  # micro-batches that are loaded while another one is computed
 
 
 def generator(recipe: Recipe, purpose: str, *numbers: int) -> np.random.Generator:
-    """The generator of one draw, a function of the recipe's seed, the purpose and the numbers alone."""
+    """Return the generator of one draw; it depends only on the recipe's seed, the purpose and the numbers."""
     return np.random.default_rng([recipe.seed, PURPOSES.index(purpose), *numbers])
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Clips [n, C, T, height, width] and, if wanted, their static twins behind them; number: its place in the step."""
+    """The clips of a micro-batch, [n, C, T, height, width], followed by their static twins if the recipe has them.
+
+    step: counted from 0; number: of the micro-batch within its step.
+    """
 
     step: int
     number: int
-    size: int  # clips that could be read, twins not counted
+    size: int  # number of readable clips, without twins
     clips: Array
     labels: Array  # class numbers, or soft [·, K]
     motion_labels: Array | None
-    unreadable: list[str]  # what is wrong with the others
+    unreadable: list[str]  # why each of the other clips could not be read
 
 
 def batch_of(recipe: Recipe, clips: int, step: int) -> Array:
-    """The clips' numbers in the batch of a step: every epoch is one permutation, its last batch may be smaller."""
-    epoch, place = divmod(step, steps_per_epoch(recipe, clips))
+    """Return the indices of the clips of a step. An epoch is one permutation; its last batch may be smaller."""
+    epoch, number = divmod(step, steps_per_epoch(recipe, clips))
     order = generator(recipe, "order", epoch).permutation(clips)
-    return np.asarray(order[place * recipe.batch : (place + 1) * recipe.batch])
+    return np.asarray(order[number * recipe.batch : (number + 1) * recipe.batch])
 
 
 def steps_per_epoch(recipe: Recipe, clips: int) -> int:
-    """Every clip is seen once an epoch."""
+    """Number of steps in which every clip is used once."""
     return -(-clips // recipe.batch)
 
 
 def micro_batches(recipe: Recipe, clips: int, step: int) -> int:
-    """How many micro-batches a step has."""
+    """Number of micro-batches of a step."""
     size = min(recipe.batch, clips - step % steps_per_epoch(recipe, clips) * recipe.batch)
     return -(-size // recipe.micro_batch)
 
 
 def make_micro_batch(recipe: Recipe, data: Dataset, step: int, number: int) -> MicroBatch:
-    """Micro-batch ``number`` of a step, the same whoever makes it."""
+    """Load micro-batch ``number`` of a step; it is the same on every rank and in every session."""
     chosen = batch_of(recipe, len(data), step)[number * recipe.micro_batch : (number + 1) * recipe.micro_batch]
     epoch = step // steps_per_epoch(recipe, len(data))
     clips, read, unreadable = [], [], []
@@ -90,7 +93,7 @@ def make_micro_batch(recipe: Recipe, data: Dataset, step: int, number: int) -> M
 
 
 def targets(data: Dataset, chosen: Sequence[int]) -> Array:
-    """Class numbers [n]; or, where a clip may have several classes, float32 [n, K], each one's share of a clip."""
+    """Return class numbers [n]; for multi-label data float32 [n, K], 1/m at each of a clip's m classes."""
     found = [data.target(index) for index in chosen]
     if not data.multi_label:
         return np.asarray(found, np.int64)
@@ -101,7 +104,7 @@ def targets(data: Dataset, chosen: Sequence[int]) -> Array:
 def prefetch(
     make: Callable[[int, int], MicroBatch], wanted: Iterator[tuple[int, int]]
 ) -> Generator[MicroBatch, None, None]:
-    """``make`` of everything wanted, in order, by one thread that stays a little ahead."""
+    """Yield ``make(step, number)`` for all wanted, in order; another thread makes them ahead of time."""
     with ThreadPoolExecutor(1, "refvt-clips") as thread:
         waiting: deque[Future[MicroBatch]] = deque()
         try:

@@ -23,7 +23,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.data.dataset import Dataset, UnreadableClipError
-from refvt.evaluation import Evaluation, records, summarise
+from refvt.evaluation import Evaluation, compute_records, summarise
 from refvt.files import left_behind, write_whole
 from refvt.model.haltingvt import HaltingVT
 from refvt.model.parameters import parameter_shapes
@@ -37,7 +37,7 @@ from refvt.training.batches import (
 )
 from refvt.training.errors import TrainingError
 from refvt.training.observer import Observer
-from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimiser import Adam, clip_scale, global_norm, select_no_decay
 from refvt.training.parallel import Communicator, SingleProcess, call_on_all
 from refvt.training.recipe import Recipe
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
@@ -138,7 +138,7 @@ class _Run:
         self.gradients = Vector(shapes, dtype, self.model.backend)
         self.optimiser = Adam(
             self.parameters,
-            without_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
+            select_no_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
             recipe.optimiser == "adamw",
             recipe.weight_decay,
             recipe.betas,
@@ -223,7 +223,7 @@ class _Run:
         size, clips = self.recipe.micro_batch, len(self.test_set)
         starts = range(0, clips, size)[self.communicator.rank :: self.communicator.size]
         cuts = [range(start, min(start + size, clips)) for start in starts]
-        own = [record for cut in cuts for record in records(self.model, self.test_set, cut)]
+        own = [record for cut in cuts for record in compute_records(self.model, self.test_set, cut)]
         return summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
 
     def _step(self, step: int, batches: Iterable[MicroBatch], observer: Observer) -> dict[str, Any]:

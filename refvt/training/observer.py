@@ -25,7 +25,7 @@ class Observer:
         """One step further. line: as in the log, without its time; evaluation: the last one, None before the first."""
 
     def on_unreadable_clip(self, problem: str) -> None:
-        """A clip cannot be read; the step goes on without it."""
+        """A clip cannot be read; the step continues without it."""
         warnings.warn(problem, UnreadableClipWarning, stacklevel=2)
 
     def on_abort(self, message: str) -> None:

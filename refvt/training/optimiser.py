@@ -1,4 +1,4 @@
-"""How parameters are updated: Adam over one vector of all parameters, which of them do not decay, clipping.
+"""The optimiser: Adam over one vector of all parameters, which parameters do not decay, gradient clipping.
 
 The formulas are those of ``refvt.ops.optimiser``.
 """
@@ -13,16 +13,17 @@ import numpy as np
 from refvt.array import Array
 from refvt.training.vectors import Vector
 
-__all__ = ["EMBEDDINGS", "OPTIMISERS", "Adam", "clip_scale", "global_norm", "without_decay"]
+__all__ = ["EMBEDDINGS", "OPTIMISERS", "Adam", "clip_scale", "global_norm", "select_no_decay"]
 
 OPTIMISERS = ("adamw", "adam")
 EMBEDDINGS = ("cls_token", "pos_embed", "time_embed")
 
 
-def without_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
-    """The parameters that weight decay leaves alone: the embeddings, and norms and biases too if that is asked for.
+def select_no_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
+    """Select the parameters without weight decay: the embeddings, and norms and biases too if ``norms_and_biases``.
 
-    The paper's recipe names the three embeddings alone; training from scratch commonly spares every LayerNorm and bias.
+    The paper's recipe names only the three embeddings; in training from scratch, LayerNorms and biases commonly do not
+    decay either.
     """
     return {
         name for name in names if name in EMBEDDINGS or (norms_and_biases and (name.endswith("bias") or "norm" in name))
@@ -35,7 +36,7 @@ def global_norm(gradients: Vector) -> float:
 
 
 def clip_scale(norm: float, largest: float | None) -> float:
-    """What gradients of this global norm are multiplied by so that it is at most ``largest``."""
+    """Return the factor that reduces gradients of this global norm to at most ``largest``."""
     return 1.0 if largest is None or norm <= largest else largest / norm
 
 
@@ -69,7 +70,7 @@ class Adam:
         }
 
     def step(self, gradients: Vector, learning_rate: float, clip: float = 1.0) -> None:
-        """One step on ``clip`` times the gradients, which stay as they are."""
+        """Take one step on ``clip`` times the gradients, which are not changed."""
         self.steps += 1
         self.parameters.ops.adam_step(
             self.parameters.vector,

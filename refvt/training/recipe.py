@@ -1,7 +1,7 @@
-"""Everything a training run depends on, in one frozen record that can be written down.
+"""Everything that the result of a training run depends on, in one frozen record that is stored as JSON.
 
-Two runs of one recipe on the same data give the same parameters; what does not change them (how often to log or to
-write a checkpoint, which folder) is no part of it.
+Two runs of one recipe on the same data give the same parameters. Settings that do not change them (how often to log or
+to write a checkpoint, the folder) are not part of it.
 """
 
 from __future__ import annotations
@@ -42,23 +42,27 @@ CHOICES = {"data": DATA, "init": INITS, "optimiser": OPTIMISERS, "lr_per": ("epo
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run.
+    """The settings of a training run.
 
-    config: the model. data: "digits" (moving digits) or "videos" (annotation lists); data_settings: further settings of
-    that data set. epochs; batch: clips of one step, their static twins not counted; micro_batch: clips computed at
-    once, the unit that is added up within a step and dealt out to processes.
-    optimiser: "adamw" (decoupled decay) or "adam" (L2, the paper's), with betas, adam_epsilon and weight_decay;
-    cls_token, pos_embed and time_embed never decay, LayerNorms and biases do if decay_norms_and_biases. max_grad_norm:
-    largest global norm of the gradients, None for any.
-    learning_rate: the base rate, with a linear warm-up from warmup_start times it over warmup_epochs and a cosine to
-    zero, set once per "epoch" or per "step" (lr_per).
-    ponder_weight, motion_weight, label_smoothing, drop_path: those of ``loss_and_gradients``; the ponder weight grows
-    to its value over ponder_warmup_epochs. static_twins: does every clip bring its static twin; without them there is
-    no motion loss. init: the "paper"'s initialisation or one to learn from "scratch" with (refvt/training/scratch.py).
-    halting_start: added to channel 0 of pos_embed at the start, so that every token enters the first
-    block with this much in its halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and
-    of everything drawn.
-    TypeError or ValueError that names the field for anything else.
+    Data: config is the model. data is "digits" (moving digits) or "videos" (annotation lists); data_settings are more
+    settings of that data set. batch is the number of clips of a step, static twins not counted; micro_batch the number
+    of clips computed at once, the unit of accumulation within a step and of distribution over processes.
+
+    Optimiser: optimiser is "adamw" (decoupled decay) or "adam" (L2, as in the paper), with betas, adam_epsilon and
+    weight_decay. cls_token, pos_embed and time_embed never decay; LayerNorms and biases do if decay_norms_and_biases.
+    max_grad_norm is the largest global norm of the gradients, None for no limit. learning_rate is the base rate: a
+    linear warm-up from warmup_start times it over warmup_epochs, then a cosine to zero, set once per "epoch" or per
+    "step" (lr_per).
+
+    Loss: ponder_weight, motion_weight, label_smoothing and drop_path are those of ``loss_and_gradients``; the ponder
+    weight grows linearly to its value over ponder_warmup_epochs. static_twins: whether every clip is accompanied by its
+    static twin; without twins there is no motion loss.
+
+    Start: init is the "paper"'s initialisation or one for training from "scratch" (see refvt/training/scratch.py).
+    halting_start is added to channel 0 of pos_embed, so that every token enters the first block with this much in its
+    halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and of all random draws.
+
+    Raises TypeError or ValueError that names the field for any other value.
     """
 
     config: HaltingVTConfig
@@ -117,16 +121,16 @@ class Recipe:
         check(self.batch % self.micro_batch == 0, "micro_batch", f"a divisor of batch {self.batch}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
-        # JSON has no tuples: what is compared later is what will be read again
+        """Return the fields as plain values, for JSON."""
+        # through JSON, which has no tuples: recipes are compared in the form in which they are read again
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A recipe of ``as_dict``'s form; fields that are left out keep their defaults (config and data must be there).
+        """Return the recipe with the given fields; ``config`` and ``data`` are required, others have defaults.
 
-        ValueError that lists unknown and missing fields; the errors of a wrong value.
+        Raises ValueError that lists unknown and missing fields, and the errors of a wrong value.
         """
         known = {f.name for f in fields(cls)}
         _refuse_unknown("", values, known)
@@ -136,9 +140,10 @@ class Recipe:
         return cls(**{**values, "config": _config(values["config"])})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with some fields changed.
+        """Return a copy with some fields changed.
 
-        A dot reaches into the model's or the data's settings: ``config.width``, ``data_settings.noise``.
+        A dot selects a setting of the model or the data: ``config.width``, ``data_settings.noise``. Raises the errors
+        of ``from_dict``.
         """
         changes: dict[str, Any] = {}
         inner: dict[str, dict[str, Any]] = {}
@@ -180,7 +185,7 @@ def _config(values: Any) -> HaltingVTConfig:
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The names of the fields in which two recipes, as dicts, differ."""
+    """Return the names of the fields in which two recipes, given as dicts, differ."""
     found: list[str] = []
     for name in sorted(set(one) | set(other)):
         a, b = one.get(name), other.get(name)
@@ -191,13 +196,14 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "
     return found
 
 
-# ---- recipes with a name
+# ---- named recipes
 
 
 def paper_recipe(preset: str) -> Recipe:
-    """The recipe of the paper's configurations (see SPEC's "Training and evaluation protocol"), for DeiT-S weights.
+    """Return the recipe of one of the paper's configurations, which starts from DeiT-S weights.
 
-    Its batch of 16 is that of one device; how many there were is not said, and the rate is left as it stands.
+    Its batch of 16 is that of one device. The paper does not state the number of devices, so the learning rate is used
+    as given.
     """
     config = HaltingVTConfig.preset(preset)
     activitynet = preset.startswith("anet")
@@ -221,13 +227,14 @@ def paper_recipe(preset: str) -> Recipe:
 
 
 def digits_recipe() -> Recipe:
-    """Moving digits from scratch, in twelve minutes on two cores.
+    """Return the recipe for moving digits, trained from scratch in twelve minutes on two cores.
 
-    The start is "scratch": from the paper's initialisation nothing is learnt in that time. The model first learns along
-    which axis a digit moves and only much later which way, so the rate stays high for long. Tokens must not halt before
-    there is anything to know, as a halted token has no score with a gradient to come back by: γ = 1 and β = 5 let a
-    fresh token score 0.007 in every layer, and the ponder loss comes in slowly (docs/training.md). No static twins: on
-    digits the label *is* the motion, so a twin with its clip's label would teach noise.
+    The init is "scratch": from the paper's initialisation nothing is learnt in that time. The model learns early along
+    which axis a digit moves and much later in which direction, so the learning rate stays high for long. Tokens must
+    not halt before the model has learnt anything, because a halted token gets no gradient that could bring it back:
+    with γ = 1 and β = 5 an untrained token scores 0.007 in every layer, and the ponder loss is phased in slowly
+    (docs/training.md). There are no static twins: on digits the label *is* the motion, so a twin with its clip's label
+    would teach noise.
     """
     return Recipe(
         config=HaltingVTConfig(
@@ -265,7 +272,7 @@ RECIPES: dict[str, Recipe] = {"digits": digits_recipe(), **{f"paper-{name}": pap
 
 
 def find_recipe(name_or_file: str) -> Recipe:
-    """A recipe by its name in ``RECIPES``, or from a JSON file. ValueError that says what is wrong with it."""
+    """Return a recipe by its name in ``RECIPES``, or from a JSON file. ValueError that names what is wrong with it."""
     if name_or_file in RECIPES:
         return RECIPES[name_or_file]
     path = Path(name_or_file)
@@ -284,9 +291,9 @@ def find_recipe(name_or_file: str) -> Recipe:
 
 
 def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
-    """Training and test set of moving digits, in the sizes of the recipe's model.
+    """Return training and test set of moving digits, in the sizes of the recipe's model.
 
-    ValueError or TypeError that names the setting if the sizes or ``data_settings`` do not fit.
+    Raises ValueError or TypeError if the sizes or ``data_settings`` do not fit.
     """
     c, settings = recipe.config, dict(recipe.data_settings)
     if c.image_size[0] != c.image_size[1]:

@@ -1,9 +1,9 @@
-"""The state of a training run in one file, from which it goes on as if it had never stopped.
+"""The state of a training run in one file, from which it resumes as if it had never stopped.
 
-A .safetensors file holds ``parameters/<name>``, and both moments of the optimiser as ``m/<name>`` and ``v/<name>``; its
-metadata is one JSON text with the recipe, how many steps are done, how many bytes of the log belong to them, and what
-the run was made of. No state of a random generator is needed: every draw is counted (see ``loop``), so that the seed
-in the recipe and the step say all.
+A .safetensors file holds ``parameters/<name>`` and both moments of the optimiser, ``m/<name>`` and ``v/<name>``. Its
+metadata is one JSON text with the recipe, the number of steps taken, and the number of bytes of the log that belong to
+them. No random state is stored: every draw is named by the step (see ``batches``), so the recipe's seed and the number
+of steps are enough.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ KEY = "refvt.training"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. steps done; bytes of the log that tell of them; seconds of work; clips of the training set and
-    the dtype of the parameters, which must be the same when it goes on."""
+    """How far a run is.
+
+    steps: taken so far. log_bytes: length of the log at that step. seconds: of work. clips (of the training set) and
+    dtype (of the parameters) must be the same when the run is resumed.
+    """
 
     steps: int
     log_bytes: int
@@ -41,7 +44,7 @@ class Progress:
 
 
 def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vector, optimiser: Adam) -> None:
-    """Write the checkpoint of a run, whole or not at all."""
+    """Write the checkpoint of a run, completely or not at all."""
     groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
     tensors = {
         f"{g}/{name}": vector.ops.arrays.to_numpy(a)
@@ -53,8 +56,11 @@ def write_state(path: Path, recipe: Recipe, progress: Progress, parameters: Vect
 
 
 def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progress:
-    """How far the run of a checkpoint is. CheckpointError if it is damaged, or of another recipe, training set or
-    dtype: then it says which field differs."""
+    """Return how far the run of a checkpoint is.
+
+    Raises CheckpointError if the file is damaged, or belongs to another recipe, training set or dtype; the message
+    names the fields that differ.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             state: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
@@ -63,9 +69,9 @@ def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progres
         stored, progress = state["recipe"], Progress(**state["progress"])
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({error!r})") from error
-    here = recipe.as_dict()
-    if names := difference(stored, here):
-        listed = "\n".join(f"  {n}: the checkpoint has {_at(stored, n)!r}, now {_at(here, n)!r}" for n in names)
+    now = recipe.as_dict()
+    if names := difference(stored, now):
+        listed = "\n".join(f"  {n}: the checkpoint has {_at(stored, n)!r}, now {_at(now, n)!r}" for n in names)
         raise CheckpointError(f"{path}: the checkpoint of another recipe:\n{listed}")
     for name, value in (("clips", clips), ("dtype", dtype)):
         if getattr(progress, name) != value:
@@ -75,7 +81,7 @@ def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progres
 
 
 def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Adam) -> None:
-    """Set parameters and optimiser to what a checkpoint holds. CheckpointError if a tensor is missing or misfits."""
+    """Set parameters and optimiser to a checkpoint's values. CheckpointError if a tensor is missing or does not fit."""
     groups = {"parameters": parameters, "m": optimiser.m, "v": optimiser.v}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -94,9 +100,10 @@ def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Ad
 
 
 def _at(values: dict[str, Any], name: str) -> Any:
-    """The value of ``config.width`` and the like."""
+    """Return the value of a field like ``config.width``; None if there is none."""
+    value: Any = values
     for part in name.split("."):
-        values = values.get(part)  # type: ignore[assignment]
-        if values is None:
+        if value is None:
             return None
-    return values
+        value = value.get(part)
+    return value

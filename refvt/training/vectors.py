@@ -1,7 +1,7 @@
-"""Many small arrays by name that are one vector in memory.
+"""Named arrays that are views of one vector in memory.
 
-A model's hundred parameters are small. As views of one vector they can be updated in a few long passes, added up
-between processes in one call, and still be read by name.
+A model has about a hundred small parameters. As views of one vector they can be updated in a few long passes and summed
+over processes in one call, and still be read by name.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["Vector"]
 
 
 class Vector:
-    """``arrays`` by name, C-contiguous views of ``vector`` [n], one after another in the order of ``shapes``.
+    """A vector [n] and the arrays by name that are C-contiguous views of it, in the order of ``shapes``.
 
-    What is written into either is seen in both. They lie where the arrays of ``backend`` lie: in main memory, or on the
-    GPU.
+    A write to either changes both. They are arrays of ``backend``: in main memory or on the GPU. ``places`` holds the
+    slice of the vector that belongs to each name.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, backend: str = "jit") -> None:
@@ -44,15 +44,15 @@ class Vector:
         return self
 
     def clear(self) -> None:
-        """All numbers 0."""
+        """Set all numbers to 0."""
         self.ops.arrays.fill(self.vector, 0)
 
     def add(self, values: Mapping[str, Array], factor: float) -> None:
-        """Add ``factor`` times arrays of the same names and shapes, which lie where this vector lies."""
+        """Add ``factor`` times arrays of the same names and shapes, which must be arrays of the same backend."""
         for name, array in self.arrays.items():
             self.ops.arrays.add_scaled(array, values[name], factor)
 
     def numpy(self) -> Array:
-        """The vector in main memory: itself if it lies there, else a copy."""
+        """Return the vector in main memory: itself if it is there, else a copy."""
         array: Array = self.ops.arrays.to_numpy(self.vector)
         return array

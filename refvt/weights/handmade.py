@@ -1,19 +1,21 @@
-"""Weights set by hand, so that a patch lives as long as something moves in it.
+"""Weights set by hand, with which a patch stays alive as long as something moves in it.
 
-No trained weights ship with refvt yet, and random weights halt nowhere or everywhere. These show the whole mechanism
-(Glimpser, selection, halting, compaction) with a network one can hold in the head. It recognises nothing: its class
-head is zero. Every step below is a few entries of a published parameter; all others are zero.
+The trained model that ships with refvt is small. At the paper's size no trained weights ship, and with random weights
+no token halts, or all do at once. These weights show the whole mechanism (Glimpser, selection, halting, compaction) at
+any size, with a network simple enough to follow by hand. It recognises nothing: its class head is zero. Each step below
+sets a few entries of the model's parameters; all other entries are zero.
 
-1. *Embedding*: 16 block means of each colour channel of a patch, the "content", go to their own channels. A large
-   constant ±K stands beside them and dominates the variance; one more channel, the balance, always holds minus the
-   sum of the others, so the mean is zero. So LayerNorm becomes a mere scaling by √(D/2)/K.
-2. *Block 0, through time*: q = k = 0, so attention takes the plain mean over the T frames; temporal_fc = −1 subtracts
-   it. What is left of the content is how much the patch differs from its mean over time: zero where nothing moves.
-3. *Block 0, MLP*: GELU(a) + GELU(−a) is a soft |a|; the mean over the content is the *motion* of the token.
-4. *Block 1, through space*: CLS asks for the motion channel, so the patches that move get its attention and are kept.
-   The projection's bias gives CLS, which loses its skip connection here, its constant back.
-5. *Joint blocks*: GELU(a) − GELU(−a) = a. Each block adds (1 − motion/STILL), times a rate, to channel 0, the halting
-   logit, of every patch: what rests halts in a few layers, what moves lives on. CLS has no rate and lives to the end.
+1. *Embedding*: the means of 4×4 blocks of a patch in each colour channel, the *content*, are written to channels of
+   their own. Two more channels hold a large constant, +K and −K, which dominates the variance; the *balance* channel
+   holds minus the sum of all others, so the mean is zero. LayerNorm then only scales, by √(D/2)/K.
+2. *Block 0, temporal attention*: q = k = 0, so attention is the mean over the T frames, and temporal_fc = −1 subtracts
+   it. The content is now the patch's difference from its mean over time: zero where nothing moves.
+3. *Block 0, MLP*: GELU(a) + GELU(−a) is a soft |a|; its mean over the content is the *motion* of the token.
+4. *Block 1, spatial attention*: the query of CLS matches the motion channel of the keys, so moving patches get its
+   attention and are kept. CLS has no skip connection here; the projection's bias gives its constant back.
+5. *Joint blocks*: GELU(a) − GELU(−a) = a. Each block adds rate · (1 − motion/STILL) to channel 0, the halting logit, of
+   every patch: patches at rest halt within a few layers, moving ones stay alive. The rate of CLS is zero, so it stays
+   alive to the end.
 """
 
 from __future__ import annotations
@@ -32,32 +34,28 @@ K = 400.0  # the constant; content is at most 1, its sum at most 48
 CONTENT_SIDE = 4  # block means of a patch, per side
 SHARPNESS = 40.0  # of the soft absolute value: |a| above 1/40 counts in full
 ATTENTION = 20.0  # logit per unit of motion, over all of a head's width
-STILL = 0.4  # motion at which a token does not move towards halting at all
-LAYERS_TO_REST = 2.0  # after so many joint blocks a token without motion is at the halting centre
+STILL = 0.4  # motion at which the halting logit does not grow
+LAYERS_TO_REST = 2.0  # joint blocks after which the logit of a token without motion is at the halting centre
 
 # channels
 LOGIT, PLUS, MINUS, MARK, MOTION, BALANCE, CONTENT = 0, 1, 2, 3, 4, 5, 6
 
 
 def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict[str, Array]:
-    """The parameters, for any configuration with two Glimpser blocks or more that is wide enough.
+    """Return the parameters for a configuration with at least two Glimpser blocks.
 
-    ValueError if glimpser_depth < 2, the width has no room for the content, or the patch cannot be cut in 4×4 blocks.
+    Raises ValueError if glimpser_depth < 2, if the width is too small for the content, or if patch_size is not a
+    multiple of 4.
     """
+    _check_config(config)
     c, side = config, CONTENT_SIDE
     content = side * side * c.channels
-    if c.glimpser_depth < 2:
-        raise ValueError(f"glimpser_depth: the handmade weights need at least 2 blocks, got {c.glimpser_depth}")
-    if c.width < CONTENT + content or c.hidden_width < 2 * content:
-        raise ValueError(f"width: the handmade weights need at least {CONTENT + content} channels, got {c.width}")
-    if c.patch_size % side:
-        raise ValueError(f"patch_size: the handmade weights need a multiple of {side}, got {c.patch_size}")
     p = {name: np.zeros(shape) for name, shape in parameter_shapes(config).items()}
     for name in p:
         if name.endswith("norm1.weight") or name.endswith("norm2.weight") or name == "norm.weight":
             p[name][:] = 1
     D = c.width
-    unnorm = K * math.sqrt(2 / D)  # what LayerNorm divided by, while the constant is ±K
+    unnorm = K * math.sqrt(2 / D)  # the divisor of LayerNorm while the constant is ±K
     content_channels = CONTENT + np.arange(content)
 
     # 1. embedding: each content channel is the mean of one block of one colour channel
@@ -98,10 +96,23 @@ def handmade_parameters(config: HaltingVTConfig, dtype: str = "float32") -> dict
         p[f"blocks.{i}.mlp.fc1.weight"][[0, 1], MARK] = np.array([1, -1]) * unnorm * scale
         p[f"blocks.{i}.mlp.fc1.weight"][[0, 1], MOTION] = np.array([-1, 1]) * unnorm * scale / STILL
         p[f"blocks.{i}.mlp.fc2.weight"][LOGIT, [0, 1]] = rate, -rate
-    # the balance: whatever is written to the state is taken off there
+    # the balance: minus everything that is written to the state
     p["patch_embed.proj.weight"][BALANCE] = -p["patch_embed.proj.weight"].sum(axis=0)
     p["pos_embed"][..., BALANCE] = -p["pos_embed"].sum(axis=-1)
     for name in p:
         if name.endswith(("temporal_fc.weight", "mlp.fc2.weight")):
             p[name][BALANCE] = -p[name].sum(axis=0)
     return {name: value.astype(dtype) for name, value in p.items()}
+
+
+def _check_config(c: HaltingVTConfig) -> None:
+    """Raise ValueError unless the configuration has enough blocks, channels and pixels for the handmade weights."""
+    content = CONTENT_SIDE**2 * c.channels
+    if c.glimpser_depth < 2:
+        raise ValueError(f"glimpser_depth: expected at least 2 for the handmade weights, got {c.glimpser_depth}")
+    if c.width < CONTENT + content or c.hidden_width < 2 * content:
+        raise ValueError(f"width: expected at least {CONTENT + content} for the handmade weights, got {c.width}")
+    if c.patch_size % CONTENT_SIDE:
+        raise ValueError(
+            f"patch_size: expected a multiple of {CONTENT_SIDE} for the handmade weights, got {c.patch_size}"
+        )

@@ -16,7 +16,7 @@ WRITTEN = {name: f for name, f in vars(ArrayFunctions).items() if inspect.isfunc
 
 
 def defined(path):
-    """The functions that a module defines and the names that it imports or assigns, read without running it."""
+    """The functions that a module defines, and the names that it imports or assigns, found without running it."""
     functions, names = {}, set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):
@@ -36,7 +36,7 @@ def test_array_functions(backend):
         expected = [argument for argument in inspect.signature(function).parameters if argument != "self"]
         if name in functions:
             assert functions[name] == expected, name
-        else:  # taken over from NumPy's, or from a neighbour that the loaded backends are asked about below
+        else:  # imported: the loaded backends are checked below
             assert name in names, f"{backend} has no {name}"
             assert backend == "cuda" or name not in reference or reference[name] == expected, name
     for name in ("IN_MAIN_MEMORY", "GraphCache"):

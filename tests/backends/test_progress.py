@@ -8,7 +8,7 @@ from refvt.backends.progress import compilation_shown
 
 
 def fresh(module="refvt.ops.somewhere.jit"):
-    """A kernel that has not been compiled."""
+    """A kernel that has not been compiled yet."""
 
     def doubled(x):
         return x + x
@@ -28,7 +28,7 @@ def test_kernels_are_counted_on_one_line(capsys):
     with compilation_shown(silent=0):
         assert first(2) == 4
         assert second(2) == 4
-        assert first(3) == 6  # ready
+        assert first(3) == 6  # compiled already
     said = capsys.readouterr().err
     begun = [line.strip() for line in said.split("\r")[1:-1]]
     assert [line.split(": ")[-1].split(" ")[0] for line in begun] == ["1", "2"]
@@ -37,8 +37,8 @@ def test_kernels_are_counted_on_one_line(capsys):
     assert all(len(line) <= 79 for line in said.replace("\n", "").split("\r"))
 
 
-def test_the_outer_one_counts_and_the_line_ends_with_the_inner_one(capsys):
-    """As the runs of a model within warmup, or the steps of a training."""
+def test_the_outer_block_counts_and_the_inner_block_ends_the_line(capsys):
+    """Nested blocks, as for the runs of a model in warmup or the steps of a training."""
     with compilation_shown(silent=0):
         for number in (1, 2):
             with compilation_shown():
@@ -61,12 +61,12 @@ def test_only_compilation_takes_time(capsys, monkeypatch):
     assert capsys.readouterr().err.rstrip().endswith(": 2 kernels, 0 s, done")
 
 
-def test_nothing_is_said_of_what_is_ready_or_quick_or_not_ours(capsys, monkeypatch):
+def test_nothing_is_shown_for_kernels_that_are_ready_or_quick_or_not_of_refvt(capsys, monkeypatch):
     ready = fresh()
     ready(1)
     with compilation_shown(silent=0):
         ready(2)
-        fresh("somebody.elses")(2)
+        fresh("another.package")(2)
         fresh(None)(2)
     with compilation_shown(silent=60):
         fresh()(2)

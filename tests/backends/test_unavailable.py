@@ -1,4 +1,4 @@
-"""A backend that this machine cannot run: one sentence says what is missing."""
+"""For a backend that this machine cannot run, one sentence says what is missing."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from refvt import HaltingVT, HaltingVTConfig, backends, cli
 
 @pytest.fixture
 def without(monkeypatch):
-    """As on a machine where a package is not installed."""
+    """Act as a machine on which numba-cuda is not installed."""
 
     def forget():
         backends.get.cache_clear()
@@ -27,8 +27,15 @@ def test_missing_package_is_named(without):
         HaltingVT(HaltingVTConfig.preset("minik-g03-b10"), backend="cuda")
 
 
-def test_the_command_line_says_it_in_one_line(without, capsys):
+def test_the_command_line_shows_it_in_one_line(without, capsys):
     assert cli.main(["golden", "verify", "--tiny", "--backend", "cuda"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("refvt: backend 'cuda': the cuda backend needs numba-cuda")
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_the_ladder_needs_a_gpu(without, capsys):
+    assert cli.main(["bench", "kernels", "--ladder"]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("refvt: backend 'cuda': the cuda backend needs numba-cuda")
     assert len(said.err.strip().splitlines()) == 1
@@ -50,5 +57,5 @@ def test_missing_device_is_named(monkeypatch, complaint, said):
         backends._missing.cache_clear()
 
 
-def test_the_default_is_on_the_cpu():
+def test_the_default_backend_runs_on_the_cpu():
     assert backends.default() == "jit"

@@ -1,4 +1,4 @@
-"""The report of a GPU, on a machine without one: its parts are replaced, its shape is what is tested."""
+"""The GPU report on a machine without a GPU: its parts are replaced, its form is tested."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from refvt.bench import gpu_report
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """A machine that says it has a GPU; no part of the report reaches for it."""
+    """A machine that claims to have a GPU; no part of the report uses it."""
     monkeypatch.setattr(backends, "get", lambda name: None)
     described = {
         "gpu": "Imagined 100",
@@ -36,7 +36,7 @@ def pretended(monkeypatch):
     timed = {"holds": True, "bench": {"results": []}, "markdown": "# refvt bench\n\n## dense\n\n| | ms |\n"}
     monkeypatch.setattr(gpu_report, "_bench", lambda workload, repeats: timed)
     monkeypatch.setattr(gpu_report, "_training_step", lambda repeats: timed)
-    monkeypatch.setattr(gpu_report, "_recorded", lambda repeats: {"holds": True, "summary": "the same numbers"})
+    monkeypatch.setattr(gpu_report, "_graphs", lambda repeats: {"holds": True, "summary": "the same numbers"})
     monkeypatch.setattr(gpu_report, "_kernels", lambda repeats: {**timed, "markdown": "# dense, forward pass\n"})
     return golden, laws
 
@@ -88,7 +88,7 @@ def test_what_failed_is_named(pretended, tmp_path):
 
 @pytest.mark.parametrize(("code", "errors"), [(0, 0), (9, 2)])
 def test_what_the_sanitizer_says(pretended, tmp_path, monkeypatch, code, errors):
-    """A program of that name which says what it is told to."""
+    """A stand-in for the sanitizer with given output."""
     tool = tmp_path / "bin" / "compute-sanitizer"
     tool.parent.mkdir()
     tool.write_text(
@@ -113,7 +113,7 @@ def test_a_sanitizer_that_does_not_end_is_ended(pretended, tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(gpu_report, "SANITIZER_SECONDS", 0.5)
     assert gpu_report.main(["--out", str(tmp_path / "report")]) == 0
-    assert "Left out: it was not done after 0.5 s" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Left out: it did not finish within 0.5 s" in (tmp_path / "report.md").read_text(encoding="utf-8")
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_there_is_said_before_anything_runs(pretended, tmp_
 
 
 def test_laws_are_counted_and_broken_ones_named(monkeypatch):
-    """On the reference column, with one operation broken."""
+    """On the reference backend, with one operation broken."""
     from refvt.ops.linear import reference
 
     table = backends.get("reference")

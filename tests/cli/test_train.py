@@ -138,3 +138,12 @@ def test_importing_the_command_line_loads_no_optional_package():
     code = "import sys, refvt.cli; print(sorted(set(sys.modules) & {'torch', 'sklearn', 'tqdm', 'mpi4py', 'av'}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_videos_need_a_model_of_three_channels(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("a 5 0\n", encoding="utf-8")
+    (tmp_path / "recipe.json").write_text(json.dumps(small_recipe(data="videos").as_dict()), encoding="utf-8")
+    lists = ["--annotations", str(tmp_path / "list.txt"), "--test-annotations", str(tmp_path / "list.txt")]
+    line = ["train", "--recipe", str(tmp_path / "recipe.json"), *lists, "--root", str(tmp_path)]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    assert "config.channels: expected 3 for videos, got 1" in capsys.readouterr().err

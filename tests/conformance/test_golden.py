@@ -1,4 +1,4 @@
-"""Every golden case in every backend and dtype; and that a damaged golden file is found."""
+"""Every golden case holds in every backend and dtype, and a damaged golden file is found."""
 
 import json
 import shutil
@@ -24,11 +24,11 @@ def test_case_holds(name, dtype, backend):
     assert not broken
     assert not result.ambiguous
     assert result.comparisons
-    if dtype == "float64":  # what every user is promised, whatever the derived budget says
+    if dtype == "float64":  # a fixed bound for users, in addition to the derived budget
         assert all(c.error <= 1e-9 for c in result.comparisons)
 
 
-# compaction has no counterpart in PyTorch: its laws are plain loops. The optimiser is held by training-adamw
+# PyTorch has no compaction: its laws are plain loops. The optimiser is checked by the case training-adamw
 NOT_IN_PYTORCH = {"compact", "mask_halted", "squared_norm", "adam_step"}
 
 
@@ -93,8 +93,8 @@ def test_flipped_byte_is_found(copied):
     path.write_bytes(content)
     results = {r.case.name: r for r in verify(load_manifest(copied).values())}
     assert not results["tiny-op-linear-basic"].holds
-    assert "damaged: its SHA-256" in results["tiny-op-linear-basic"].problem
-    assert results["tiny-model-zero"].holds  # the others go on
+    assert "damaged: expected SHA-256" in results["tiny-op-linear-basic"].problem
+    assert results["tiny-model-zero"].holds  # the other cases still run
 
 
 def test_truncated_and_missing_files_are_found(copied):
@@ -135,7 +135,7 @@ def test_budget_is_a_multiple_of_torch_and_never_forgives_nan():
 
 
 def test_wrong_decision_is_an_error_unless_its_margin_is_rounding(monkeypatch):
-    """A model that keeps other patches must fail, not be excused."""
+    """A model that keeps other patches must fail; its decisions are not ambiguous."""
     case = CASES["model-prune-one"]
     table = backends.get("reference")
     right = table["top_k"]

@@ -11,7 +11,6 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from refvt import HaltingVTConfig
 from refvt.data import (
     AnnotatedVideos,
     ShortVideoWarning,
@@ -26,7 +25,7 @@ from refvt.data import (
 from refvt.data.annotations import read_annotations
 from refvt.data.clips import normalise
 
-CONFIG = HaltingVTConfig(image_size=(32, 32), patch_size=8, num_frames=4, width=24, num_heads=2, depth=4, num_classes=5)
+SIZES: dict[str, Any] = {"num_classes": 5, "frames": 4, "image_size": (32, 32)}
 NONE = (0, 0.0)  # no RandAugment
 
 
@@ -79,7 +78,7 @@ def test_every_form_of_a_line(root: Path) -> None:
 
 def test_several_labels(root: Path) -> None:
     annotations = make_list(root, "cars 24 3 1", "phone call 3.mp4 4 0 4", "cars 24 2")
-    data = AnnotatedVideos(annotations, root, CONFIG, 4, multi_label=True)
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES, multi_label=True)
     assert data.problems == []
     assert [v.labels for v in data.videos] == [(3, 1), (4, 0, 4), (2,)]
     assert [v.declared for v in data.videos] == [24, None, 24]
@@ -115,35 +114,35 @@ MISTAKES = {
 @pytest.mark.parametrize("line", MISTAKES, ids=lambda line: line[:20])
 def test_a_wrong_line_is_named_and_the_others_stay(root: Path, line: str) -> None:
     annotations = make_list(root, "# first", "cars 24 3", line, "cars 24 2", name="wrong.txt")
-    data = AnnotatedVideos(annotations, root, CONFIG, 4)
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES)
     assert [data.target(i) for i in range(len(data))] == [3, 2]
     (problem,) = data.problems
     assert problem.startswith(f"{annotations}:3: ")
     with pytest.raises(ValueError, match=MISTAKES[line]):
-        AnnotatedVideos(annotations, root, CONFIG, 4, strict=True)
+        AnnotatedVideos(annotations, root, stride=4, **SIZES, strict=True)
 
 
 def test_all_mistakes_are_reported_together(root: Path) -> None:
     annotations = make_list(root, *MISTAKES)
     with annotations.open("ab") as file:
         file.write(b"caf\xe9.mp4 1\n")  # not UTF-8
-    data = AnnotatedVideos(annotations, root, CONFIG, 4)
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES)
     assert len(data) == 0
     assert len(data.problems) == len(MISTAKES) + 1
     assert f":{len(MISTAKES) + 1}: 'utf-8' codec can't decode" in data.problems[-1]
     with pytest.raises(ValueError, match=rf"{len(MISTAKES) + 1} lines cannot be used:\n.*:1: .*\n.*:2: "):
-        AnnotatedVideos(annotations, root, CONFIG, 4, strict=True)
+        AnnotatedVideos(annotations, root, stride=4, **SIZES, strict=True)
 
 
 def test_lists_that_are_none(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        AnnotatedVideos(tmp_path / "gone.txt", root, CONFIG)
+        AnnotatedVideos(tmp_path / "gone.txt", root, **SIZES)
     with pytest.raises(ValueError, match=r"list.txt: no line in it names a video"):
-        AnnotatedVideos(make_list(root, "# only this", ""), root, CONFIG)
+        AnnotatedVideos(make_list(root, "# only this", ""), root, **SIZES)
 
 
 def test_testing_takes_the_centre(root: Path) -> None:
-    data = AnnotatedVideos(make_list(root, "cars 24 3", "phone call 3.mp4 1"), root, CONFIG, 4)
+    data = AnnotatedVideos(make_list(root, "cars 24 3", "phone call 3.mp4 1"), root, stride=4, **SIZES)
     for index, path in enumerate((root / "cars", root / "phone call 3.mp4")):
         frames = read_frames(path, 4, 4)
         assert frames.indices.tolist() == [4, 8, 12, 16]
@@ -155,7 +154,7 @@ def test_testing_takes_the_centre(root: Path) -> None:
 
 def test_training_draws_time_scale_crop_and_augmentation(root: Path) -> None:
     annotations = make_list(root, "cars 24 3")
-    data = AnnotatedVideos(annotations, root, CONFIG, 4, flip=True, augment=(1, 5.0))
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES, flip=True, augment=(1, 5.0))
     starts = set()
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -166,7 +165,7 @@ def test_training_draws_time_scale_crop_and_augmentation(root: Path) -> None:
         starts.add(int(frames.indices[0]))
     assert len(starts) > 4
     plain = AnnotatedVideos(
-        annotations, root, CONFIG, 4, augment=NONE
+        annotations, root, stride=4, **SIZES, augment=NONE
     )  # no mirror in it: every start of a frame is there
     rng = np.random.default_rng(3)
     frames = read_frames(root / "cars", 4, 4, float(rng.random()))
@@ -177,10 +176,10 @@ def test_training_draws_time_scale_crop_and_augmentation(root: Path) -> None:
 def test_broken_videos_are_named_with_their_line(root: Path) -> None:
     annotations = make_list(root, "cut.mp4 1", "nothing.mp4 1", "empty 24 1", "cars 25 1", "gone later 24 1")
     (root / "gone later").mkdir()
-    data = AnnotatedVideos(annotations, root, CONFIG, 4)
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES)
     shutil.rmtree(root / "gone later")
     says = [
-        r":1: .*cut.mp4: the file is cut short",
+        r":1: .*cut.mp4: the file is truncated",
         r":2: .*nothing.mp4: the file is empty",
         r":3: .*empty: a folder without images",
         r":4: .*cars: the list says 25 frames, the folder has 24",
@@ -195,31 +194,31 @@ def test_broken_videos_are_named_with_their_line(root: Path) -> None:
 
 def test_short_videos_begin_anew_or_are_refused(root: Path) -> None:
     annotations = make_list(root, "# a comment", "cars 24 3", "phone call 3.mp4 1")
-    data = AnnotatedVideos(annotations, root, CONFIG, 10)
+    data = AnnotatedVideos(annotations, root, stride=10, **SIZES)
     for index, line in enumerate((2, 3)):
         message = rf"{annotations}:{line}: 4 frames 10 apart need 31 frames, .* has 24; it is read again from its start"
         with pytest.warns(ShortVideoWarning, match=message):
             clip = data.clip(index)
         frames = read_frames(data.videos[index].path, 24, 1).images[[0, 10, 20, 6]]
         np.testing.assert_array_equal(clip, preprocess(frames, (32, 32)))
-    strict = AnnotatedVideos(annotations, root, CONFIG, 10, short="refuse")
+    strict = AnnotatedVideos(annotations, root, stride=10, **SIZES, short="refuse")
     with pytest.raises(
         UnreadableClipError, match=rf"{annotations}:2: .*cars: 4 frames 10 apart need 31 frames.*has 24"
     ):
         strict.clip(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        AnnotatedVideos(annotations, root, CONFIG, 7).clip(0)  # 22 frames: enough
+        AnnotatedVideos(annotations, root, stride=7, **SIZES).clip(0)  # 22 frames: enough
 
 
 def test_repr_tells_the_data_but_not_where_they_lie(root: Path, tmp_path: Path) -> None:
-    first = AnnotatedVideos(make_list(root, "cars 24 3", "cars 24 1"), root, CONFIG, 4)
+    first = AnnotatedVideos(make_list(root, "cars 24 3", "cars 24 1"), root, stride=4, **SIZES)
     moved = shutil.copytree(root, tmp_path / "elsewhere")
-    assert repr(AnnotatedVideos(moved / "list.txt", moved, CONFIG, 4)) == repr(first)
+    assert repr(AnnotatedVideos(moved / "list.txt", moved, stride=4, **SIZES)) == repr(first)
     others = [
-        AnnotatedVideos(root / "list.txt", root, CONFIG, 5),
-        AnnotatedVideos(root / "list.txt", root, CONFIG, 4, True),
-        AnnotatedVideos(make_list(root, "cars 24 3", "cars 24 2"), root, CONFIG, 4),
+        AnnotatedVideos(root / "list.txt", root, stride=5, **SIZES),
+        AnnotatedVideos(root / "list.txt", root, stride=4, multi_label=True, **SIZES),
+        AnnotatedVideos(make_list(root, "cars 24 3", "cars 24 2"), root, stride=4, **SIZES),
     ]
     assert len({repr(first), *map(repr, others)}) == 4
 
@@ -227,15 +226,17 @@ def test_repr_tells_the_data_but_not_where_they_lie(root: Path, tmp_path: Path) 
 def test_settings_are_checked(root: Path) -> None:
     annotations = make_list(root, "cars 24 3")
     with pytest.raises(ValueError, match="short: expected 'loop' or 'refuse', got 'pad'"):
-        AnnotatedVideos(annotations, root, CONFIG, short="pad")
-    with pytest.raises(ValueError, match="config: videos have 3 channels, the model 1"):
-        AnnotatedVideos(annotations, root, HaltingVTConfig(channels=1))
+        AnnotatedVideos(annotations, root, short="pad", **SIZES)
+    with pytest.raises(ValueError, match=r"image_size: expected \(height, width\), got \(32,\)"):
+        AnnotatedVideos(annotations, root, 5, image_size=(32,))
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
+        AnnotatedVideos(annotations, root, 0)
     with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
-        AnnotatedVideos(annotations, root, CONFIG, 0)
+        AnnotatedVideos(annotations, root, stride=0, **SIZES)
 
 
 def test_a_missing_decoder_is_no_fault_of_one_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = AnnotatedVideos(make_list(root, "phone call 3.mp4 1"), root, CONFIG, 4)
+    data = AnnotatedVideos(make_list(root, "phone call 3.mp4 1"), root, stride=4, **SIZES)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ModuleNotFoundError, match="reading a video file needs PyAV"):
         data.clip(0)

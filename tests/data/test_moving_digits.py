@@ -15,7 +15,7 @@ from refvt.data.moving_digits import _COSINE, _SINE, SPLITS, _digits
 def way(data: MovingDigits, index: int) -> np.ndarray:
     """Where the digit is, [T, 2], followed without jumps where the canvas wraps around, in pixels."""
     draw = type(data._draws)(*(part[index : index + 1] for part in data._draws))
-    places = data._way(np.array([data.target(index)]), draw)[0]
+    places = data._path(np.array([data.target(index)]), draw)[0]
     steps = (np.diff(places, axis=0) + data.size // 2) % data.size - data.size // 2
     return np.concatenate([[[0, 0]], np.cumsum(steps, axis=0)])
 
@@ -56,7 +56,7 @@ def test_the_digit_is_drawn_where_its_way_says() -> None:
     for index in range(16):
         frames = np.rint(data.clip(index)[0] * 127.5 + 127.5).astype(int)
         draw = type(data._draws)(*(part[index : index + 1] for part in data._draws))
-        places = data._way(np.array([data.target(index)]), draw)[0]
+        places = data._path(np.array([data.target(index)]), draw)[0]
         digit = _digits(1)[SPLITS["test"]][draw.digit[0]]
         for frame, place in zip(frames, places, strict=True):
             expected = np.zeros((32, 32), int)
@@ -197,7 +197,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         MovingDigits(clips=4).clip(4)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     _digits.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn's digits: pip install \"refvt\[demo\]\""):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn: pip install \"refvt\[demo\]\""):
         MovingDigits()
 
 

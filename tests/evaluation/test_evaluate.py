@@ -16,11 +16,11 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import refvt
+from refvt import weights
 from refvt.cli import main
 from refvt.data import MovingDigits, UnreadableClipError, find_sample_video, read_clip, read_frames
-from refvt.evaluation import Record, average_precision, records, summarise
+from refvt.evaluation import Record, average_precision, compute_records, summarise
 from refvt.training import Evaluation, evaluate
-from refvt.weights.shipped import shipped, shipped_files
 
 TINY = refvt.HaltingVTConfig(
     image_size=(16, 16), patch_size=8, channels=1, num_frames=2, width=8, num_heads=2, depth=4, num_classes=8
@@ -153,7 +153,11 @@ def test_evaluate_is_the_model_clip_by_clip() -> None:
 
 def test_shares_of_a_data_set_add_up() -> None:
     net = model()
-    halves = [*records(net, DIGITS, range(4)), *records(net, DIGITS, range(4, 8)), *records(net, DIGITS, range(8, 11))]
+    halves = [
+        *compute_records(net, DIGITS, range(4)),
+        *compute_records(net, DIGITS, range(4, 8)),
+        *compute_records(net, DIGITS, range(8, 11)),
+    ]
     assert summarise(halves[::-1], 8, False) == evaluate(net, DIGITS, batch=4)
 
 
@@ -179,7 +183,7 @@ def test_other_errors_are_not_swallowed() -> None:
 
     with pytest.raises(ZeroDivisionError):
         evaluate(model(), Buggy(set()))
-    with pytest.raises(ValueError, match="the data have 8 classes, the model has 5"):
+    with pytest.raises(ValueError, match="dataset: expected the model's 5 classes, got 8"):
         evaluate(model(num_classes=5), DIGITS)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         evaluate(model(), DIGITS, 0)
@@ -247,7 +251,7 @@ def test_another_evaluation_is_not_continued(tmp_path: Path) -> None:
     net = model()
     evaluate(net, DIGITS, 4, out=out)
     whole = out.read_bytes()
-    with pytest.raises(FileExistsError, match=r"records\.jsonl: there already"):
+    with pytest.raises(FileExistsError, match=r"records\.jsonl: already exists"):
         evaluate(net, DIGITS, 4, out=out)
     others = {
         "parameters": (model(seed=1), DIGITS, 4),
@@ -256,7 +260,7 @@ def test_another_evaluation_is_not_continued(tmp_path: Path) -> None:
         "batch": (net, DIGITS, 5),
     }
     for name, (other, data, batch) in others.items():
-        with pytest.raises(ValueError, match=rf"records\.jsonl: begun with {name} "):
+        with pytest.raises(ValueError, match=rf"records\.jsonl: {name}: expected .* as in the file"):
             evaluate(other, data, batch, out=out, resume=True)
     assert out.read_bytes() == whole
     for content in (b"my diary", b"my diary\n", b"[1, 2]\n", whole.replace(b'"index": 3', b'"place": 3')):
@@ -338,7 +342,7 @@ def test_the_command_on_real_clips(videos: Path, tmp_path: Path, capsys: pytest.
         assert any(words in line for line in report["skipped"])
     # Again, from the file: the same, and refused without --resume.
     assert main(command(videos, "--json", "--batch", "2", "--out", str(out))) == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(command(videos, "--json", "--batch", "2", "--out", str(out), "--resume")) == 0
     assert json.loads(capsys.readouterr().out) == report
     # For people.
@@ -359,7 +363,7 @@ def test_the_command_with_several_labels(videos: Path, capsys: pytest.CaptureFix
     assert 0 < report["mean_average_precision"] <= 1
     assert report["classes_without_clips"] == 2
     assert main(command(videos, "--multi-label")) == 0
-    assert "2 classes without a clip left out" in capsys.readouterr().out
+    assert "2 classes without clips left out" in capsys.readouterr().out
 
 
 def test_the_command_when_nothing_can_be_read(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,15 +424,15 @@ def test_the_command_without_weights_takes_the_model_that_comes_with_refvt(
 ) -> None:
     assert main(["evaluate", "--data", "digits", "--json", "--set", "clips=32", "seed=3"]) == 0
     report = json.loads(capsys.readouterr().out)
-    net, recipe = shipped("digits")
+    net, recipe = weights.load("digits")
     data = MovingDigits("test", clips=32, frames=recipe.config.num_frames, size=recipe.config.image_size[0], seed=3)
-    assert report["weights"] == str(shipped_files("digits").weights)
+    assert report["weights"] == str(weights.find_files("digits").weights)
     assert report["loss"] == evaluate(net, data).loss
     assert f"size={recipe.config.image_size[0]}" in report["data"]
     for more, words in (
         (["--data", "digits", "--preset", "minik-g03-b10"], "--preset: needs --weights"),
         (["--data", "digits", "--config", str(videos / "config.json")], "--config: needs --weights"),
-        (["--annotations", str(videos / "list.txt")], "--weights: needed with --annotations"),
+        (["--annotations", str(videos / "list.txt")], "--weights: required with --annotations"),
     ):
         assert main(["evaluate", *more]) == 2
         assert words in capsys.readouterr().err
@@ -437,12 +441,12 @@ def test_the_command_without_weights_takes_the_model_that_comes_with_refvt(
 def test_requests_that_cannot_be_met(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (videos / "list.txt").write_text("bikes 20 3")
     assert main(command(videos, "--resume")) == 2
-    assert "--resume needs --out" in capsys.readouterr().err
+    assert "--resume: needs --out" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"depht": 3}')
     given = command(videos)
     given[given.index("--config") + 1] = str(tmp_path / "config.json")
     assert main(given) == 2
-    assert "config.json: no configuration: " in capsys.readouterr().err
+    assert "config.json: expected a configuration as JSON: " in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--weights", "x.npz"])
     assert stop.value.code == 2

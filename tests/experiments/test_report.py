@@ -2,7 +2,7 @@
 
 import pytest
 
-from refvt.experiments.report import Findings, Table, as_markdown, spread, write
+from refvt.experiments.report import Findings, Table, render_page, spread, write
 
 REPORT = {
     "experiment": "trial",
@@ -49,7 +49,7 @@ def test_spreads_are_shown_with_their_units():
 
 
 def test_the_page_holds_what_the_report_says():
-    page = as_markdown(REPORT, findings(None))
+    page = render_page(REPORT, findings(None))
     assert page.startswith("# A trial\n\nIt repeats nothing.\n")
     assert "- Nothing came out.\n" in page
     assert "| thing |    n |\n| ----- | ---: |\n| one   |    1 |\n| seven | 7777 |\n" in page

@@ -117,7 +117,7 @@ def test_a_trained_model_can_be_tested_under_another_configuration(unbroken, tmp
     other = made.test(result, "other", {"config.halting_center": -50.0})
     assert other.tokens_per_layer == [33.0, 0.0, 0.0]
     assert made.test(result, "other", {"config.halting_center": -50.0}) == other  # from its records
-    with pytest.raises(ValueError, match=r"halting_center -50.0, but asked for is 1.0"):
+    with pytest.raises(ValueError, match=r"config.halting_center: expected -50.0 as in the file, got 1.0"):
         made.test(result, "other", {"config.halting_center": 1.0})
 
 

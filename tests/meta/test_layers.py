@@ -1,14 +1,13 @@
-"""Imports run downward, operations do not know one another, only ``refvt/cli`` prints.
+"""Imports run downward, operations do not import one another, and only ``refvt/cli`` prints.
 
-Read from the source with ``ast``, imports inside functions included, so nothing has to be installed. A file of
-``refvt`` may import from its own layer and from those above it in ``LAYERS``, which stand in the order of DESIGN: a
-name further down may use everything that comes before it.
+The source is read with ``ast``, imports inside functions included, so nothing has to be installed. A file of ``refvt``
+may import from its own layer and from the layers that come before it in ``LAYERS``.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import refvt
@@ -16,7 +15,7 @@ import refvt
 PACKAGE = Path(refvt.__file__).parent
 
 LAYERS = (
-    ("refvt.array", "refvt.checks"),
+    ("refvt.array", "refvt.checks", "refvt.packing"),
     ("refvt.files", "refvt.environment"),
     ("refvt.backends.reference", "refvt.backends.jit", "refvt.backends.cuda", "refvt.backends.progress"),
     ("refvt.ops",),
@@ -34,11 +33,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Upward imports, each with its reason. Nothing else may be added: move the code instead.
 UPWARD: dict[tuple[str, str], str] = {
-    ("refvt.backends.cuda.arrays", "refvt.backends.DeviceError"): "to be moved",
-    ("refvt.backends.cuda.arrays", "refvt.ops.compaction.cuda.compact"): "to be moved",
-    ("refvt.backends.cuda.arrays", "refvt.ops.compaction.cuda.silence"): "to be moved",
-    ("refvt.backends.reference.arrays", "refvt.ops.compaction.reference.compact"): "to be moved",
-    ("refvt.backends.reference.arrays", "refvt.ops.compaction.reference.silence"): "to be moved",
+    ("refvt.backends.cuda.errors", "refvt.backends.DeviceError"): "the error is declared where callers catch it",
 }
 
 # Files outside refvt/cli that print, each with its reason.
@@ -48,17 +43,20 @@ PRINTING = {
     "bench/registers.py": "a command, python -m refvt.bench.registers",
 }
 
-NUMBA_CUDA = ("backends/cuda/", "backends/__init__.py", "bench/registers.py")  # and every ops/*/cuda.py
-TORCH = ("bench/torch_model.py", "bench/ceilings_cpu.py", "bench/ceilings_gpu.py")
+NUMBA_CUDA = ("backends/__init__.py", "bench/registers.py")  # inside functions, besides the cuda files
+TORCH = ("bench/torch_model.py",)
 
 
-def sources() -> Iterator[tuple[str, str, ast.Module]]:
+@cache
+def sources() -> list[tuple[str, str, ast.Module]]:
     """Path inside the package, name of the module, and tree of every file."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE)
         parts = ["refvt", *inside.with_suffix("").parts]
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        yield inside.as_posix(), name, ast.parse(path.read_text(encoding="utf-8"))
+        found.append((inside.as_posix(), name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -74,7 +72,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def layer(name: str) -> str:
-    """The entry of LAYERS that a module, or a name in one, belongs to: the longest that it starts with."""
+    """Entry of LAYERS that a module, or a name in one, belongs to: the longest that it starts with."""
     parts = name.split(".")
     if parts[0] == "refvt" and len(parts) > 1 and not is_module(".".join(parts[:2])):
         return "refvt"  # from refvt import HaltingVT
@@ -82,6 +80,7 @@ def layer(name: str) -> str:
 
 
 def is_module(name: str) -> bool:
+    """Whether a full name is that of a file or a folder of refvt."""
     path = PACKAGE.joinpath(*name.split(".")[1:])
     return path.is_dir() or path.with_suffix(".py").is_file()
 
@@ -116,13 +115,13 @@ def test_operations_do_not_import_one_another() -> None:
 
 def test_numba_cuda_is_imported_in_cuda_files_only() -> None:
     found = {path for path, _, tree in sources() if any(name.startswith("numba.cuda") for name in imported(tree))}
-    assert {path for path in found if not path.startswith(NUMBA_CUDA) and not path.endswith("/cuda.py")} == set()
+    assert {path for path in found if not is_cuda_file(path)} == set(NUMBA_CUDA)
 
 
 def test_nothing_loads_numba_cuda_or_torch_by_itself() -> None:
     """Outside cuda files both are imported inside functions, when they are needed."""
     for path, _, tree in sources():
-        if path.startswith("backends/cuda/") or path.endswith("/cuda.py"):
+        if is_cuda_file(path):
             continue
         at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {name for node in at_import for name in imported(node)}
@@ -139,7 +138,13 @@ def test_only_the_command_line_prints() -> None:
     assert found == set(PRINTING)
 
 
+def is_cuda_file(path: str) -> bool:
+    """Whether a file belongs to the cuda backend: its own folder, and every ops/*/cuda*.py."""
+    return path.startswith("backends/cuda/") or (path.startswith("ops/") and path.split("/")[-1].startswith("cuda"))
+
+
 def prints(tree: ast.AST) -> bool:
+    """Whether a file names ``print``, ``sys.stdout`` or ``sys.stderr``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id == "print":
             return True

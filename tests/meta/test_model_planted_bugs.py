@@ -1,7 +1,7 @@
-"""Bugs planted one by one in the model: the golden files must catch every one of them.
+"""Bugs planted one by one in the model (mutation tests): the golden files must find every one of them.
 
-The laws guard single operations; what holds them together (which tokens take part, which gradient flows where, which
-residual CLS loses) is guarded by whole models. Each entry is a piece of a module's text and what a tired author might have written.
+The laws check single operations; whole models check how they are combined: which tokens take part, where each gradient
+flows, which residual CLS loses. Each entry is a piece of a module's source text and a plausible mistake in its place.
 """
 
 import importlib
@@ -25,7 +25,7 @@ BUGS = [
     ("model.blocks", "return out, MlpCache(", "return out - x + normed, MlpCache(", "tiny-model-zero"),
     ("model.blocks", "return ops.arrays.add(dx, dresidual)", "return dx", "tiny-model-zero"),
     ("model.blocks", "context.set_gradient(cache.norm_name, dweight, dbias)", "context.set_gradient(cache.norm_name, dbias, dweight)", "tiny-model-zero"),
-    # the ghost's gradients: those of keys that are no queries are dropped
+    # a bug that drops the gradients of keys that are no queries: the ghost's must reach the parameters
     (
         "model.blocks",
         "    q_cache, kv_cache = cache.qkv\n",
@@ -35,7 +35,7 @@ BUGS = [
     ),
     # Glimpser
     ("model.plan", "np.concatenate([np.full_like(cls, -1), by_frame]", "np.concatenate([cls, by_frame]", "model-prune-one"),
-    ("model.plan", "cls_skips = not selects or config.cls_skip", "cls_skips = not selects", "model-prune-one-cls-skip"),
+    ("model.plan", "cls_keeps_skip = not selects or config.cls_skip", "cls_keeps_skip = not selects", "model-prune-one-cls-skip"),
     ("model.plan", "lengths[:, 0] = T\n", "lengths[:, 0] = 1\n    by_patch = by_patch[T - 1 :]\n", "model-prune-one"),
     ("model.plan", "is_patch=(state_paths >= 0)", "is_patch=(state_paths >= -1)", "tiny-model-zero"),
     ("model.plan", "patches.transpose(0, 2, 1)  # [B, T, S]", "patches.reshape(B, T, S)", "model-zero"),
@@ -67,10 +67,10 @@ BUGS = [
     ("ops.compaction.reference", "np.where(halted, -1, np.arange(len(halted)))", "np.arange(len(halted))", "model-zero"),
     # joint blocks
     ("model.joint", "dx = arrays.add_to_column(dx, 0, dlogit)", "pass", "tiny-model-zero"),
-    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = arrays.add(dterm, dx), dread", "tiny-model-zero"),
-    ("model.joint", "dx, dweight = arrays.add(dterm, dx), arrays.add(dread, dweight)", "dx, dweight = dterm, arrays.add(dread, dweight)", "model-zero"),
-    ("model.joint", "dused = ops.gather.backward(dused, step.used)", "dused = 0 * ops.gather.backward(dused, step.used)", "model-zero"),
-    ("model.joint", "np.repeat(of_clips, plan.rows_leaving", "np.repeat(of_clips[::-1], plan.rows_leaving", "model-drop-path-prune"),
+    ("model.joint", "dx, dweight = arrays.add(dx_of_y, dx), arrays.add(dweight_of_y, dweight)", "dx, dweight = arrays.add(dx_of_y, dx), dweight_of_y", "tiny-model-zero"),
+    ("model.joint", "dx, dweight = arrays.add(dx_of_y, dx), arrays.add(dweight_of_y, dweight)", "dx, dweight = dx_of_y, arrays.add(dweight_of_y, dweight)", "model-zero"),
+    ("model.joint", "dused = ops.gather.backward(dused, saved.used)", "dused = 0 * ops.gather.backward(dused, saved.used)", "model-zero"),
+    ("model.joint", "np.repeat(of_clips, plan.query_counts", "np.repeat(of_clips[::-1], plan.query_counts", "model-drop-path-prune"),
     ("model.joint", "np.where(place < 0, np.nan, layers.ravel())", "np.where(place < 0, np.nan, layers.ravel() - 1)", "tiny-model-zero"),
     ("model.joint", "place[tokens[halts]] = first", "place[tokens[halts]] = 0 * first", "model-zero"),
     ("model.plan", "self._imposed.ravel() <= layer", "self._imposed.ravel() == layer", "model-zero"),
@@ -85,15 +85,15 @@ BUGS = [
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Replace a piece of a module's text: its functions and classes become the broken ones wherever they are used."""
+    """Replace a piece of the source text of a module; all users of the module then get the broken functions and classes."""
 
     def replace(module, right, wrong):
         original = importlib.import_module(f"refvt.{module}")
         source = inspect.getsource(original)
-        assert right in source, f"{right!r} no longer stands in {original.__name__}: mend this list"
+        assert right in source, f"{original.__name__}: expected the text {right!r}, which is gone: update this list"
         broken = types.ModuleType(original.__name__)
         broken.__package__ = original.__package__
-        monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look their module up
+        monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look up their module
         exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
         users = [
             m for name, m in sys.modules.items() if name.startswith(("refvt.model.", "refvt.backends.", "refvt.ops."))
@@ -102,7 +102,7 @@ def plant(monkeypatch):
             for attribute, value in list(vars(user).items()):
                 if getattr(value, "__module__", None) == original.__name__ and hasattr(broken, attribute):
                     monkeypatch.setattr(user, attribute, getattr(broken, attribute))
-        backends.get.cache_clear()  # the table takes the broken operations
+        backends.get.cache_clear()  # the table must load the broken operations
 
     yield replace
     backends.get.cache_clear()

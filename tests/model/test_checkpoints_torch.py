@@ -1,4 +1,4 @@
-"""Checkpoints that PyTorch wrote, read without it."""
+"""Checkpoints written by PyTorch are read without PyTorch."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ CONFIG = refvt.HaltingVTConfig(**SMALL)
 
 
 def same(found, tensor):
-    """Shape, type (bfloat16 as float32) and bits."""
+    """Check shape, type (bfloat16 as float32) and bits."""
     expected = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().contiguous().numpy()
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
@@ -63,7 +63,7 @@ def test_views_and_shared_storages(tmp_path, protocol):
         "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     }
     found = saved(tensors, tmp_path / "file.pth", pickle_protocol=protocol)
-    found["whole"][:] = -1  # arrays are their own, shared storage or not
+    found["whole"][:] = -1  # arrays share no memory, even if their tensors share a storage
     same(found["row"], base[1, 2])
 
 
@@ -74,7 +74,7 @@ def test_tensors_larger_than_their_storage_are_refused(tmp_path):
 
 
 class Small(torch.nn.Module):
-    """A module that has the names and shapes of a HaltingVT."""
+    """A module with the parameter names and shapes of a HaltingVT."""
 
     def __init__(self, parameters):
         super().__init__()
@@ -126,7 +126,7 @@ def test_deit_checkpoints(tmp_path):
     found = parameters_from(read_checkpoint(tmp_path / "file.pth"), CONFIG, rng_seed=1)
     assert np.array_equal(found["blocks.1.temporal_attn.proj.weight"], image["blocks.1.attn.proj.weight"])
     assert found["head.weight"].shape == (5, 16)
-    # torch's nearest neighbour takes the same sources: 4×4 to 2×3
+    # the nearest neighbour of torch uses the same source indices: 4×4 to 2×3
     grid = torch.from_numpy(image["pos_embed"][:, 1:]).reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
     nearest = torch.nn.functional.interpolate(grid, size=CONFIG.grid, mode="nearest").permute(0, 2, 3, 1)
     same(found["pos_embed"][:, 1:].copy(), nearest.reshape(1, 6, 16))
@@ -140,16 +140,16 @@ def test_no_weights_only_needed_and_none_bypassed(tmp_path):
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(CheckpointError, match=r"refused: the file asks for torch\.nn\.modules\.linear\.Linear;"):
         read_checkpoint(path)
-    torch.save({"x": torch.ones(2)}, path)  # what weights_only=True reads, with the same answer
+    torch.save({"x": torch.ones(2)}, path)  # weights_only=True reads this, with the same result
     same(read_checkpoint(path)["x"], torch.load(path, weights_only=True)["x"])
     torch.save({"x": torch.ones(2, dtype=torch.complex64)}, path)
     with pytest.raises(CheckpointError, match=r"asks for torch\.ComplexFloatStorage"):
         read_checkpoint(path)
     torch.save({"x": torch.ones(2), "storage": torch.ones(2).untyped_storage()}, path)
-    with pytest.raises(CheckpointError, match=r"found also storage \(Storage\)"):
+    with pytest.raises(CheckpointError, match=r"got also storage \(Storage\)"):
         read_checkpoint(path)
     torch.save(torch.ones(2), path)
-    with pytest.raises(CheckpointError, match="expected a dict of tensors, the file holds a Tensor"):
+    with pytest.raises(CheckpointError, match="expected a dict of tensors, got a Tensor"):
         read_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""Dense and compact execution give the same answers, and a clip's answer does not depend on its batch."""
+"""Dense and compact execution give the same results, and the result of a clip does not depend on its batch."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ VARIANT = st.fixed_dictionaries(
         "fuse_dropped": st.booleans(),
         "keep_rates": st.sampled_from([(1.0, 1.0), (1.0, 0.5), (0.5, 0.5), (0.4, 1.0)]),
         "halting_center": st.sampled_from([5.0, 10.0, 20.0]),
-        "push": st.sampled_from([-5.0, 0.0, 0.4, 5.0]),  # none halts, some do, all at once
+        "push": st.sampled_from([-5.0, 0.0, 0.4, 5.0]),  # no token halts early, some do, all halt at once
         "depth": st.sampled_from([3, 4, 6]),
         "seed": st.integers(0, 1000),
     }
@@ -65,7 +65,7 @@ def test_compact_is_dense_backward(variant, B, drop_path):
 
 @given(variant=VARIANT, execution=st.sampled_from(["dense", "compact"]))
 @settings(max_examples=20)
-def test_a_clip_does_not_know_its_batch(variant, execution):
+def test_a_clip_does_not_depend_on_its_batch(variant, execution):
     model = small_model(**variant)
     clips = small_clips(model.config, 3, seed=variant["seed"])
     together = model(clips, execution=execution)
@@ -91,7 +91,7 @@ def test_free_decisions_fed_back_change_nothing(variant):
             assert np.array_equal(a, b)
 
 
-def test_forced_decisions_are_obeyed():
+def test_imposed_decisions_are_followed():
     model = small_model()
     config = model.config
     clips = small_clips(config, 2)
@@ -100,8 +100,8 @@ def test_forced_decisions_are_obeyed():
     chosen = np.stack([np.stack([rng.permutation(S)[:kept] for _ in range(config.num_frames)]) for _ in range(2)])
     everything = np.broadcast_to(np.arange(S), (2, config.num_frames, S))
     layers = rng.integers(1, config.joint_depth + 1, (2, config.joint_tokens))
-    forced = refvt.Decisions((everything, chosen), layers)
-    out = model(clips, full_ponder=True, decisions=forced)
+    imposed = refvt.Decisions((everything, chosen), layers)
+    out = model(clips, full_ponder=True, decisions=imposed)
     assert np.array_equal(out.decisions.kept[-1], chosen)
     assert np.array_equal(out.decisions.halting_layer, layers)
     expected = layers[:, None, :] >= np.arange(1, config.joint_depth + 1)[:, None]
@@ -113,7 +113,7 @@ def test_a_clip_leaves_when_cls_has_halted():
     config = model.config
     clips = small_clips(config, 2)
     layers = np.full((2, config.joint_tokens), config.joint_depth)
-    layers[0, 0], layers[0, 1] = 2, 1  # CLS of clip 0 halts in layer 2, one patch before it, the rest never
+    layers[0, 0], layers[0, 1] = 2, 1  # in clip 0, CLS halts in layer 2, one patch in layer 1, the others in the last
     early = model(clips, decisions=refvt.Decisions(None, layers))
     assert early.tokens_per_layer[0].tolist() == [config.joint_tokens, config.joint_tokens - 1, 0, 0]
     assert np.isnan(early.ponder[0, 2:]).all()

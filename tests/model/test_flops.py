@@ -1,4 +1,4 @@
-"""Multiply-adds: by hand, by counting what the operations are really given, and as docs state them."""
+"""Multiply-adds: computed by hand, counted from the arguments of the operations, and as the docs state them."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.support.models import small_clips, small_model
 
 
 def counting(monkeypatch):
-    """Counts the multiply-adds of every matrix product, from the shapes the operations are really given."""
+    """Count the multiply-adds of every matrix product from the shapes of the arguments of the operations."""
     table = backends.get("reference")
     total = [0]
 

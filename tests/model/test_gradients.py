@@ -1,4 +1,4 @@
-"""The whole model's gradient against central differences, along random directions, under fixed decisions."""
+"""The gradient of the whole model agrees with central differences in random directions, with fixed decisions."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_gradient_is_the_derivative(variant, execution, drop_path):
     layers = decisions.halting_layer
     assert len(np.unique(layers)) > 1, "the case must halt in several layers to mean anything"
     rng = np.random.default_rng(7)
-    for name in gradients:  # every parameter's gradient by itself
+    for name in gradients:  # the gradient of every parameter on its own
         v = rng.standard_normal(gradients[name].shape)
         h = 1e-4
 
@@ -43,7 +43,7 @@ def test_gradient_is_the_derivative(variant, execution, drop_path):
 
         slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
         predicted = float((gradients[name] * v).sum())
-        # 1e-6 of the derivative; the floor is the rounding of the loss itself, divided by the step
+        # 1e-6 of the derivative, and the rounding error of the loss divided by the step
         assert abs(slope - predicted) <= 1e-6 * abs(predicted) + 8 * np.finfo(float).eps * abs(loss.total) / h, name
 
 

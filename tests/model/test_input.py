@@ -1,4 +1,4 @@
-"""Bad input gets one clear error that says which argument, what was expected and what came."""
+"""Bad input raises one clear error that names the argument, what was expected and what was given."""
 
 import numpy as np
 import pytest
@@ -42,14 +42,14 @@ def test_clips_that_only_float32_cannot_hold():
 
 def test_non_contiguous_and_float16_clips_are_copied():
     out = MODEL(CLIPS)
-    turned = np.ascontiguousarray(CLIPS.transpose(4, 3, 2, 1, 0)).transpose(4, 3, 2, 1, 0)
-    assert not turned.flags.c_contiguous
-    assert np.array_equal(MODEL(turned).logits, out.logits)
+    transposed = np.ascontiguousarray(CLIPS.transpose(4, 3, 2, 1, 0)).transpose(4, 3, 2, 1, 0)
+    assert not transposed.flags.c_contiguous
+    assert np.array_equal(MODEL(transposed).logits, out.logits)
     half = CLIPS.astype(np.float16)
     assert np.array_equal(MODEL(half).logits, MODEL(half.astype(np.float64)).logits)
     kept = CLIPS.copy()
     kept.setflags(write=False)
-    assert np.array_equal(MODEL(kept).logits, out.logits)  # and nothing writes to the caller's array
+    assert np.array_equal(MODEL(kept).logits, out.logits)  # and the caller's array is not written to
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_drop_path_needs_a_generator():
         ({"kept": (np.zeros((3, 3, 6)), np.zeros((3, 3, 3), int))}, r"decisions.kept\[0\]: expected integers"),
         (
             {"kept": (np.zeros((3, 3, 6), int), np.zeros((3, 3, 3), int))},
-            r"decisions.kept\[0\]: this block keeps every",
+            r"decisions.kept\[0\]: expected every patch in its place",
         ),
         ({"halting_layer": np.zeros((3, 9), int)}, "decisions.halting_layer: expected integers of shape"),
         ({"halting_layer": np.full((3, 10), 5)}, "decisions.halting_layer: expected 0 to 4, got 5 to 5"),
@@ -105,7 +105,9 @@ def test_bad_decisions(changes, message):
 
 def test_a_patch_named_twice_is_refused():
     everything = np.broadcast_to(np.arange(6), (3, 3, 6))
-    with pytest.raises(ValueError, match=r"decisions.kept\[1\]: clip 0, frame 0 names patch 2, which is named twice"):
+    with pytest.raises(
+        ValueError, match=r"decisions.kept\[1\]: expected .*, got patch 2 in clip 0, frame 0, which is named twice"
+    ):
         MODEL(CLIPS, decisions=refvt.Decisions((everything, np.full((3, 3, 3), 2))))
 
 
@@ -160,7 +162,7 @@ def test_parameters_that_do_not_fit_are_all_listed():
         "missing: head.bias [5]",
         "unexpected: extra",
         "norm.weight: expected shape [16], got [3]",
-        "cls_token: holds NaN",
-        "norm.bias: expected floating point numbers, got int64",
+        "cls_token: expected finite values, got NaN",
+        "norm.bias: expected floating-point numbers, got int64",
     ):
         assert part in str(error.value)

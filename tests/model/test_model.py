@@ -13,7 +13,7 @@ from refvt.weights.handmade import handmade_parameters
 from tests.support.models import small_batch, small_clips, small_model
 
 
-def test_presets_are_the_papers():
+def test_presets_are_those_of_the_paper():
     config = refvt.HaltingVTConfig.preset("minik-g03-b10")
     assert config == refvt.HaltingVTConfig()
     assert config.joint_tokens == 1 + 59 * 8
@@ -25,12 +25,12 @@ def test_presets_are_the_papers():
 
 def test_kept_patches_is_the_ceiling_of_the_double_product():
     config = refvt.HaltingVTConfig(keep_rates=(1.0, 0.7))
-    assert config.kept_patches(1, 10) == math.ceil(0.7 * 10) == 7
-    assert refvt.HaltingVTConfig(keep_rates=(1.0, 0.1)).kept_patches(1, 30) == math.ceil(0.1 * 30)
+    assert config.num_kept_patches(1, 10) == math.ceil(0.7 * 10) == 7
+    assert refvt.HaltingVTConfig(keep_rates=(1.0, 0.1)).num_kept_patches(1, 30) == math.ceil(0.1 * 30)
     assert refvt.HaltingVTConfig(keep_rates=(0.5, 0.5), fuse_dropped=True).patches_entering() == (196, 99, 51)
 
 
-def test_initial_parameters_follow_the_recipe():
+def test_initial_parameters_follow_the_specification():
     config = refvt.HaltingVTConfig(depth=4)
     parameters = initial_parameters(config, np.random.default_rng(0))
     assert list(parameters) == list(parameter_shapes(config))
@@ -47,7 +47,7 @@ def test_initial_parameters_follow_the_recipe():
     assert parameters["pos_embed"].std() == pytest.approx(0.02, rel=0.02)
 
 
-def test_a_seed_means_the_same_in_both_precisions():
+def test_a_seed_gives_the_same_parameters_in_both_precisions():
     config = small_model().config
     single = refvt.HaltingVT(config, seed=3, dtype="float32")
     double = refvt.HaltingVT(config, seed=3, dtype="float64")
@@ -57,7 +57,7 @@ def test_a_seed_means_the_same_in_both_precisions():
     assert not np.array_equal(single.parameters["cls_token"], other.parameters["cls_token"])
 
 
-def test_model_does_not_share_memory_with_the_callers_parameters():
+def test_model_copies_the_parameters_that_it_is_given():
     model = small_model()
     again = refvt.HaltingVT(model.config, model.parameters, dtype="float64")
     again.parameters["norm.weight"][:] = 7
@@ -88,7 +88,7 @@ def test_trace_names_every_step_and_both_directions():
 
 
 def test_trace_of_halting_is_the_textbook_loop():
-    """The y and ponder of a whole run are those of halt_tokens on the states the run itself showed."""
+    """The y and ponder of a whole run are those of halt_tokens on the states in its trace."""
     from refvt import backends
 
     model = small_model(push=0.25, seed=5)
@@ -103,7 +103,7 @@ def test_trace_of_halting_is_the_textbook_loop():
     assert len(np.unique(layer)) > 2
 
 
-def test_trace_in_compact_execution_forms_every_output():
+def test_trace_in_compact_execution_computes_every_output():
     model = small_model(push=0.4)
     clips = small_clips(model.config, 2)
     dense, compact = model.trace(clips, gradients=True), model.trace(clips, gradients=True, execution="compact")
@@ -127,7 +127,7 @@ def test_drop_path_drops_the_stated_share_and_keeps_the_mean():
 
 
 def test_multiply_adds_by_hand():
-    """HaltingVT-S: the numbers of the standard blocks, worked out by hand."""
+    """The numbers of the standard blocks of HaltingVT-S agree with a calculation by hand."""
     config = refvt.HaltingVTConfig(keep_rates=(1.0, 1.0))
     parts = flops.fixed_multiply_adds(config)
     assert parts["patch_embed"] == 1568 * 768 * 384
@@ -144,8 +144,8 @@ def test_multiply_adds_by_hand():
     assert pruned["blocks.1.attn"] == parts["blocks.1.attn"]
 
 
-def test_handmade_weights_let_the_moving_live():
-    """One block of pixels moves: its patches are kept, and outlive those of a flickering but still background."""
+def test_handmade_weights_keep_moving_patches_alive():
+    """The patches of a moving bar are kept and halt later than those of a flickering but still background."""
     config = refvt.HaltingVTConfig(
         image_size=(64, 64), patch_size=8, num_frames=4, width=96, num_heads=4, depth=8, keep_rates=(1.0, 0.25)
     )
@@ -153,20 +153,20 @@ def test_handmade_weights_let_the_moving_live():
     still = rng.uniform(-0.3, 0.3, (3, 1, 64, 64))
     clip = np.repeat(still, 4, axis=1) + 0.01 * rng.standard_normal((3, 4, 64, 64))
     for t in range(4):
-        clip[:, t, 16:32, 16 + 8 * t : 24 + 8 * t] = 1.0  # a white bar steps to the right
+        clip[:, t, 16:32, 16 + 8 * t : 24 + 8 * t] = 1.0  # a white bar that moves to the right
     model = refvt.HaltingVT(config, handmade_parameters(config), dtype="float32")
     out = model(clip[None], full_ponder=True)
     kept, layers = out.decisions.kept[-1][0], out.decisions.halting_layer[0, 1:].reshape(-1, 4).T
     row, column = np.divmod(kept, 8)
     moving = (row >= 2) & (row < 4) & (column >= 2) & (column < 6)
-    assert moving.sum(axis=1).tolist() == [8] * 4  # every patch the bar passes is kept in every frame
+    assert moving.sum(axis=1).tolist() == [8] * 4  # all patches of the bar are kept in every frame
     assert layers[moving].min() > layers[~moving].max()
     assert out.decisions.halting_layer[0, 0] == config.joint_depth  # CLS lives to the end
-    assert not out.logits.any()  # it recognises nothing
+    assert not out.logits.any()  # the heads are zero
 
 
-def test_handmade_weights_say_what_they_need():
-    with pytest.raises(ValueError, match="glimpser_depth: the handmade weights need at least 2"):
+def test_handmade_weights_refuse_configurations_that_are_too_small():
+    with pytest.raises(ValueError, match="glimpser_depth: expected at least 2 for the handmade weights"):
         handmade_parameters(refvt.HaltingVTConfig(glimpser_depth=1, keep_rates=(0.5,)))
-    with pytest.raises(ValueError, match="width: the handmade weights need at least 54 channels, got 48"):
+    with pytest.raises(ValueError, match="width: expected at least 54 for the handmade weights, got 48"):
         handmade_parameters(refvt.HaltingVTConfig(width=48))

@@ -1,4 +1,4 @@
-"""Compaction layer after layer, held against plain loops over tokens, for any backend."""
+"""Checks of compaction against plain loops over tokens, layer after layer, for any backend."""
 
 import numpy as np
 
@@ -8,9 +8,12 @@ from refvt.ops.compaction.laws import mask_halted_is_the_plain_loop, next_block_
 
 
 def check_compaction(ops, rng, B, N, ghosts, leave_early, layers=5):
-    """Several layers of a random life, one after another; CLS is the only query of the last block."""
+    """Run several layers in which random tokens halt; in the last block CLS is the only query.
+
+    Returns the number of layers in which rows were moved.
+    """
     to_numpy, from_numpy = ops.arrays.to_numpy, ops.arrays.from_numpy
-    mine, halting_layer = np.zeros(B * N, np.int64), ops.arrays.zeros(B * N, np.int64)
+    expected_layer, halting_layer = np.zeros(B * N, np.int64), ops.arrays.zeros(B * N, np.int64)
     found, tokens, counts = all_alive(B, N, False), np.arange(B * N), np.array([[N] * B, [1] * B])
     moved = 0
     for layer in range(1, layers + 1):
@@ -18,15 +21,23 @@ def check_compaction(ops, rng, B, N, ghosts, leave_early, layers=5):
             break
         halted = rng.random(len(tokens)) < rng.choice([0.0, 0.1, 0.5, 0.9], p=[0.2, 0.3, 0.3, 0.2])
         switches = {"ghosts": ghosts, "leave_early": leave_early, "cls_only": layer == layers}
-        given = {"halted": halted, "tokens": tokens, "counts": counts, "halting_layer": mine, "layer": layer, "N": N}
+        given = {
+            "halted": halted,
+            "tokens": tokens,
+            "counts": counts,
+            "halting_layer": expected_layer,
+            "layer": layer,
+            "N": N,
+        }
         expected = next_block_by_hand({**given, **switches})
         entered = np.arange(len(tokens))
-        tokens, counts, mine = np.array(expected["tokens"], np.int64), expected["counts"], expected["halting_layer"]
+        tokens, counts = np.array(expected["tokens"], np.int64), expected["counts"]
+        expected_layer = expected["halting_layer"]
         found = ops.compact(from_numpy(halted), found.tokens, found.backend_counts, halting_layer, layer, N, **switches)
         for name in ("counts", "backend_counts", "tokens", "survivor_rows", "entering_rows", "query_rows"):
             value = getattr(found, name)
             assert np.array_equal(entered if value is None else to_numpy(value), expected[name]), name
-        assert np.array_equal(to_numpy(halting_layer), mine)
+        assert np.array_equal(to_numpy(halting_layer), expected_layer)
         moved += found.entering_rows is not None
     return moved
 
@@ -39,7 +50,7 @@ def check_mask_halted(ops, rng, n, masked):
 
 
 def check_index_functions(arrays, rng):
-    """``take_patches``, ``frames_to_patches`` and ``take`` against loops."""
+    """Check ``take_patches``, ``frames_to_patches`` and ``take`` against plain loops."""
     B, T, S, k = 2, 3, 5, 2
     table = rng.permutation(B * T * (2 + S)).reshape(B * T, 2 + S)
     places = np.stack([rng.permutation(S)[:k] for _ in range(B * T)])

@@ -1,4 +1,4 @@
-"""What the tests need of numba-cuda's simulator: its speed, and a mend.
+"""Preparation of numba-cuda's simulator for the tests: a fix, and more speed.
 
 The simulator makes a block's shared arrays on first use, by looking up the call stack, without a lock: two threads can
 each make their own. Here the look-up is one dictionary access under a lock.

@@ -1,4 +1,4 @@
-"""Small models that halt, for the tests of the model."""
+"""Small models in which tokens halt, for the tests of the model."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ SMALL = {
 
 
 def small_model(seed=1, spread=0.3, push=0.0, dtype="float64", backend="reference", **changes):
-    """A model with lively random weights; ``push`` is added to the halting channel by every joint block."""
+    """A model with random weights; every joint block adds ``push`` to the halting channel."""
     config = refvt.HaltingVTConfig(**{**SMALL, **changes})
     rng = np.random.default_rng(seed)
     parameters = {
@@ -38,13 +38,13 @@ def small_clips(config, B=3, seed=0):
 
 
 def small_batch(config, B=3, seed=0):
-    """Clips, labels and motion labels."""
+    """Random clips, labels and motion labels."""
     rng = np.random.default_rng(seed + 100)
     labels = rng.integers(0, config.num_classes, B)
     return small_clips(config, B, seed), labels, rng.integers(0, 2, B)
 
 
 def relative(a, b):
-    """‖a − b‖ / ‖b‖, or ‖a‖ where b is zero."""
+    """Relative error ‖a − b‖ / ‖b‖, or ‖a‖ if b is zero."""
     norm = np.linalg.norm(b)
     return np.linalg.norm(a - b) / norm if norm > 0 else np.linalg.norm(a)

@@ -1,16 +1,16 @@
 """A GPU in NumPy: it runs the PTX that numba-cuda compiles, one instruction at a time for all threads of a grid.
 
-Slow, and no judge of speed; but what it runs is the code a GPU is given: real warps of 32 and real tiles, shuffles,
-vector loads, packed arguments. And it looks on:
+Slow, and it says nothing about speed; but it runs the code that a GPU gets: real warps of 32 and real tiles, shuffles,
+vector loads, packed arguments. And it checks what a GPU does not:
 
-- every address must lie in memory that was allocated, at a multiple of what is read or written there;
-- memory nobody has written to may not be read (what lay there is no number);
-- a number in shared memory that one thread writes and another reads or writes must have a barrier in between, of the
-  block, or of the warp if both are in it.
+- every address must lie in allocated memory, aligned to the size of the access;
+- memory that was not written may not be read;
+- between two accesses of different threads to a number in shared memory, one of them a write, there must be a barrier
+  of the block, or of the warp if both are in it.
 
-It does not look at races in the device's memory, nor at two threads that write one number by the same instruction.
-Where a GPU's instructions are approximations (2^x, log₂ x, 1/x), it errs as much as they may. Threads that are furthest
-behind go first, so that those that parted at a branch meet again behind it.
+It does not check for races in device memory, nor for two threads that write one number by the same instruction. Where a
+GPU's instructions are approximations (2^x, log₂ x, 1/x), their errors here are as large as a GPU's may be. Threads that
+are furthest behind run first, so that threads that diverged at a branch meet again behind it.
 """
 
 import re
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from refvt.backends.cuda.memory import NoShelf, Recorder
+from refvt.backends.cuda.memory import CallRecorder, NoFreeList
 
 WARP = 32
 BASE = 0x10000000  # of the device's memory
@@ -29,10 +29,10 @@ TYPES |= {"f32": np.dtype("f4"), "f64": np.dtype("f8"), "pred": np.dtype(bool)}
 
 
 class Fault(RuntimeError):  # noqa: N818 - it reads as what happened
-    """What a GPU would have done in silence, or died of."""
+    """An error that a GPU would not report, or that would end the process."""
 
 
-class Machine(Recorder):
+class Machine(CallRecorder):
     """In the place of ``refvt.backends.cuda.driver.Driver``."""
 
     capability = (9, 0)
@@ -40,21 +40,21 @@ class Machine(Recorder):
     def __init__(self, size=1 << 26):
         super().__init__()
         self.bytes = np.zeros(size, np.uint8)
-        self.owned = np.zeros(size // 4, bool)  # words that belong to somebody
+        self.owned = np.zeros(size // 4, bool)  # words that belong to an array
         self.written = np.zeros(size // 4, bool)
         self.free_at, self.sizes, self.programs = {}, {}, {}
         self.top = 256
-        self.seat = SimpleNamespace(addresses=0)
+        self.state = SimpleNamespace(addresses=0)
         self.instructions = 0
 
-    # ---- what the column asks of a driver
+    # ---- the methods of a driver
 
-    def shelf(self, size):
-        return NoShelf(size, self.free)
+    def free_list(self, size):
+        return NoFreeList(size, self.free)
 
-    def allocate(self, shelf):
-        """Each piece has a gap behind it that belongs to nobody."""
-        size = shelf.size
+    def allocate(self, free_list):
+        """Behind each block is a gap that belongs to no array."""
+        size = free_list.size
         length = -(-size // 256) * 256 + 256
         pieces = self.free_at.get(length)
         start = pieces.pop() if pieces else self.top
@@ -66,25 +66,25 @@ class Machine(Recorder):
         self.owned[words], self.written[words] = True, False
         return BASE + start
 
-    def freed(self, address):
+    def free_now(self, address):
         size, length = self.sizes.pop(address - BASE)
         self.owned[(address - BASE) // 4 : -(-(address - BASE + size) // 4)] = False
         self.free_at.setdefault(length, []).append(address - BASE)
 
     def upload(self, address, host):
-        self.now("an upload")
+        self.check_not_capturing("an upload")
         raw = np.frombuffer(np.ascontiguousarray(host).tobytes(), np.uint8)
         self._bytes(address, len(raw), True)[:] = raw
 
     def download(self, host, address):
-        self.now("a download")
+        self.check_not_capturing("a download")
         host.reshape(-1).view(np.uint8)[:] = self._bytes(address, host.nbytes, False)
 
     def copy(self, target, source, size):
         def work():
             self._bytes(target, size, True)[:] = self._bytes(source, size, False)
 
-        self.now_or_later(work)
+        self.call_or_record(work)
 
     def _bytes(self, address, size, write):
         start = address - BASE
@@ -110,11 +110,11 @@ class Machine(Recorder):
         buffer = bytearray(layout.size)
         layout.pack_into(buffer, 0, *words)
         size = [*grid, *(1,) * (3 - len(grid))], [*block, *(1,) * (3 - len(block))]
-        self.now_or_later(lambda: Run(self, program, *size, bytes(buffer)).go())
+        self.call_or_record(lambda: Run(self, program, *size, bytes(buffer)).go())
 
 
 class Program:
-    """Instructions [(guard, operation, operands)], where labels lead, and where shared arrays begin."""
+    """A program: instructions [(guard, operation, operands)], positions of labels, and addresses of shared arrays."""
 
     def __init__(self, ptx, name):
         self.name, self.code, self.labels, self.shared, self.shared_size = name, [], {}, {}, 0
@@ -141,7 +141,7 @@ class Program:
 
 
 class Run:
-    """One launch."""
+    """One launch of a program."""
 
     def __init__(self, machine, program, grid, block, words):
         self.machine, self.program, self.words = machine, program, words
@@ -162,7 +162,7 @@ class Run:
         self.shared = np.zeros(blocks * max(program.shared_size, 4), np.uint8)
         shared_words = len(self.shared) // 4
         self.shared_written = np.zeros(shared_words, bool)
-        # who wrote and read each word of shared memory last, and how many barriers his block and warp had passed
+        # the last writer and reader of each shared word, and the number of barriers its block and warp had passed
         self.writer, self.write_time = np.full(shared_words, -1), np.zeros((shared_words, 2), int)
         self.reader, self.read_time = np.full(shared_words, -1), np.zeros((shared_words, 2), int)
         self.read_by_several = np.zeros(shared_words, bool)
@@ -176,14 +176,14 @@ class Run:
             while not self.gone.all():
                 running = ~(self.waits | self.gone)
                 if not running.any():
-                    raise Fault(f"{self.program.name}: threads wait for others that never come")
+                    raise Fault(f"{self.program.name}: threads wait for others that never arrive")
                 pc = self.pc[running].min()
                 here = running & (self.pc == pc)
                 others = self.pc[running & ~here]
                 self._straight(int(pc), np.flatnonzero(here), int(others.min()) if len(others) else 1 << 60)
 
     def _straight(self, pc, threads, until):
-        """Let these threads go on to a branch or a barrier, or to where others of them wait."""
+        """Run these threads up to a branch or a barrier, or to where other threads wait."""
         every = len(threads) == self.count
         self.threads = slice(None) if every else threads
         while pc < until:
@@ -192,7 +192,7 @@ class Run:
             name = operation[0]
             if name in ("bra", "ret", "bar", "shfl"):
                 self.pc[threads] = pc
-                self._turn(pc, threads, guard, operation, operands)
+                self._branch(pc, threads, guard, operation, operands)
                 return
             if guard is not None:
                 raise Fault(f"{name}: only branches are expected to be guarded")
@@ -200,7 +200,7 @@ class Run:
             pc += 1
         self.pc[threads] = pc
 
-    def _turn(self, pc, threads, guard, operation, operands):
+    def _branch(self, pc, threads, guard, operation, operands):
         if operation[0] == "ret":
             self.gone[threads] = True
             self._release(pc)
@@ -213,7 +213,7 @@ class Run:
         elif operation[0] == "bar" and operation[1] == "sync":
             self.waits[threads] = True
             self._release(pc)
-        else:  # a warp waits for all its threads
+        else:  # a barrier of the warp
             self.waits[threads] = True
             there = self.waits & (self.pc == pc)
             wanted = np.bincount(self.warp, ~self.gone, minlength=self.warp[-1] + 1)
@@ -226,7 +226,7 @@ class Run:
             self.pc[ready] = pc + 1
 
     def _release(self, pc):
-        """Blocks all of whose threads that are still there wait at a barrier go on."""
+        """Release the blocks whose remaining threads all wait at a barrier."""
         at_barrier = self.waits & np.array([self.program.code[p][1][:2] == ["bar", "sync"] for p in self.pc])
         wanted = np.bincount(self.block, ~self.gone, minlength=self.block[-1] + 1)
         complete = (np.bincount(self.block, at_barrier, minlength=len(wanted)) == wanted) & (wanted > 0)
@@ -241,7 +241,7 @@ class Run:
     # ---- operands
 
     def _read(self, operand, kind):
-        """The operand of the threads at work as an array of this type (bits as they are), or a number."""
+        """The operand of the active threads as an array of this type (the same bits), or a number."""
         if operand.startswith("%"):
             found = self.special[operand] if operand in self.special else self.registers.get(operand)
             if found is None:
@@ -271,7 +271,7 @@ class Run:
     # ---- memory
 
     def _places(self, operand, size):
-        """Addresses of the threads at work, each a multiple of so many bytes."""
+        """Addresses of the active threads, each a multiple of ``size`` bytes."""
         inside = operand.strip("[]")
         name, _, offset = inside.partition("+")
         address = np.broadcast_to(self._read(name, TYPES["u64"]), self._many()).astype(np.int64) + int(offset or 0)
@@ -283,7 +283,7 @@ class Run:
         return self.count if isinstance(self.threads, slice) else len(self.threads)
 
     def _words(self, operation, operand, count, write):
-        """The words that so many numbers of the type lie in [threads, words]; faults for what may not be done."""
+        """The words of ``count`` numbers of the type [threads, words]; a Fault if the access is not allowed."""
         kind = TYPES[operation[-1]]
         size = kind.itemsize * count
         address = self._places(operand, size)
@@ -305,7 +305,7 @@ class Run:
         if write:
             written[words] = True
         elif not written[words].all():
-            raise Fault(f"{self.program.name}: {operand} is read, and nobody has written there")
+            raise Fault(f"{self.program.name}: {operand} is read, and was never written")
         return address, kind, self.shared if shared else self.machine.bytes
 
     def _look_for_races(self, words, write):
@@ -354,7 +354,7 @@ class Run:
         memory[address[:, None] + np.arange(kind.itemsize * len(sources))] = raw
 
     def _exchange(self, operation, operands):
-        """atom.exch: each thread writes and gets what was there before, in an order that nobody expects."""
+        """atom.exch: each thread writes a number and gets the previous one, in a random order."""
         if operation[1:3] != ["global", "exch"]:
             raise Fault(f"{operation}: not expected")
         address, kind, memory = self._words(operation, operands[1], 1, False)
@@ -499,7 +499,7 @@ def _arithmetic(operation, kind, values):
         "sqrt": lambda: np.sqrt(a),
     }
     if name not in simple:
-        raise Fault(f"{'.'.join(operation)}: the machine does not know this operation")
+        raise Fault(f"{'.'.join(operation)}: this operation is not implemented")
     return np.asarray(simple[name]()).astype(kind, copy=False)
 
 

@@ -87,8 +87,8 @@ def test_the_first_step_is_loss_and_gradients_and_adam(tmp_path):
     _, gradients = model.loss_and_gradients(clips, labels, moving, label_smoothing=0.1)
     for name, after in parameters(tmp_path).items():
         g, w = gradients[name].astype(np.float64), start[name].astype(np.float64)
-        spared = name in ("cls_token", "pos_embed", "time_embed") or name.endswith("bias") or "norm" in name
-        w = w * (1 - 0.01 * (0 if spared else recipe.weight_decay))
+        no_decay = name in ("cls_token", "pos_embed", "time_embed") or name.endswith("bias") or "norm" in name
+        w = w * (1 - 0.01 * (0 if no_decay else recipe.weight_decay))
         # at the first step both corrected moments are g and g²
         big = np.abs(g) > 1e-4  # elsewhere ε and rounding show
         assert np.allclose(after[big], (w - 0.01 * g / (np.abs(g) + 1e-8))[big], rtol=0, atol=1e-5)

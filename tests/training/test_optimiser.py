@@ -7,7 +7,7 @@ import pytest
 
 from refvt.backends.jit import workspace
 from refvt.ops.optimiser.jit import TILE
-from refvt.training.optimiser import Adam, clip_scale, global_norm, without_decay
+from refvt.training.optimiser import Adam, clip_scale, global_norm, select_no_decay
 from refvt.training.vectors import Vector
 
 SHAPES = {
@@ -25,18 +25,18 @@ def drawn(seed, dtype="float64"):
     return Vector(SHAPES, dtype).set({name: rng.standard_normal(shape) for name, shape in SHAPES.items()})
 
 
-def adam(parameters, spared, decoupled):
-    return Adam(parameters, spared, decoupled, DECAY, BETAS, EPSILON)
+def adam(parameters, no_decay, decoupled):
+    return Adam(parameters, no_decay, decoupled, DECAY, BETAS, EPSILON)
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_each_number_moves_as_the_formula_says(decoupled):
-    parameters, spared = drawn(0), {"cls_token", "norm.weight"}
+    parameters, no_decay = drawn(0), {"cls_token", "norm.weight"}
     expected = parameters.vector.tolist()
     names = [name for name, place in parameters.places.items() for _ in range(place.stop - place.start)]
     checked = [*range(0, len(names), 997), *range(len(names) - 9, len(names))]
     m, v = dict.fromkeys(checked, 0.0), dict.fromkeys(checked, 0.0)
-    optimiser = adam(parameters, spared, decoupled)
+    optimiser = adam(parameters, no_decay, decoupled)
     for t in (1, 2, 3):
         rate, scale, gradients = 0.1 / t, 0.5 * t, drawn(t)
         before = gradients.vector.copy()
@@ -44,7 +44,7 @@ def test_each_number_moves_as_the_formula_says(decoupled):
         assert np.array_equal(gradients.vector, before)
         for i in checked:
             w, g = expected[i], scale * float(before[i])
-            decay = 0.0 if names[i] in spared else DECAY
+            decay = 0.0 if names[i] in no_decay else DECAY
             if decoupled:
                 w = w - rate * decay * w
             else:
@@ -63,15 +63,15 @@ def test_each_number_moves_as_the_formula_says(decoupled):
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_steps_are_those_of_pytorch(decoupled, dtype):
     torch = pytest.importorskip("torch")
-    parameters, spared = drawn(0, dtype), {"cls_token", "norm.weight", "head.bias"}
+    parameters, no_decay = drawn(0, dtype), {"cls_token", "norm.weight", "head.bias"}
     theirs = {name: torch.tensor(value, requires_grad=True) for name, value in parameters.arrays.items()}
     groups = [
-        {"params": [w for name, w in theirs.items() if name not in spared], "weight_decay": DECAY},
-        {"params": [w for name, w in theirs.items() if name in spared], "weight_decay": 0.0},
+        {"params": [w for name, w in theirs.items() if name not in no_decay], "weight_decay": DECAY},
+        {"params": [w for name, w in theirs.items() if name in no_decay], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     other = kind(groups, betas=BETAS, eps=EPSILON)
-    optimiser = adam(parameters, spared, decoupled)
+    optimiser = adam(parameters, no_decay, decoupled)
     for t in range(1, 6):
         gradients, rate, largest = drawn(t, dtype), 0.1 / t, 20.0 * t**2
         for name, w in theirs.items():
@@ -92,9 +92,9 @@ def test_steps_are_those_of_pytorch(decoupled, dtype):
 
 def test_who_does_not_decay():
     names = ["cls_token", "pos_embed", "time_embed", "norm.weight", "blocks.0.norm1.bias", "head.bias", "head.weight"]
-    assert without_decay(names, norms_and_biases=False) == set(names[:3])
-    assert without_decay(names, norms_and_biases=True) == set(names[:6])
-    assert without_decay(["blocks.0.temporal_norm1.weight"], norms_and_biases=True)
+    assert select_no_decay(names, norms_and_biases=False) == set(names[:3])
+    assert select_no_decay(names, norms_and_biases=True) == set(names[:6])
+    assert select_no_decay(["blocks.0.temporal_norm1.weight"], norms_and_biases=True)
 
 
 def test_norm_and_clipping():

@@ -11,12 +11,12 @@ from refvt.data import MovingDigits
 from refvt.training import evaluate
 from refvt.training.recipe import Recipe
 from refvt.weights import shipped
-from refvt.weights.shipped import SHIPPED, shipped_files
+from refvt.weights.shipped import SHIPPED, find_files
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_files(name: str) -> None:
-    files = shipped_files(name)
+    files = find_files(name)
     assert files.weights.stat().st_size <= 4_000_000
     assert files.log.stat().st_size <= 400_000
     with safe_open(files.weights, "numpy") as tensors:
@@ -26,8 +26,8 @@ def test_files(name: str) -> None:
 
 
 def test_digits_is_as_good_as_its_log_says() -> None:
-    model, recipe = shipped.shipped("digits", "jit")
-    lines = [json.loads(line) for line in shipped_files("digits").log.read_text(encoding="utf-8").splitlines()]
+    model, recipe = shipped.load("digits", "jit")
+    lines = [json.loads(line) for line in find_files("digits").log.read_text(encoding="utf-8").splitlines()]
     logged = [line for line in lines if line["event"] == "evaluation"][-1]
     c, n = recipe.config, logged["clips"]
     known = {name: value for name, value in recipe.data_settings.items() if not name.endswith("_clips")}
@@ -44,10 +44,10 @@ def test_digits_is_as_good_as_its_log_says() -> None:
 
 def test_what_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="shipped model: expected one of digits, got 'cats'"):
-        shipped.shipped("cats")
+        shipped.load("cats")
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / "digits.json").write_text("{}")
     with pytest.raises(
-        FileNotFoundError, match=r"'digits' is not whole, install refvt again: no .*digits\.safetensors"
+        FileNotFoundError, match=r"'digits' is incomplete, install refvt again: missing .*digits\.safetensors"
     ):
-        shipped.shipped("digits")
+        shipped.load("digits")

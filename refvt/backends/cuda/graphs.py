@@ -1,9 +1,9 @@
-"""Forward passes that are launched as a whole.
+"""Forward passes that are launched as one CUDA graph.
 
-A pass that asks the host for nothing launches the same kernels on the same places every time, whoever halts. So it is
-written down once, as a graph of the driver's, and from then on is one launch: the host's time for some two hundred of
-them, longer than the GPU's for a clip or two, is gone. The clips are copied to where the recording reads them, and what
-it writes is copied out.
+A pass that needs no answer from the device launches the same kernels on the same memory every time, whichever tokens
+halt. So it is captured once as a CUDA graph and is one launch from then on. This saves the host's time for some two
+hundred launches, which takes longer than the GPU's for one or two clips. The clips are copied to the graph's static
+input, and its results are copied out.
 """
 
 from __future__ import annotations
@@ -14,100 +14,108 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refvt.backends.cuda.device_array import DeviceArray
+from refvt.backends.cuda.device_array import DeviceArray, empty
 from refvt.backends.cuda.driver import driver
-from refvt.backends.cuda.kernel import WATCHERS, copies_used, empty
-from refvt.backends.cuda.memory import DriverError, Recording
+from refvt.backends.cuda.kernel import WATCHERS
+from refvt.backends.cuda.memory import DriverError, Graph
+from refvt.backends.cuda.upload import copies_used
 
 __all__ = ["GraphCache"]
 
-MOST = 8  # recordings of a model: each holds the memory of a forward pass
-TRIES = 3  # of a recording that does not come about
+MOST_GRAPHS = 8  # per model: each holds the memory of a forward pass
+MAX_FAILURES = 3  # of a capture, before it is given up
 
 
-class _Way:
-    """One kind of pass: how often it could not be recorded, and the recording, once there is one."""
+class _CapturedPass:
+    """One kind of pass: its graph once it is captured, and the number of failed captures."""
 
     def __init__(self) -> None:
         self.failures = 0
-        self.held: Any = None  # where the recording reads its clips
-        self.recording: Recording | None = None
-        self.copies: list[Any] = []  # arrays of others that it reads
+        self.static_input: Any = None  # the clips that the graph reads
+        self.graph: Graph | None = None
+        self.copies: list[Any] = []  # uploaded arrays that the graph reads
 
 
 class GraphCache:
-    """Of one model. The first call of a kind is made as it stands: kernels are loaded. The second is recorded."""
+    """CUDA graphs of one model's forward passes.
+
+    The first pass of a kind is launched kernel by kernel, which loads the kernels; the second is captured.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Any, _Way] = OrderedDict()
-        self._busy: Any = None  # the kind that is just being recorded or played
+        self._passes: OrderedDict[Any, _CapturedPass] = OrderedDict()
+        self._busy: Any = None  # the kind that is being captured or replayed
         self._lock = threading.RLock()
 
     def __call__(self, way: Any, parameters: Mapping[str, Any], function: Callable[[Any], Any], clips: Any) -> Any:
         """function(clips): arrays, in tuples and lists.
 
-        way: all that decides what the function launches, but clips' shape and where the parameters lie.
+        way: all that decides which kernels the function launches, except the clips' shape and the parameters'
+        addresses.
         """
-        if WATCHERS or not driver().records:
+        if WATCHERS or not driver().can_capture:
             return function(clips)
         key = way, clips.shape, str(clips.dtype), tuple(value.address for value in parameters.values())
         with self._lock:
-            found = self._known.get(key)
-            if found is not None and found.failures < TRIES:
+            found = self._passes.get(key)
+            if found is not None and found.failures < MAX_FAILURES:
                 self._busy = key
                 try:
-                    self._known.move_to_end(key)
-                    if found.recording is not None or self._record(found, function, clips):
-                        return self._play(found, clips)
+                    self._passes.move_to_end(key)
+                    if found.graph is not None or self._capture(found, function, clips):
+                        return self._replay(found, clips)
                 finally:
                     self._busy = None
         result = function(clips)
         with self._lock:
-            if key not in self._known:
-                self._known[key] = _Way()
-                while len(self._known) > MOST:
-                    self._known.popitem(last=False)
+            if key not in self._passes:
+                self._passes[key] = _CapturedPass()
+                while len(self._passes) > MOST_GRAPHS:
+                    self._passes.popitem(last=False)
         return result
 
     def clear(self) -> None:
-        """Give up all recordings but one that is just being made or played, if no other thread is at it."""
+        """Drop all graphs except one in use; does nothing while another thread uses them."""
         if self._lock.acquire(blocking=False):
             try:
-                for key in [key for key in self._known if key != self._busy]:
-                    del self._known[key]
+                for key in [key for key in self._passes if key != self._busy]:
+                    del self._passes[key]
             finally:
                 self._lock.release()
 
-    def _record(self, way: _Way, function: Callable[[Any], Any], clips: Any) -> bool:
+    def _capture(self, captured: _CapturedPass, function: Callable[[Any], Any], clips: Any) -> bool:
         with driver().lock:
-            driver().hoards.add(self)  # whoever needs memory may ask for ours
+            driver().cache_owners.add(self)  # asked to ``clear`` when memory is short
         try:
-            held: Any = empty(clips.shape, clips.dtype)
+            static_input: Any = empty(clips.shape, clips.dtype)
             with copies_used() as copies:
-                recording = driver().record(lambda: function(held))
+                graph = driver().capture(lambda: function(static_input))
         except DriverError as error:
-            way.failures += 1
-            if way.failures == TRIES:
-                warnings.warn(f"cuda: this forward pass cannot be recorded ({error}): it runs as before", stacklevel=5)
+            captured.failures += 1
+            if captured.failures == MAX_FAILURES:
+                warnings.warn(
+                    f"cuda: this forward pass cannot be captured as a graph ({error}): it runs kernel by kernel",
+                    stacklevel=5,
+                )
             return False
-        way.held, way.recording, way.copies = held, recording, copies
+        captured.static_input, captured.graph, captured.copies = static_input, graph, copies
         return True
 
     @staticmethod
-    def _play(way: _Way, clips: Any) -> Any:
-        assert way.recording is not None
-        way.held.write(clips)
-        way.recording.play()
-        return _copied(way.recording.result)
+    def _replay(captured: _CapturedPass, clips: Any) -> Any:
+        assert captured.graph is not None
+        captured.static_input.write(clips)
+        captured.graph.replay()
+        return _copy(captured.graph.result)
 
 
-def _copied(found: Any) -> Any:
-    """Arrays of their own, with what stands in these."""
+def _copy(found: Any) -> Any:
+    """Fresh copies of the arrays in ``found``, in the same tuples and lists."""
     if isinstance(found, DeviceArray):
         fresh: Any = empty(found.shape, found.dtype)
         fresh.write(found)
         return fresh
     if isinstance(found, (tuple, list)):
-        parts = map(_copied, found)
+        parts = map(_copy, found)
         return type(found)(*parts) if hasattr(found, "_fields") else type(found)(parts)
     return found

@@ -1,13 +1,14 @@
-"""Words for inner loops that numba-cuda lacks: four numbers at once, and addresses.
+"""Operations for inner loops that numba-cuda lacks: reads of four numbers at once, and addresses.
 
-A multiply-add waits for its numbers, so a tiled kernel is as fast as its reads are few and cheap.
+A multiply-add waits for its operands, so the speed of a tiled kernel depends on few and cheap reads.
 
-- ``load4`` reads four neighbours from shared memory by one instruction, where ``x[i]`` four times would be four;
-- ``x[i]`` counts from the end if i is negative, so every index costs a comparison and a choice. Here none is negative;
-- ``x[i, j]`` multiplies i by the length of a row anew each time. A loop that walks through a matrix keeps the
-  ``address`` of where it is and adds to it, as one would in C.
+- ``load4`` reads four neighbours from shared memory by one instruction instead of four;
+- ``x[i]`` counts from the end if i is negative, so every index costs a comparison and a select. Here no index is
+  negative;
+- ``x[i, j]`` multiplies i by the length of a row every time. A loop that walks through a matrix keeps an ``address``
+  and increments it, as one would in C.
 
-In the simulator the same functions have plain bodies, and an address there is a row and a column in one number.
+In the simulator the same functions have simple bodies, and an address is a row and a column in one number.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends.cuda.kernel import SIMULATED, device_function
+from refvt.backends.cuda.kernel import device_function
+from refvt.backends.cuda.sizes import SIMULATED
 
-__all__ = ["ALIGNMENT", "address", "at", "distance", "load4", "number_at", "put", "store4"]
-
-# of shared memory for load4 and store4, in bytes; the simulator takes no such wish
-ALIGNMENT = None if SIMULATED else 16
+__all__ = ["address", "at", "distance", "load4", "number_at", "put", "store4"]
 
 if SIMULATED:
-    ROW = 1 << 20  # more than any matrix there has columns
+    ROW = 1 << 20  # more columns than any matrix in the simulator has
 
     @device_function
     def load4(x: Any, i: int) -> Any:
@@ -44,22 +43,22 @@ if SIMULATED:
 
     @device_function
     def address(x: Any, i: int, j: int) -> Any:
-        """Where x[i, j] lies, of a matrix whose rows are contiguous."""
+        """Address of x[i, j], in a matrix whose rows are contiguous."""
         return np.int64(i * ROW + j)
 
     @device_function
     def distance(x: Any, i: int, j: int) -> Any:
-        """How far x[i, j] lies behind x[0, 0]; less than 2³² bytes."""
+        """Distance of x[i, j] from x[0, 0]; less than 2³² bytes."""
         return np.uint32(i * ROW + j)
 
     @device_function
-    def number_at(x: Any, place: Any) -> Any:
-        """The number at an address inside the matrix x, which nobody writes while the kernel runs."""
-        return x[place // ROW, place % ROW]
+    def number_at(x: Any, where: Any) -> Any:
+        """The number at an address inside the matrix x, which no thread writes while the kernel runs."""
+        return x[where // ROW, where % ROW]
 
     @device_function
     def at(x: Any, top: int, bottom: int, left: int, i: int, c: int) -> Any:
-        """x[top + i, left + c] of a matrix in the device's memory; rows from ``bottom`` on repeat the one before it."""
+        """x[top + i, left + c] of a matrix in device memory; rows from ``bottom`` on repeat the row before it."""
         assert min(top, left, i, c) >= 0
         return x[min(top + i, bottom - 1), left + c]
 
@@ -68,22 +67,22 @@ else:
     from numba import types
     from numba.cuda.extending import intrinsic
 
-    # the device's memory and a block's, as the compiler numbers them: it need not ask which it is
+    # the compiler's numbers for device memory and shared memory: naming one spares a check at run time
     GLOBAL, SHARED = 1, 3
 
-    def _word(function: Callable[..., Any]) -> Any:
-        """A function that says how to write its own call in the compiler's language."""
+    def _intrinsic(function: Callable[..., Any]) -> Any:
+        """A typed wrapper of numba's decorator for functions that emit their own LLVM code."""
         return intrinsic(function)
 
     def _in_shared(context: Any, builder: Any, kind: Any, x: Any, i: Any, width: int) -> Any:
-        """Where x[i] lies, as the place of one number or of a vector of so many."""
+        """Pointer to x[i], as one number or as a vector of ``width`` numbers."""
         number = context.get_value_type(kind.dtype)
         start = builder.gep(context.make_array(kind)(context, builder, x).data, [i])
-        what = number if width == 1 else ir.VectorType(number, width)
+        element = number if width == 1 else ir.VectorType(number, width)
         start = builder.addrspacecast(start, ir.PointerType(number, SHARED))
-        return builder.bitcast(start, ir.PointerType(what, SHARED))
+        return builder.bitcast(start, ir.PointerType(element, SHARED))
 
-    @_word
+    @_intrinsic
     def load4(typing: Any, x: Any, i: Any) -> Any:
         """x[i], x[i+1], x[i+2], x[i+3] of an array in shared memory; i is a multiple of 4, x aligned to 16 bytes."""
         four = types.UniTuple(x.dtype, 4)
@@ -96,7 +95,7 @@ else:
 
         return four(x, types.int64), generate
 
-    @_word
+    @_intrinsic
     def store4(typing: Any, x: Any, i: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         """x[i], x[i+1], x[i+2], x[i+3] = a, b, c, d; under the conditions of ``load4``."""
 
@@ -110,7 +109,7 @@ else:
 
         return types.void(x, types.int64, *[x.dtype] * 4), generate
 
-    @_word
+    @_intrinsic
     def put(typing: Any, x: Any, i: Any, value: Any) -> Any:
         """x[i] = value, in shared memory."""
 
@@ -122,14 +121,14 @@ else:
         return types.void(x, types.int64, x.dtype), generate
 
     def _offset(context: Any, builder: Any, kind: Any, x: Any, i: Any, j: Any) -> Any:
-        """Bytes from x[0, 0] to x[i, j], in integers as wide as i and j."""
+        """Number of bytes from x[0, 0] to x[i, j], in integers as wide as i and j."""
         step = builder.extract_value(context.make_array(kind)(context, builder, x).strides, 0)
         step = step if step.type == i.type else builder.trunc(step, i.type)
         return builder.add(builder.mul(i, step), builder.mul(j, j.type(kind.dtype.bitwidth // 8)))
 
-    @_word
+    @_intrinsic
     def address(typing: Any, x: Any, i: Any, j: Any) -> Any:
-        """Where x[i, j] lies, of a matrix whose rows are contiguous."""
+        """Address of x[i, j], in a matrix whose rows are contiguous."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             start = builder.ptrtoint(context.make_array(x)(context, builder, given[0]).data, ir.IntType(64))
@@ -137,27 +136,27 @@ else:
 
         return types.int64(x, types.int64, types.int64), generate
 
-    @_word
+    @_intrinsic
     def distance(typing: Any, x: Any, i: Any, j: Any) -> Any:
-        """How far x[i, j] lies behind x[0, 0]; less than 2³² bytes."""
+        """Distance of x[i, j] from x[0, 0]; less than 2³² bytes."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             return _offset(context, builder, x, *given)
 
         return types.uint32(x, types.uint32, types.uint32), generate
 
-    @_word
-    def number_at(typing: Any, x: Any, place: Any) -> Any:
-        """The number at an address inside the matrix x, which nobody writes while the kernel runs."""
+    @_intrinsic
+    def number_at(typing: Any, x: Any, where: Any) -> Any:
+        """The number at an address inside the matrix x, which no thread writes while the kernel runs."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             return builder.load(builder.inttoptr(given[1], ir.PointerType(context.get_value_type(x.dtype), GLOBAL)))
 
         return x.dtype(x, types.int64), generate
 
-    @_word
+    @_intrinsic
     def at(typing: Any, x: Any, top: Any, bottom: Any, left: Any, i: Any, c: Any) -> Any:
-        """x[top + i, left + c] of a matrix in the device's memory; rows from ``bottom`` on repeat the one before it."""
+        """x[top + i, left + c] of a matrix in device memory; rows from ``bottom`` on repeat the row before it."""
 
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             narrow, wide = ir.IntType(32), ir.IntType(64)
@@ -171,7 +170,7 @@ else:
             last = builder.trunc(builder.sub(builder.sub(bottom, top), ir.Constant(wide, 1)), narrow)
             i, c, s0, s1 = (builder.trunc(n, narrow) for n in (i, c, s0, s1))
             i = builder.select(builder.icmp_signed("<", i, last), i, last)
-            # not negative; sext makes a longer sum of it, and the compiler then leaves loops of reads as they stand
+            # zext, as it is not negative: after sext the compiler no longer optimises loops of reads
             offset = builder.zext(builder.add(builder.mul(i, s0), builder.mul(c, s1)), wide)
             pointer = builder.inttoptr(corner, ir.PointerType(ir.IntType(8), GLOBAL))
             pointer = builder.gep(pointer, [offset], inbounds=True)

@@ -1,8 +1,8 @@
-"""Whose memory is whose on the GPU, and launches that are written down: what a driver needs beside NVIDIA's calls.
+"""A caching allocator for device memory, and captured launches: what a driver needs besides NVIDIA's calls.
 
-Everything runs on one stream. So memory that an array leaves behind can be handed out again at once, to the kernels
-that follow: those that used it last are done when they begin. A recording has a pool of its own, for what it writes to
-is written to whenever it is played.
+Everything runs on one stream. So memory that an array leaves behind can be used again at once by the kernels that
+follow: those that used it before are done when the new ones start. A captured graph has an allocator of its own,
+because its memory is written to whenever it is replayed.
 """
 
 from __future__ import annotations
@@ -12,126 +12,132 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["DriverError", "NoShelf", "Pool", "Recorder", "Recording", "Shelf", "unrecordable"]
+__all__ = ["CachingAllocator", "CallRecorder", "DriverError", "FreeList", "Graph", "NoFreeList", "cannot_capture"]
 
-MOST_SIZES = 1 << 16  # of arrays, in bytes, of which it is remembered where they get their memory
+MOST_SIZES = 1 << 16  # most array sizes, in bytes, whose free list is remembered
 
 
 class DriverError(RuntimeError):
-    """What the driver complains of, by its own name (CUDA_ERROR_OUT_OF_MEMORY, …)."""
+    """An error of the driver, by its own name (CUDA_ERROR_OUT_OF_MEMORY, …)."""
 
 
-def unrecordable(what: str) -> DriverError:
-    """What is said of what has to be done at once while launches are only written down."""
-    return DriverError(f"{what} cannot be part of a recording")
+def cannot_capture(what: str) -> DriverError:
+    """The error for work that needs an answer at once while launches are being captured."""
+    return DriverError(f"{what} cannot be part of a captured graph")
 
 
-class Shelf(list[int]):
-    """Pieces of memory of one size that nobody needs at present, by their addresses."""
+class FreeList(list[int]):
+    """Addresses of unused blocks of memory of one size."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
-class NoShelf:
-    """In the place of a ``Shelf`` where nothing is kept: it is always empty, and what is put there is freed."""
+class NoFreeList:
+    """Stands in for a ``FreeList`` where no memory is kept: always empty, and an appended block is freed."""
 
     def __init__(self, size: int, free: Callable[[int], Any]) -> None:
         self.size, self.append = size, free
 
     def pop(self) -> int:
-        raise IndexError("nothing is kept")
+        raise IndexError("no memory is kept")
 
 
-class Pool:
-    """Memory that arrays have left behind, for those to come."""
+class CachingAllocator:
+    """Keeps the memory that arrays leave behind for new arrays of about the same size."""
 
     def __init__(self, keeps: bool, free: Callable[[int], Any]) -> None:
         self.keeps, self.free = keeps, free
-        self.shelves: dict[int, Shelf] = {}  # by the size of their pieces
-        self.shelf_for: dict[int, Shelf | NoShelf] = {}  # by what was asked for
+        self.free_lists: dict[int, FreeList] = {}  # by the size of their blocks
+        self._list_for: dict[int, FreeList | NoFreeList] = {}  # by the number of bytes requested
 
-    def shelf(self, size: int) -> Shelf | NoShelf:
-        """Where pieces of so many bytes are; of few sizes, so that they fit again: at most an eighth too long."""
-        found = self.shelf_for.get(size)
+    def free_list(self, size: int) -> FreeList | NoFreeList:
+        """The free list for ``size`` bytes. Sizes are rounded up, by at most an eighth, so that blocks fit again."""
+        found = self._list_for.get(size)
         if found is None:
             step = 1 << max(9, size.bit_length() - 4)
-            whole = -(-size // step) * step
-            found = self.shelves.setdefault(whole, Shelf(whole)) if self.keeps else NoShelf(size, self.free)
-            if len(self.shelf_for) >= MOST_SIZES:
-                self.shelf_for.clear()
-            self.shelf_for[size] = found
+            rounded = -(-size // step) * step
+            found = (
+                self.free_lists.setdefault(rounded, FreeList(rounded)) if self.keeps else NoFreeList(size, self.free)
+            )
+            if len(self._list_for) >= MOST_SIZES:
+                self._list_for.clear()
+            self._list_for[size] = found
         return found
 
-    def bytes(self) -> int:
-        return sum(shelf.size * len(shelf) for shelf in list(self.shelves.values()))
+    def kept_bytes(self) -> int:
+        """Number of bytes in all free lists."""
+        return sum(free_list.size * len(free_list) for free_list in list(self.free_lists.values()))
 
     def release(self) -> None:
-        """Give the driver back what nobody needs at present; waits for all kernels."""
-        for shelf in list(self.shelves.values()):
-            while shelf:
-                self.free(shelf.pop())
+        """Return all unused memory to the driver; waits for all kernels."""
+        for free_list in list(self.free_lists.values()):
+            while free_list:
+                self.free(free_list.pop())
 
 
-class Recording:
-    """Launches that were written down instead of made. ``result`` is what they write, each time ``play`` is called."""
+class Graph:
+    """Captured launches: ``replay`` launches them all, and ``result`` holds the arrays they write."""
 
-    def __init__(self, result: Any, play: Callable[[], Any], forget: Callable[[], Any]) -> None:
-        self.result, self.play, self._forget = result, play, forget
+    def __init__(self, result: Any, replay: Callable[[], Any], destroy: Callable[[], Any]) -> None:
+        self.result, self.replay, self._destroy = result, replay, destroy
 
     def __del__(self) -> None:
-        self.result = None  # its memory goes with the rest
-        try:  # noqa: SIM105 - a process that ends may have lost contextlib by now
-            self._forget()
-        except Exception:  # the driver went first
+        self.result = None  # its memory is freed with the rest
+        try:  # noqa: SIM105 - at interpreter shutdown contextlib may be gone
+            self._destroy()
+        except Exception:  # the driver is gone already
             pass
 
 
-class Recorder:
-    """Of drivers that stand in for the GPU's: recordings, of calls of their own."""
+class CallRecorder:
+    """Records and replays calls, for drivers without a GPU."""
 
-    records = True
+    can_capture = True
 
     def __init__(self) -> None:
-        self.hoards: Any = weakref.WeakSet()
+        self.cache_owners: Any = weakref.WeakSet()
         self.lock = threading.RLock()
         self._calls: list[Callable[[], Any]] | None = None
-        self._left: list[int] = []  # memory that a recording has no more use for, but may write to when it is played
+        self._left: list[int] = []  # memory that captured calls no longer need but write to when they are replayed
 
-    def now_or_later(self, call: Callable[[], Any]) -> None:
-        """Do it, or write it down."""
+    def call_or_record(self, call: Callable[[], Any]) -> None:
+        """Make a call, or record it while launches are being captured."""
         if self._calls is None:
             call()
         else:
             self._calls.append(call)
 
-    def now(self, what: str) -> None:
-        """DriverError if calls are being written down."""
+    def check_not_capturing(self, what: str) -> None:
+        """DriverError while launches are being captured."""
         if self._calls is not None:
-            raise unrecordable(what)
+            raise cannot_capture(what)
 
     def free(self, address: int) -> None:
+        """Free a block of memory; captured calls keep theirs until the graph is destroyed."""
         if self._calls is None:
-            self.freed(address)
+            self.free_now(address)
         else:
             self._left.append(address)
 
-    def freed(self, address: int) -> None:
+    def free_now(self, address: int) -> None:
+        """Free a block of memory at once."""
         raise NotImplementedError
 
-    def record(self, work: Callable[[], Any]) -> Recording:
+    def capture(self, work: Callable[[], Any]) -> Graph:
+        """A graph of the launches that ``work`` makes."""
         self._calls, self._left = [], []
         try:
             result = work()
         finally:
             calls, left, self._calls = self._calls, self._left, None
 
-        def play() -> None:
+        def replay() -> None:
             for call in calls:
                 call()
 
-        def forget() -> None:
+        def destroy() -> None:
             for address in left:
-                self.freed(address)
+                self.free_now(address)
 
-        return Recording(result, play, forget)
+        return Graph(result, replay, destroy)

@@ -1,8 +1,8 @@
-"""Compiled kernels of the ``cuda`` column on disk, so that a process waits for the compiler once on a machine.
+"""A cache of compiled kernels on disk, so that only the first process on a machine waits for the compiler.
 
-numba-cuda turns a kernel into PTX, for a kind of GPU and of numbers: a quarter of a minute for all that a model needs.
-The PTX is kept where Numba keeps what it compiles for the CPU: in ``NUMBA_CACHE_DIR`` if that is set, else in
-``__pycache__`` beside this file, else in ``~/.cache/refvt``. What the driver makes of it, it keeps by itself.
+numba-cuda compiles a kernel to PTX, for a compute capability and a dtype: about 15 s for all kernels of a model. The
+PTX is kept where Numba caches CPU code: in ``NUMBA_CACHE_DIR`` if that is set, else in ``__pycache__`` next to this
+file, else in ``~/.cache/refvt``. The driver caches the machine code that it makes of the PTX.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from refvt.files import write_whole
 
 __all__ = ["ENTRY", "folder", "kept_ptx"]
 
-ENTRY = ".visible .entry "  # before the kernel's name
-FORGOTTEN = 30 * 24 * 3600.0  # seconds after which the kernel of another version is removed
+ENTRY = ".visible .entry "  # stands before the kernel's name
+MAX_AGE = 30 * 24 * 3600.0  # seconds after which the kernel of another version is removed
 
 
 @cache
 def folder() -> Path | None:
-    """Where compiled kernels lie; None if there is no place that can be written to."""
-    places = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "refvt"]
+    """The folder of compiled kernels; None if no folder can be written to."""
+    folders = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "refvt"]
     if os.environ.get("NUMBA_CACHE_DIR"):
-        places = [Path(os.environ["NUMBA_CACHE_DIR"])]
-    for place in places:
+        folders = [Path(os.environ["NUMBA_CACHE_DIR"])]
+    for candidate in folders:
         with suppress(OSError):
-            place.mkdir(parents=True, exist_ok=True)
-            if os.access(place, os.W_OK):
-                return place
+            candidate.mkdir(parents=True, exist_ok=True)
+            if os.access(candidate, os.W_OK):
+                return candidate
     return None
 
 
 @cache
 def _origin() -> str:
-    """A number that is another if a kernel's text is, or what compiles it."""
-    from numba.cuda.cudadrv.nvvm import NVVM  # which the simulator does not have
+    """A digest of the kernels' source and of the compiler's version."""
+    from numba.cuda.cudadrv.nvvm import NVVM  # not available in the simulator
 
     digest = hashlib.sha256()
     refvt = Path(__file__).parents[2]
-    for text in [*sorted(refvt.glob("backends/cuda/*.py")), *sorted(refvt.glob("ops/*/cuda.py"))]:
+    for text in [*sorted(refvt.glob("backends/cuda/*.py")), *sorted(refvt.glob("ops/*/cuda*.py"))]:
         digest.update(text.read_bytes())
     for package in ("numba", "numba-cuda", "llvmlite"):
         digest.update(f"{package} {version(package)}\n".encode())
@@ -59,10 +59,10 @@ def _origin() -> str:
 
 
 def kept_ptx(kernel: Any, dtype: Any, capability: tuple[int, int]) -> str:
-    """The PTX of a kernel for floats of a dtype and a compute capability: from disk, or compiled and put there."""
+    """The PTX of a kernel for a dtype and a compute capability: loaded from the cache, or compiled and cached."""
     kind = f"{np.dtype(dtype)}-{capability[0]}{capability[1]}"
-    place = folder()
-    path = None if place is None else place / f"{kernel.name}-{kind}-{_origin()}.ptx"
+    cache_folder = folder()
+    path = None if cache_folder is None else cache_folder / f"{kernel.name}-{kind}-{_origin()}.ptx"
     if path is not None:
         with suppress(OSError, UnicodeDecodeError):
             text = path.read_text()
@@ -71,9 +71,9 @@ def kept_ptx(kernel: Any, dtype: Any, capability: tuple[int, int]) -> str:
     with event.trigger_event("numba:compile", {"dispatcher": SimpleNamespace(py_func=kernel.function)}):
         ptx: str = kernel.ptx(dtype, capability)
     if path is not None:
-        with suppress(OSError):  # a full disk costs the next process time, no more
+        with suppress(OSError):  # with a full disk the next process compiles again
             for older in path.parent.glob(f"{kernel.name}-{kind}-*.ptx"):
-                if older.stat().st_mtime < time.time() - FORGOTTEN:
+                if older.stat().st_mtime < time.time() - MAX_AGE:
                     older.unlink(missing_ok=True)
             write_whole(path, ptx.encode())
     return ptx

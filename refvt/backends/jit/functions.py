@@ -53,7 +53,11 @@ def exp2(x: float) -> float:
 @function(exp2)
 def _exp2(x: Any) -> Any:
     if x != types.float32:
-        return lambda x: np.exp2(x)
+
+        def exp2_64(x: Any) -> Any:  # annotated as _exp2 is: Numba compares the two signatures
+            return np.exp2(x)
+
+        return exp2_64
     lowest = np.float32(-127)
 
     def exp2_32(x: Any) -> Any:
@@ -73,7 +77,11 @@ def exp(x: float) -> float:
 @function(exp)
 def _exp(x: Any) -> Any:
     if x != types.float32:
-        return lambda x: math.exp(x)
+
+        def exp64(x: Any) -> Any:
+            return math.exp(x)
+
+        return exp64
     lowest, log2e = np.float32(-127 * math.log(2)), np.float32(1 / math.log(2))
     ln2_high, ln2_low = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
@@ -103,7 +111,11 @@ _TAIL = np.linalg.lstsq(np.vander(_t, 9, increasing=True) * (_t / _ratio)[:, Non
 @function(gaussian_and_tail)
 def _gaussian_and_tail(x: Any) -> Any:
     if x != types.float32:
-        return lambda x: (math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2)
+
+        def both64(x: Any) -> Any:
+            return math.exp(-x * x / 2), math.erfc(abs(x) * math.sqrt(0.5)) / 2
+
+        return both64
     a0, a1, a2, a3, a4, a5, a6, a7, a8 = (np.float32(a) for a in _TAIL)
     one, eighth, steep = np.float32(1), np.float32(math.sqrt(0.125)), np.float32(-0.5 / math.log(2))
 

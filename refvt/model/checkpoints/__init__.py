@@ -1,8 +1,8 @@
-"""Parameters from files and into files, without PyTorch and without trust.
+"""Reading and writing of parameters: .npz, .safetensors and PyTorch checkpoints, without PyTorch.
 
-``read_checkpoint`` reads raw tensors from .npz, .safetensors and PyTorch zip checkpoints, ``parameters_from`` turns
-their names and shapes into those of a configuration, ``save_parameters`` writes. A file may come from anyone: nothing
-in it is run, and every size is checked before memory is taken.
+``read_checkpoint`` reads the tensors of a file, ``parameters_from`` converts their names and shapes to those of a
+configuration, and ``save_parameters`` writes parameters. Files are not trusted: nothing in a file is executed, and
+every size is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from refvt.model.parameters import check_parameters, initial_parameters, paramet
 
 __all__ = ["CheckpointError", "parameters_from", "read_checkpoint", "save_parameters"]
 
-_TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # opens the files of PyTorch before 1.6
-_CONVERT = "write it again with a recent PyTorch: torch.save(torch.load(path, weights_only=True), path)"
+_TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the first bytes of files from before PyTorch 1.6
+_CONVERT = "save it again with a recent PyTorch: torch.save(torch.load(path, weights_only=True), path)"
 _SAFETENSORS = {
     "F64": "<f8",
     "F32": "<f4",
@@ -51,33 +51,33 @@ _PREFIXES = {"backbone.model.": "", "cls_head.fc_cls.": "head.", "cls_head.fc_mo
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, written or fitted to a configuration; the message says which and why."""
+    """Raised for a checkpoint that cannot be read, written or fitted to a configuration; the message says why."""
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# ---- reading
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """The tensors of a file by name, as fresh C-contiguous arrays: bfloat16 as float32, other types as they are.
+    """Read the tensors of a file by name, as new C-contiguous arrays: bfloat16 as float32, other types unchanged.
 
-    The kind of file is told by its content: .npz (stored or deflated, never with pickled objects), .safetensors, or
-    the zip file that ``torch.save`` writes, of which the first dict under state_dict, model or model_state_dict is
-    taken, else the whole; numbers, strings and None beside its tensors are passed over. FileNotFoundError or
-    IsADirectoryError where there is no file; CheckpointError for any file that is something else, damaged, larger
-    inside than outside, or asks for more than tensors and plain containers.
+    The content decides which kind of file it is: .npz (stored or deflated, never with pickled objects), .safetensors,
+    or a zip file by ``torch.save``. Of the latter, the first dict under state_dict, model or model_state_dict is read,
+    or the whole file if there is none; numbers, strings and None next to the tensors are skipped.
+    FileNotFoundError or IsADirectoryError if there is no such file. CheckpointError for any other kind of file, for a
+    damaged file, for contents that are far larger than the file, and for anything but tensors and plain containers.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a checkpoint file, got a folder")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(f"{path}: expected a checkpoint file, got no file")
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a regular file")
+        raise CheckpointError(f"{path}: expected a regular file, got a device or pipe")
     try:
         return _read(path)
     except MemoryError:
         raise
-    except Exception as error:  # a hostile file may break a parser in any way: to the caller that is a bad file
+    except Exception as error:  # a hostile file may cause any error in a parser: for the caller it is a bad file
         raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
 
 
@@ -90,19 +90,17 @@ def _read(path: Path) -> dict[str, Array]:
                 return read_torch_zip(archive)
             if archive.members and all(name.endswith(".npy") for name in archive.members):
                 return _read_npz(archive)
-        raise ValueError("a zip file, but neither an .npz nor a checkpoint by torch.save")
+        raise ValueError("expected an .npz or a checkpoint by torch.save, got another zip file")
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
         return _read_safetensors(path)
     if _TORCH_MAGIC in head[:32] or head[257:262] == b"ustar":
-        raise ValueError(f"a checkpoint from before PyTorch 1.6: {_CONVERT}")
+        raise ValueError(f"expected a zip file, got a checkpoint from before PyTorch 1.6: {_CONVERT}")
     with path.open("rb") as file:
         data = file.read(min(MAX_PICKLE, path.stat().st_size))
     if _is_pickle(data):
-        interpret(data)  # for its refusal, which names what the file asks for
-        raise ValueError(f"a bare pickle, expected a zip file: if it holds tensors, {_CONVERT}")
-    raise ValueError(
-        "expected an .npz, a .safetensors or a checkpoint by torch.save, got something else or a damaged one"
-    )
+        interpret(data)  # raises RefusedError with the name of what the file asks for
+        raise ValueError(f"expected a zip file, got a bare pickle: if it contains tensors, {_CONVERT}")
+    raise ValueError("expected an .npz, a .safetensors or a checkpoint by torch.save, got another or a damaged file")
 
 
 def _is_pickle(data: bytes) -> bool:
@@ -116,8 +114,8 @@ def _is_pickle(data: bytes) -> bool:
 
 def _read_npz(archive: Archive) -> dict[str, Array]:
     unpacked = sum(member.size for member in archive.members.values())
-    if unpacked > 100 * archive.size + (64 << 20):  # weights hardly compress
-        raise ValueError(f"its members unpack to {unpacked} bytes, absurd for a file of {archive.size}")
+    if unpacked > 100 * archive.size + (64 << 20):  # weights can hardly be compressed
+        raise ValueError(f"its members unpack to {unpacked} bytes, too many for a file of {archive.size}")
     return {name.removesuffix(".npy"): _from_npy(name, archive.read(name)) for name in archive.members}
 
 
@@ -125,13 +123,13 @@ def _from_npy(name: str, data: bytes | bytearray) -> Array:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"{shown(name)}: .npy version {version}, expected (1, 0) or (2, 0)")
+        raise ValueError(f"{shown(name)}: expected .npy version (1, 0) or (2, 0), got {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(stream)
     if dtype.kind not in "fiub":
         raise ValueError(f"{shown(name)}: expected an array of numbers, got {dtype}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"{shown(name)}: shape {list(shape)} of {dtype} is not what its {len(data)} bytes hold")
+        raise ValueError(f"{shown(name)}: shape {list(shape)} of {dtype} does not match its {len(data)} bytes")
     flat = np.frombuffer(data, dtype, offset=stream.tell()) if math.prod(shape) else np.empty(0, dtype)
     return np.array(flat.reshape(shape, order="F" if fortran_order else "C"), dtype.newbyteorder("="), order="C")
 
@@ -139,7 +137,7 @@ def _from_npy(name: str, data: bytes | bytearray) -> Array:
 def _read_safetensors(path: Path) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
-    for name, entry in deserialize(path.read_bytes()):  # has held names, sizes and places against the file
+    for name, entry in deserialize(path.read_bytes()):  # checks names, sizes and positions against the file
         kind, shape = entry["dtype"], entry["shape"]
         if kind not in _SAFETENSORS:
             raise ValueError(f"{shown(name)}: expected one of {', '.join(_SAFETENSORS)}, got {kind}")
@@ -153,7 +151,7 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     return arrays
 
 
-# -- fitting -----------------------------------------------------------------------------------------------------------
+# ---- fitting
 
 
 def parameters_from(
@@ -162,34 +160,38 @@ def parameters_from(
     rng_seed: int = 0,
     checkpoint_grid: tuple[int, int] | None = None,
 ) -> dict[str, Array]:
-    """A configuration's parameters from the tensors of a checkpoint.
+    """Convert the tensors of a checkpoint to the parameters of a configuration.
 
-    Names: refvt's own, or those of the released HaltingVT (``backbone.model.``, ``cls_head.fc_cls.``,
-    ``cls_head.fc_motion.``). Tensors without time_embed, motion_head and temporal layers are an image model's (DeiT-S):
-    its head is dropped, temporal_attn and temporal_norm1 start as copies of the same block's attn and norm1, and
-    temporal_fc, time_embed and the heads are drawn with ``rng_seed``. A distilled DeiT is refused.
+    Names are those of refvt or of the released HaltingVT (``backbone.model.``, ``cls_head.fc_cls.``,
+    ``cls_head.fc_motion.``).
 
-    pos_embed for another number of patches, and time_embed for another number of frames, are resized by nearest
-    neighbour, new index i from floor(i · old / new) per axis, CLS kept apart. The checkpoint's patches are taken as a
-    square unless ``checkpoint_grid`` (rows, columns) says otherwise; if their number is the configuration's own and
-    no grid is stated, they stay as they are. CheckpointError that lists everything missing, unexpected, wrongly shaped
-    or not finite. Source: SPEC, Checkpoints; HaltingVT section 4.1.
+    Tensors without time_embed, motion_head and temporal layers are those of an image model (DeiT-S). Its head is
+    dropped, temporal_attn and temporal_norm1 start as copies of attn and norm1 of the same block, and temporal_fc,
+    time_embed and both heads are drawn with ``rng_seed``. A distilled DeiT is refused.
+
+    pos_embed for another number of patches and time_embed for another number of frames are resized by nearest
+    neighbour: new index i comes from floor(i · old / new) on each axis; the position of CLS is kept. The grid of the
+    checkpoint is ``checkpoint_grid`` (rows, columns), or else a square. Without ``checkpoint_grid``, pos_embed for the
+    right number of patches is unchanged.
+
+    One CheckpointError lists everything missing, unexpected, wrongly shaped or not finite. Source: the names
+    of the published checkpoints; HaltingVT section 4.1.
     """
     problems: list[str] = []
     found: dict[str, Array] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        ours = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
-        if ours in found:
-            problems.append(f"two tensors are {ours}, one of them {name}")
-        found[ours] = np.asarray(value)
+        parameter = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
+        if parameter in found:
+            problems.append(f"{parameter}: expected one tensor of this name, got two, one of them as {name}")
+        found[parameter] = np.asarray(value)
 
     if not any(name.startswith(("time_embed", "motion_head.")) or ".temporal_" in name for name in found):
-        found = _from_image_model(found, config, rng_seed, problems)
+        found = _convert_image_model(found, config, rng_seed, problems)
     if "pos_embed" in found:
-        found["pos_embed"] = _resized_places(found["pos_embed"], config, checkpoint_grid, problems)
+        found["pos_embed"] = _resize_pos_embed(found["pos_embed"], config, checkpoint_grid, problems)
     if "time_embed" in found:
-        found["time_embed"] = _resized_times(found["time_embed"], config)
+        found["time_embed"] = _resize_time_embed(found["time_embed"], config)
     try:
         check_parameters(found, config)
     except ValueError as error:
@@ -199,11 +201,11 @@ def parameters_from(
     return {name: np.array(found[name], order="C") for name in parameter_shapes(config)}
 
 
-def _from_image_model(
+def _convert_image_model(
     found: dict[str, Array], config: HaltingVTConfig, rng_seed: int, problems: list[str]
 ) -> dict[str, Array]:
     if any(name == "dist_token" or name.startswith("head_dist.") for name in found):
-        problems.append("a distilled DeiT, whose patches were trained beside a second token: take the plain one")
+        problems.append("expected a plain DeiT, got a distilled DeiT, which was trained with a second extra token")
     for name, value in initial_parameters(config, np.random.default_rng(rng_seed)).items():
         if name == "time_embed" or name.startswith(("head.", "motion_head.")) or ".temporal_fc." in name:
             found[name] = value
@@ -212,14 +214,18 @@ def _from_image_model(
     return found
 
 
-def _resized_places(value: Array, config: HaltingVTConfig, grid: tuple[int, int] | None, problems: list[str]) -> Array:
+def _resize_pos_embed(
+    value: Array, config: HaltingVTConfig, grid: tuple[int, int] | None, problems: list[str]
+) -> Array:
     if value.ndim != 3 or value.shape[1] < 2 or (grid is None and value.shape[1] == 1 + config.patches_per_frame):
         return value
     patches = value.shape[1] - 1
     old_rows, old_columns = (math.isqrt(patches),) * 2 if grid is None else grid
     if min(old_rows, old_columns) < 1 or old_rows * old_columns != patches:
-        shape = "a square" if grid is None else f"{old_rows}×{old_columns}"
-        problems.append(f"pos_embed: {patches} patches are not {shape}: state checkpoint_grid=(rows, columns)")
+        shape = "a square" if grid is None else f"a grid {old_rows}×{old_columns}"
+        problems.append(
+            f"pos_embed: expected {shape} of patches, got {patches} patches: give checkpoint_grid=(rows, columns)"
+        )
         return value
     rows, columns = config.grid
     row = np.arange(rows) * old_rows // rows
@@ -228,21 +234,21 @@ def _resized_places(value: Array, config: HaltingVTConfig, grid: tuple[int, int]
     return np.concatenate([value[:, :1], value[:, 1 + index]], axis=1)
 
 
-def _resized_times(value: Array, config: HaltingVTConfig) -> Array:
+def _resize_time_embed(value: Array, config: HaltingVTConfig) -> Array:
     if value.ndim != 3 or value.shape[1] in (0, config.num_frames):
         return value
     return value[:, np.arange(config.num_frames) * value.shape[1] // config.num_frames]
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# ---- writing
 
 
 def save_parameters(parameters: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
-    """Write parameters to a .safetensors or .npz file, bit for bit, whole or not at all.
+    """Write parameters to a .safetensors or .npz file, bit for bit, completely or not at all.
 
-    The file is written under a temporary name in the same folder, brought to the disk and then renamed: whatever goes
-    wrong, an older file of that name stays as it was. CheckpointError for another suffix or for what are no arrays of
-    numbers; OSError where the folder cannot be written.
+    The file is written under a temporary name in the same folder, flushed to the disk and then renamed. If anything
+    fails, an older file of that name is unchanged. CheckpointError for another suffix and for values that are not
+    arrays of numbers; OSError if the folder cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):

@@ -1,9 +1,9 @@
-"""PyTorch zip checkpoints read without PyTorch, and without running anything that a file asks for.
+"""Reader of PyTorch zip checkpoints that needs no PyTorch and never runs code from a file.
 
-``torch.save`` writes a zip file: ``<root>/data.pkl`` says which tensors there are, ``<root>/data/0``, ``data/1`` … hold
-their bytes, uncompressed. Three steps, each checked before the next takes memory: ``Archive`` reads the zip directory,
-``interpret`` the pickle, ``read_torch_zip`` the tensors. Every ValueError here is about the content of one file; the
-caller adds its path.
+``torch.save`` writes a zip file: ``<root>/data.pkl`` describes the tensors, and ``<root>/data/0``, ``data/1`` … contain
+their bytes, uncompressed. Reading takes three steps, and each is checked before the next one allocates memory:
+``Archive`` reads the zip directory, ``interpret`` the pickle, ``read_torch_zip`` the tensors. Every ValueError is about
+the content of one file; the caller adds its path.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, Storage, Tensor, in
 
 __all__ = ["Archive", "read_torch_zip"]
 
-MAX_DIRECTORY = 4 << 20  # bytes of zip directory: room for some 50 000 tensors
-MAX_VIEWS = 8  # all tensors together may take this many times the bytes of the file: storages can be shared
+MAX_DIRECTORY = 4 << 20  # bytes of the zip directory, enough for about 50 000 tensors
+MAX_VIEWS = 8  # most bytes of all tensors, in multiples of the file size: tensors can share a storage
 
 _Order = Literal["little", "big"]
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member lie in the file, how many they are there and unpacked, and their checksum."""
+    """A member of a zip file: position and size of its bytes in the file, its unpacked size and its CRC-32."""
 
     start: int
     packed: int
@@ -43,19 +43,19 @@ class Member(NamedTuple):
 
 
 class _DirectoryReader(io.BufferedReader):
-    """A file in which zipfile cannot take more memory for its directory than ``MAX_DIRECTORY``."""
+    """A file that refuses reads of more than ``MAX_DIRECTORY`` bytes, to limit the memory that zipfile takes."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
-            raise ValueError(f"a zip directory of {size} bytes, more than {MAX_DIRECTORY}")
+            raise ValueError(f"zip directory: expected at most {MAX_DIRECTORY} bytes, got {size}")
         return super().read(size)
 
 
 class Archive:
-    """A zip file whose members have been checked to lie inside the file, apart from one another, under distinct names.
+    """A zip file whose members have distinct names, lie inside the file and do not overlap.
 
-    ``members`` are known by name; ``read`` unpacks one and checks its CRC-32. zipfile is trusted with the directory
-    alone: how many bytes are read, and from where, is decided here. ValueError for anything else.
+    ``members`` maps names to members; ``read`` unpacks one and checks its CRC-32. zipfile reads only the directory;
+    this class decides which bytes are read. ValueError for a file that does not pass these checks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class Archive:
             self.size = os.fstat(self.file.fileno()).st_size
             with zipfile.ZipFile(self.file) as directory:
                 entries, limit = directory.infolist(), directory.start_dir
-            end = 0  # members may not overlap: a few bytes could otherwise serve as many large tensors
+            end = 0  # overlapping members could make many large tensors out of a few bytes
             for entry in sorted(entries, key=lambda entry: entry.header_offset):
                 if entry.header_offset < end:
                     raise ValueError(f"zip members overlap at {shown(entry.filename)}")
@@ -77,14 +77,16 @@ class Archive:
             raise
 
     def _add(self, entry: zipfile.ZipInfo) -> int:
-        """Take a member in; the position at which its bytes end."""
+        """Check a member and add it. Returns the position of the end of its bytes."""
         name = shown(entry.filename)
         if entry.filename in self.members:
-            raise ValueError(f"zip member {name} is there twice")
+            raise ValueError(f"zip member {name} occurs twice")
         if entry.flag_bits & 1:
             raise ValueError(f"zip member {name} is encrypted")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"zip member {name} is packed by method {entry.compress_type}, not stored or deflated")
+            raise ValueError(
+                f"zip member {name}: expected it stored or deflated, got compression method {entry.compress_type}"
+            )
         deflated = entry.compress_type == zipfile.ZIP_DEFLATED
         if not deflated and entry.compress_size != entry.file_size:
             raise ValueError(f"zip member {name} has two sizes, {entry.compress_size} and {entry.file_size} bytes")
@@ -92,19 +94,19 @@ class Archive:
         signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(self.file.read(_LOCAL_HEADER.size))
         encoded = entry.filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
         if signature != b"PK\x03\x04" or self.file.read(name_length) != encoded:
-            raise ValueError(f"zip member {name} is not where the directory says")
+            raise ValueError(f"zip member {name} is not at the position that the directory gives")
         start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         self.members[entry.filename] = Member(start, entry.compress_size, entry.file_size, entry.CRC, deflated)
         return int(start + entry.compress_size)
 
     def read(self, name: str) -> bytes | bytearray:
-        """The unpacked bytes of a member. ValueError if they are damaged."""
+        """Read and unpack the bytes of a member. ValueError if they are damaged."""
         member = self.members[name]
         data: bytes | bytearray = bytearray(member.packed)
         self.file.seek(member.start)
         if self.file.readinto(data) != member.packed:
-            raise ValueError(f"zip member {shown(name)} is cut off")
-        if member.deflated:  # never unpack more than the directory promised
+            raise ValueError(f"zip member {shown(name)} is truncated")
+        if member.deflated:  # never unpack more than the size in the directory
             data = zlib.decompressobj(-15).decompress(data, member.size + 1)
         if len(data) != member.size or zlib.crc32(data) != member.crc:
             raise ValueError(f"zip member {shown(name)} is damaged: its checksum differs")
@@ -117,42 +119,45 @@ class Archive:
         self.file.close()
 
 
-# -- the tensors -------------------------------------------------------------------------------------------------------
+# ---- the tensors
 
 
 def read_torch_zip(archive: Archive) -> dict[str, Array]:
-    """The tensors of a checkpoint as fresh C-contiguous arrays, bfloat16 as float32, other types as they are.
+    """The tensors of a checkpoint by name, as new C-contiguous arrays.
 
-    Taken from the first dict found under state_dict, model or model_state_dict, else from the whole. Numbers, strings
-    and None among them are passed over; anything else there is listed in one ValueError.
+    bfloat16 becomes float32; other types are kept. The tensors are those of the first dict under state_dict, model or
+    model_state_dict, or of the whole file if there is none. Numbers, strings and None in that dict are skipped; one
+    ValueError lists everything else.
     """
     roots = [name.removesuffix("/data.pkl") for name in archive.members if name.endswith("/data.pkl")]
     if len(roots) != 1:
-        raise ValueError(f"a PyTorch checkpoint has one data.pkl, this file has {len(roots)}")
+        raise ValueError(f"expected one data.pkl, as in a PyTorch checkpoint, got {len(roots)}")
     root = roots[0]
     if f"{root}/constants.pkl" in archive.members:
-        raise ValueError("a TorchScript program, expected a checkpoint: save the model's state_dict() with torch.save")
+        raise ValueError(
+            "expected a checkpoint, got a TorchScript program: save the model's state_dict() with torch.save"
+        )
     for name, member in archive.members.items():
         if member.deflated:
-            raise ValueError(f"zip member {shown(name)} is compressed, which torch.save never does")
+            raise ValueError(f"zip member {shown(name)} is compressed; torch.save never compresses")
     if archive.members[f"{root}/data.pkl"].size > MAX_PICKLE:
         raise ValueError(f"its pickle has more than {MAX_PICKLE} bytes")
     order = _byte_order(archive, f"{root}/byteorder")
-    tensors = _chosen(interpret(archive.read(f"{root}/data.pkl")))
+    tensors = _choose_tensors(interpret(archive.read(f"{root}/data.pkl")))
 
-    taken = 0
+    total = 0
     for name, tensor in tensors.items():
         try:
-            taken += _check_extent(tensor, archive.members.get(f"{root}/data/{tensor.storage.key}"))
+            total += _check_extent(tensor, archive.members.get(f"{root}/data/{tensor.storage.key}"))
         except ValueError as error:
             raise ValueError(f"{shown(name)}: {error}") from error
-    if taken > MAX_VIEWS * archive.size:
-        raise ValueError(f"its tensors would take {taken} bytes, more than {MAX_VIEWS} times the file's {archive.size}")
+    if total > MAX_VIEWS * archive.size:
+        raise ValueError(f"its tensors would take {total} bytes, more than {MAX_VIEWS} times the file's {archive.size}")
 
     arrays: dict[str, Array] = {}
     loaded: Storage | None = None
     base: Array = np.empty(0)
-    # by storage, so that each is read once
+    # sorted by storage, so that each storage is read once
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].storage.key, item[1].storage.kind)):
         if tensor.storage != loaded:
             loaded = tensor.storage
@@ -170,37 +175,37 @@ def _byte_order(archive: Archive, name: str) -> _Order:
                 return "little"
             case b"big":
                 return "big"
-    raise ValueError("its byteorder is neither little nor big")
+    raise ValueError("byteorder: expected little or big, got something else")
 
 
-def _chosen(whole: Any) -> dict[str, Tensor]:
-    if type(whole) is not dict:
-        raise ValueError(f"expected a dict of tensors, the file holds a {type(whole).__name__}")
+def _choose_tensors(content: Any) -> dict[str, Tensor]:
+    if type(content) is not dict:
+        raise ValueError(f"expected a dict of tensors, got a {type(content).__name__}")
     for place in ("state_dict", "model", "model_state_dict"):
-        if type(whole.get(place)) is dict:
-            whole = whole[place]
+        if type(content.get(place)) is dict:
+            content = content[place]
             break
-    strange = [
+    others = [
         f"{shown(str(name))} ({type(value).__name__})"
-        for name, value in whole.items()
+        for name, value in content.items()
         if not (type(name) is str and isinstance(value, Tensor | bool | int | float | str | None))
     ]
-    if strange:
-        listed = ", ".join(strange[:20]) + (" …" if len(strange) > 20 else "")
-        raise ValueError(f"expected tensors by name under state_dict, model or on their own, found also {listed}")
-    tensors = {name: value for name, value in whole.items() if type(value) is Tensor}
+    if others:
+        listed = ", ".join(others[:20]) + (" …" if len(others) > 20 else "")
+        raise ValueError(f"expected only tensors under state_dict, model or at the top level, got also {listed}")
+    tensors = {name: value for name, value in content.items() if type(value) is Tensor}
     if not tensors:
-        raise ValueError("it holds no tensors under state_dict, model, model_state_dict or on their own")
+        raise ValueError("expected tensors under state_dict, model, model_state_dict or at the top level, got none")
     return tensors
 
 
 def _check_extent(tensor: Tensor, member: Member | None) -> int:
-    """The bytes that a tensor will take. ValueError unless its storage is as large as declared and it lies inside."""
+    """Number of bytes of a tensor's array. ValueError if the tensor does not fit its storage or the file."""
     storage = tensor.storage
     if member is None:
         raise ValueError(f"its storage {shown(storage.key)} is not in the file")
     if storage.count * storage.itemsize != member.size:
-        raise ValueError(f"a storage of {storage.count} × {storage.itemsize} bytes, but the file holds {member.size}")
+        raise ValueError(f"expected a storage of {storage.count} × {storage.itemsize} bytes, got {member.size} bytes")
     elements = math.prod(tensor.shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
     if elements and (last >= storage.count or elements > storage.count):
@@ -209,7 +214,7 @@ def _check_extent(tensor: Tensor, member: Member | None) -> int:
 
 
 def _numbers(data: bytes | bytearray, kind: str, order: _Order) -> Array:
-    """A storage's numbers in this machine's byte order."""
+    """The numbers of a storage in the byte order of this machine."""
     stored: Array = np.frombuffer(data, np.dtype({"bf16": "u2", "?": "u1"}.get(kind, kind)).newbyteorder(order))
     if kind == "bf16":  # a bfloat16 is the upper half of the float32 of the same value
         return (stored.astype(np.uint32) << 16).view(np.float32)

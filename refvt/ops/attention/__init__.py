@@ -11,7 +11,8 @@ split into ``num_heads`` heads of width d::
 
 The key bias does two jobs. −∞ means "this is no key" (halted tokens of the `masked` variant). log m means "this key
 stands for m identical ones": e^(logit + log m) = m · e^logit, so one ghost token can replace all m halted tokens of the
-`zero` variant, exactly. A segment without any key answers y = 0 and gets no gradient.
+`zero` variant, exactly. Backward likewise: the ghost's dk and dv are the sums of those of the m copies. A segment
+without any key answers y = 0 and gets no gradient.
 
 Adjoint, with w the weights: ``dv = wᵀ dy``, ``dw = dy vᵀ``, and through the softmax
 ``dlogits = w · (dw − Σ_keys w · dw)``, then ``dq = dlogits k / √d``, ``dk = dlogitsᵀ q / √d``. The key bias is data

@@ -2,15 +2,15 @@
 
 A token that halts leaves the computation. The state of the next block is packed again: the surviving tokens of clip 0,
 then its ghost if it has one, then those of clip 1, and so on. A survivor's new row is the number of survivors before
-it, plus one for every ghost before it: a prefix sum. Two clips of N = 4 tokens, where tokens 1 and 6 halt::
+it, plus one for every ghost before it: a prefix sum. Two clips of N = 4 tokens, where tokens 1, 2 and 6 halt::
 
     token            0  1  2  3     4  5  6  7
-    halted           .  x  .  .     .  .  x  .
-    survivor_rows    0     2  3     4  5     7       rows of the block that has just ended
-    entering_rows    0     2  3 −1  4  5     7 −1    the next block: two ghosts, made of a zero row (−1)
-    key_offsets      0           4              8
-    key_bias         0     0  0  log 1 …             log m at a ghost, m = 1 halted token
-    query_rows       0     1  2     4  5     6       every row but the ghosts
+    halted           .  x  x  .     .  .  x  .
+    survivor_rows    0        3     4  5     7       places among the tokens of the block that has just ended
+    entering_rows    0  3 −1        4  5  7 −1       the next block: survivors, then a ghost, made of a zero row (−1)
+    key_offsets      0              3              7
+    key_bias         0  0  log 2    0  0  0  log 1   log m at a ghost that stands for m halted tokens
+    query_rows       0  1           3  4  5          every row but the ghosts
 
 The *ghost* exists in the `zero` variant only. There, all m halted tokens of a clip enter a block as the same zero
 vector, so they have the same key and the same value. One row with log m added to its attention logit stands for all of
@@ -22,17 +22,22 @@ Two switches remove more, and neither changes an answer:
 - ``cls_only``: in the last block only the output of CLS is read. CLS is the only query; a clip whose CLS has halted
   stays out.
 
-``compact`` is a decision: it has no backward. The gradient goes through the ``gather`` that its indices feed. The
-number of survivors is a result of its own: a device that knows it need not tell the host (``DeviceSurvivors``).
+``compact`` is a decision: it has no backward. Survivors get their gradient through the ``gather`` that uses the
+indices. The ghost's dk and dv are the sums of those of its m tokens; they reach the k and v parts of qkv (weight and
+bias) and norm1.bias, since the normed zero row is that bias. Only the gradient at the zero row itself is discarded.
+
+The number of survivors is one of the results: a device that knows it need not tell the host (``DeviceSurvivors``).
 
 ``mask_halted`` is the dense counterpart. Every token keeps its row: a halted one is set to zero and, in the `masked`
 variant, gets the key bias −∞.
 
-Source: SPEC, "Exact compaction"; the released model computes what it has halted.
+Source: the identities hold exactly in real arithmetic (``model/plan.py`` lists them); the released model computes what
+it has halted.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -76,7 +81,7 @@ class LayerPlan(NamedTuple):
     key_bias: Array | None  # [rows] log m at a ghost, −∞ at a masked token, else 0; None: 0 everywhere
     query_rows: Array | slice | None  # [queries] rows of the block that are queries; only they come out; None: all
     query_offsets: Array | None  # [B+1] the queries of each clip; None: the key offsets
-    rows_leaving: Array | None  # [B] rows of each clip that come out; None: the host does not know
+    query_counts: Array | None  # [B] queries of each clip; None: the host does not know
     cls_tokens: Array | slice  # [B] where CLS stands among the tokens that entered, −1 where it has halted before
     cls_rows: Array | slice  # [B] where it stands among the rows that come out, −1 likewise
 
@@ -90,7 +95,7 @@ class AnySurvivors(Protocol):
     def tokens(self) -> Array: ...
     @property
     def survivor_rows(self) -> Array | None: ...
-    def none_left(self) -> bool: ...
+    def all_halted(self) -> bool: ...
     def layer_plan(self, N: int, ghosts: bool, cls_only: bool, dtype: Any, views: bool) -> LayerPlan | None: ...
 
 
@@ -103,12 +108,12 @@ class Survivors(NamedTuple):
     counts: Array  # int64 [2, B] on the host: living tokens of each clip, and 1 where CLS is one of them
     backend_counts: Array  # the same where the backend computes
     tokens: Array  # [n] which tokens they are, clip · N + index, in this order
-    survivor_rows: Array | None  # [n] their rows among the tokens that entered the block before; None: 0, 1, …, n − 1
+    survivor_rows: Array | None  # [n] their places among the tokens that entered the block before; None: 0, 1, …, n − 1
     entering_rows: Array | None  # [rows] the row before of every row of the block, −1 for a ghost; None: 0, 1, …
     query_rows: Array  # [queries] the rows of the block that are queries: all but the ghosts, or CLS alone
 
-    def none_left(self) -> bool:
-        """Whether no token of any clip is alive."""
+    def all_halted(self) -> bool:
+        """Whether every token of every clip has halted."""
         return not self.counts[0].any()
 
     def layer_plan(self, N: int, ghosts: bool, cls_only: bool, dtype: Any, views: bool) -> LayerPlan | None:
@@ -152,8 +157,8 @@ class DeviceSurvivors(NamedTuple):
     survivor_rows: Array  # [≤ B·N]
     plan: LayerPlan  # made by the kernel that placed the rows
 
-    def none_left(self) -> bool:
-        """Whether no token is alive: not known here, so the block is launched and finds nothing to do."""
+    def all_halted(self) -> bool:
+        """False, since the host does not know: the block is launched and finds nothing to do."""
         return False
 
     def layer_plan(self, N: int, ghosts: bool, cls_only: bool, dtype: Any, views: bool) -> LayerPlan:
@@ -161,6 +166,7 @@ class DeviceSurvivors(NamedTuple):
         return self.plan
 
 
+@lru_cache(maxsize=64)  # always the same arrays, so that a GPU need not copy them again
 def all_alive(B: int, N: int, cls_only: bool) -> Survivors:
     """All tokens of all clips: what enters the first joint block."""
     counts = frozen_copy(np.array([[N] * B, [1] * B], dtype=np.int64))

@@ -1,40 +1,38 @@
-"""Compaction on the GPU: the index arrays of ``compaction``, made where the tokens are. The host learns counts alone.
+"""Compaction on the GPU: index arrays are made on the device; at most the counts are copied to the host.
 
-Two kernels. The first counts: a warp per clip. The second places: a block per clip adds up what the clips before it
-have, each of its threads counts a few neighbouring tokens, and adds up what the threads before it have counted; then
-everybody knows where to write. That is a prefix sum, over clips and inside of a clip, without a thread that waits for
-more than one other step.
+Two kernels. The first counts: a warp per clip. The second writes the rows: a block per clip adds the counts of earlier
+clips, each of its threads counts a few neighbouring tokens, and adds the counts of earlier threads; then every thread
+knows where to write. This is a prefix sum, over clips and within a clip, with a single barrier.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import (
-    THREADS,
-    WARP,
-    absent,
-    device_function,
-    empty,
-    kernel,
-    lane_and_row,
-    read_only,
-    upload,
-    warp_sum,
-)
+from refvt.backends.cuda.arguments import Flags, IndexMatrix, Indices, Int, Vector
+from refvt.backends.cuda.device_array import absent, empty
+from refvt.backends.cuda.kernel import device_function, kernel
+from refvt.backends.cuda.sizes import THREADS, WARP
+from refvt.backends.cuda.threads import lane_and_row, warp_sum
+from refvt.backends.cuda.upload import read_only, upload
 from refvt.ops.compaction import DeviceSurvivors, LayerPlan, Survivors, rows_of_block
 
 __all__ = ["compact", "mask_halted"]
 
 
-@kernel("b i I n n I", "compaction.count_survivors")
-def _count(halted, tokens, living, N, leave_early, after):  # type: ignore[no-untyped-def]
-    """after [2, B] from living [2, B]: how many of each clip go on, and 1 where CLS does. A warp per clip."""
+@kernel
+def _count_survivors(
+    halted: Flags, tokens: Indices, living: IndexMatrix, N: Int, leave_early: Int, after: IndexMatrix
+) -> None:
+    """halted, tokens [n], living [2, B] → after [2, B]: survivors of each clip, and 1 where CLS survives.
+
+    A warp per clip.
+    """
     lane, row = lane_and_row()
     B = living.shape[1]
     clip = min(row, B - 1)
@@ -55,55 +53,69 @@ def _count(halted, tokens, living, N, leave_early, after):  # type: ignore[no-un
 
 
 @device_function
-def _share(after, clip, N, ghosts, cls_only):  # type: ignore[no-untyped-def]
-    """Living tokens of a clip that are rows of the next block, and how many ghosts stand behind them: 0 or 1."""
+def _rows_of_clip(after: IndexMatrix, clip: Int, N: Int, ghosts: Int, cls_only: Int) -> Any:
+    """Number of survivors of a clip that are rows of the next block, and of ghosts behind them: 0 or 1."""
     count = after[0, clip]
     if cls_only > 0:
         count *= after[1, clip]
     return count, 1 if ghosts > 0 and count > 0 and count < N else 0
 
 
-# rows of ``cuts``, of the clips' numbers that a device may keep to itself
+# rows of ``cuts``: numbers of the clips that may stay on the device
 KEY_OFFSETS, QUERY_OFFSETS, CLS_TOKENS, CLS_ROWS, TOTALS = range(5)
 
 
-@kernel("b i I I n n n n i I f I", "compaction.place_rows")
-def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, indices, key_bias, cuts):  # type: ignore[no-untyped-def]
-    """Everything else that ``compaction.compact`` says, from the counts. A block per clip.
+@kernel
+def _place_rows(
+    halted: Flags,
+    tokens: Indices,
+    living: IndexMatrix,
+    after: IndexMatrix,
+    layer: Int,
+    N: Int,
+    ghosts: Int,
+    cls_only: Int,
+    layers: Indices,
+    indices: IndexMatrix,
+    key_bias: Vector,
+    cuts: IndexMatrix,
+) -> None:
+    """All index arrays of ``compact``, from the counts; a block per clip.
 
-    indices [4, …]: who goes on, which tokens they are, entering, asks. cuts [5, …]: what ``Cuts`` says; TOTALS are of
-    who goes on, of the block's rows, and of those that ask.
+    halted, tokens [n], living, after [2, B] → indices [4, n+B]: survivor_rows, tokens, entering_rows, query_rows;
+    key_bias [n+B] or empty; cuts [5, max(B+1, 3)]: offsets, tokens and rows of CLS, and the totals of survivors, rows
+    and queries.
     """
     clip, thread = cuda.blockIdx.x, cuda.threadIdx.x
     counted = cuda.shared.array(THREADS, np.int64)
-    # 2. where the clip's rows begin: among those before, those who go on, the block's rows, those of them that ask
-    first, place, row, asking = 0, 0, 0, 0
+    # 2. where the clip begins: among the old rows, the survivors, the block's rows and the queries
+    first, survivor, row, query = 0, 0, 0, 0
     for other in range(clip):
-        count, ghost = _share(after, other, N, ghosts, cls_only)
+        count, ghost = _rows_of_clip(after, other, N, ghosts, cls_only)
         first += living[0, other]
-        place += after[0, other]
+        survivor += after[0, other]
         row += count + ghost
-        asking += min(count, 1) if cls_only > 0 else count
-    count, ghost = _share(after, clip, N, ghosts, cls_only)
-    ask = min(count, 1) if cls_only > 0 else count
+        query += min(count, 1) if cls_only > 0 else count
+    count, ghost = _rows_of_clip(after, clip, N, ghosts, cls_only)
+    queries = min(count, 1) if cls_only > 0 else count
     if thread == 0:
         if ghost > 0:
             indices[2, row + count] = -1
             if key_bias.shape[0] > 0:
                 key_bias[row + count] = math.log(key_bias.dtype.type(N - count))
         if cls_only > 0 and count > 0:
-            indices[3, asking] = row
+            indices[3, query] = row
         cuts[KEY_OFFSETS, clip] = row
-        cuts[QUERY_OFFSETS, clip] = asking
-        cuts[CLS_TOKENS, clip] = place if after[1, clip] > 0 else -1
-        cuts[CLS_ROWS, clip] = asking if after[1, clip] > 0 else -1
+        cuts[QUERY_OFFSETS, clip] = query
+        cuts[CLS_TOKENS, clip] = survivor if after[1, clip] > 0 else -1
+        cuts[CLS_ROWS, clip] = query if after[1, clip] > 0 else -1
         if clip == cuda.gridDim.x - 1:
             cuts[KEY_OFFSETS, clip + 1] = row + count + ghost
-            cuts[QUERY_OFFSETS, clip + 1] = asking + ask
-            cuts[TOTALS, 0] = place + after[0, clip]
+            cuts[QUERY_OFFSETS, clip + 1] = query + queries
+            cuts[TOTALS, 0] = survivor + after[0, clip]
             cuts[TOTALS, 1] = row + count + ghost
-            cuts[TOTALS, 2] = asking + ask
-    # 1. each thread counts a few neighbours …
+            cuts[TOTALS, 2] = query + queries
+    # 1. each thread counts the survivors among a few neighbouring tokens
     clip_goes_on = after[0, clip] > 0
     length = living[0, clip]
     each = (length + THREADS - 1) // THREADS
@@ -117,21 +129,21 @@ def _place(halted, tokens, living, after, layer, N, ghosts, cls_only, layers, in
             mine += 1
     counted[thread] = mine
     cuda.syncthreads()
-    # … and knows from those before it where they stand
+    # 2. where a thread begins: behind the survivors of earlier threads
     before = np.int64(0)
     for other in range(thread):
         before += counted[other]
     # 3. the rows
     for i in range(begin, end):
         if clip_goes_on and not halted[i]:
-            indices[0, place + before] = i
-            indices[1, place + before] = tokens[i]
+            indices[0, survivor + before] = i
+            indices[1, survivor + before] = tokens[i]
             if count > 0:
                 indices[2, row + before] = i
                 if key_bias.shape[0] > 0:
                     key_bias[row + before] = 0
                 if cls_only == 0:
-                    indices[3, asking + before] = row + before
+                    indices[3, query + before] = row + before
             before += 1
 
 
@@ -154,13 +166,13 @@ def compact(
     """
     n, B = len(halted), counts.shape[1]
     halted, counts, tokens = upload(halted), read_only(counts), read_only(tokens)
-    counts_next = empty((2, B), np.int64)
-    _count.warps(B, halted, tokens, counts, N, int(leave_early), counts_next)
+    counts_next: Any = empty((2, B), np.int64)
+    _count_survivors.warps(B, halted, tokens, counts, N, int(leave_early), counts_next)
     most = n + B  # the most rows there can be: with a ghost for each clip
     indices, cuts = empty((4, most), np.int64), empty((5, max(B + 1, 3)), np.int64)
     key_bias = absent(np.float32, 1) if device_dtype is None or not ghosts else empty(most, device_dtype)
     switches = layer, N, int(ghosts), int(cls_only)
-    _place.blocks(
+    _place_rows.blocks(
         (B,), (THREADS,), halted, tokens, counts, counts_next, *switches, halting_layer, indices, key_bias, cuts
     )
     survivor_rows, tokens_next, entering_rows, query_rows = (
@@ -169,7 +181,7 @@ def compact(
     if device_dtype is not None:
         bias = key_bias if ghosts else None
         return _on_device(counts_next, survivor_rows, tokens_next, entering_rows, query_rows, bias, cuts, N, cls_only)
-    on_host: Array = counts_next.copy_to_host()  # type: ignore[attr-defined]
+    on_host: Array = counts_next.copy_to_host()
     in_block, ghost = rows_of_block(on_host, N, ghosts, cls_only)
     # in Python's numbers: NumPy takes longer for arrays this short
     alive, of_clips, num_ghosts = sum(on_host[0].tolist()), in_block.tolist(), sum(ghost.tolist())
@@ -204,10 +216,10 @@ def _on_device(
         return flat[which * width : which * width + length]
 
     def counted(index: Array, most: int, which: int) -> Array:
-        index = index[:most]
+        view: Any = index[:most]
         start = TOTALS * width + which
-        index.count = flat[start : start + 1]  # type: ignore[attr-defined]
-        return index
+        view.num_valid = flat[start : start + 1]
+        return cast(Array, view)
 
     most = B * N
     with_ghosts = most if key_bias is None else most + B
@@ -218,15 +230,16 @@ def _on_device(
         key_bias=None if key_bias is None else key_bias[:with_ghosts],
         query_rows=None if all_are_queries else counted(query_rows, B if cls_only else most, 2),
         query_offsets=None if all_are_queries else row(QUERY_OFFSETS, B + 1),
-        rows_leaving=None,
+        query_counts=None,
         cls_tokens=row(CLS_TOKENS, B),
         cls_rows=row(CLS_ROWS, B),
     )
     return DeviceSurvivors(counts, counted(tokens, most, 0), counted(survivor_rows, most, 0), plan)
 
 
-@kernel("b n i i f", "compaction.mask_halted")
-def _mask_halted(halted, layer, halting_layer, entering, key_bias):  # type: ignore[no-untyped-def]
+@kernel
+def _mask_halted(halted: Flags, layer: Int, halting_layer: Indices, entering: Indices, key_bias: Vector) -> None:
+    """halted [n] → halting_layer, entering [n], key_bias [n] or empty; one thread per token."""
     i = cuda.grid(1)
     if i < halted.shape[0]:
         if halted[i] and halting_layer[i] == 0:

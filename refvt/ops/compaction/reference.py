@@ -29,8 +29,8 @@ def compact(
 
     halted bool [n] and tokens [n] of the tokens that entered; counts [2, B] their number per clip, and 1 where CLS is
     one of them. halting_layer int64 [B·N] is written to: ``layer`` at every token that halts here. ghosts: the halted
-    tokens of a clip have one row. leave_early: a clip leaves with its CLS. cls_only: the next block is the last.
-    device_dtype matters on a GPU alone.
+    tokens of a clip have one row. leave_early: a clip leaves with its CLS. cls_only: in the next block CLS is the only
+    query. device_dtype matters on a GPU alone.
     """
     B = counts.shape[1]
     halting_layer[tokens[halted]] = layer
@@ -53,13 +53,13 @@ def compact(
     entering_rows[rows[enters]] = survivor_rows[enters]
     query_rows = offsets[:-1][in_block > 0] if cls_only else rows
     # no index where it would say that nothing moves
-    none_left_the_clips = len(tokens_next) == len(halted)
+    all_survive = len(tokens_next) == len(halted)
     nothing_moves = len(entering_rows) == len(halted) and not ghost.any()
     return Survivors(
         counts_next,
         counts_next,
         tokens_next,
-        None if none_left_the_clips else survivor_rows,
+        None if all_survive else survivor_rows,
         None if nothing_moves else entering_rows,
         query_rows,
     )

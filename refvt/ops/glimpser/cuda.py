@@ -1,4 +1,4 @@
-"""Scores, selection and fusion on the GPU. The choice needs no sort: every patch counts who stands before it."""
+"""Scores, selection and fusion on the GPU. Selection needs no sort: every patch computes its own rank."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import WARP, cell, empty, kernel, lane_and_row, upload, warp_max, warp_sum
+from refvt.backends.cuda.arguments import IndexMatrix, Int, Matrix, Real
+from refvt.backends.cuda.device_array import empty
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.sizes import WARP
+from refvt.backends.cuda.threads import cell, lane_and_row, warp_max, warp_sum
+from refvt.backends.cuda.upload import upload
 from refvt.ops.glimpser import check_k, equal_lengths
 
 
 class ClsScoresCache(NamedTuple):
-    q: Array
-    k: Array
+    q: Array  # [segments·(1+S), D]
+    k: Array  # [segments·(1+S), D]
     weights: Array  # [segments*A, 1+S]
     num_heads: int
 
 
-@kernel("F F n x F")
-def _weights(q, k, num_heads, scale, weights):  # type: ignore[no-untyped-def]
-    """One warp per segment and head: the CLS row of its softmax."""
+@kernel
+def _weights(q: Matrix, k: Matrix, num_heads: Int, scale: Real, weights: Matrix) -> None:
+    """q, k [segments·n, D] → weights [segments·A, n], the CLS rows of the softmax; a warp per segment and head."""
     lane, row = lane_and_row()
     rows, n = weights.shape
     d = q.shape[1] // num_heads
@@ -52,8 +57,9 @@ def _weights(q, k, num_heads, scale, weights):  # type: ignore[no-untyped-def]
             weights[row, j] /= total
 
 
-@kernel("F n F")
-def _mean_of_heads(weights, num_heads, scores):  # type: ignore[no-untyped-def]
+@kernel
+def _mean_of_heads(weights: Matrix, num_heads: Int, scores: Matrix) -> None:
+    """weights [segments·A, 1+S] → scores [segments, S]; one thread per element."""
     f, s = cell()
     if f < scores.shape[0] and s < scores.shape[1]:
         # 3. average over heads, leave CLS out
@@ -66,10 +72,10 @@ def _mean_of_heads(weights, num_heads, scores):  # type: ignore[no-untyped-def]
 def cls_scores_forward(
     q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True
 ) -> tuple[Array, ClsScoresCache | None]:
-    """How much attention CLS pays to each patch of its segment, averaged over heads.
+    """As ``reference``: the attention weights of CLS on the patches of its segment, averaged over heads.
 
     q, k [segments·(1+S), D], the first row of a segment being CLS; offsets [segments+1] int64 (host) → scores
-    [segments, S]. ValueError if the segments are not of one length. Source: HaltingVT section 3.2, EViT equation 3.
+    [segments, S]. ValueError if the segments are not of one length.
     """
     lengths = equal_lengths(offsets)
     segments, n = len(lengths), int(lengths[0])
@@ -82,8 +88,9 @@ def cls_scores_forward(
     return scores, ClsScoresCache(q, k, weights, num_heads) if keep else None
 
 
-@kernel("F F n x F")
-def _logits_backward(dscores, weights, num_heads, scale, dlogits):  # type: ignore[no-untyped-def]
+@kernel
+def _logits_backward(dscores: Matrix, weights: Matrix, num_heads: Int, scale: Real, dlogits: Matrix) -> None:
+    """dscores [segments, S], weights [segments·A, 1+S] → dlogits [segments·A, 1+S]; a warp per segment and head."""
     lane, row = lane_and_row()
     rows, n = weights.shape
     row_read = min(row, rows - 1)
@@ -102,8 +109,9 @@ def _logits_backward(dscores, weights, num_heads, scale, dlogits):  # type: igno
             dlogits[row, j] = scale * weights[row, j] * (dweight - mean)
 
 
-@kernel("F F F n F F")
-def _rows_backward(dlogits, q, k, num_heads, dq, dk):  # type: ignore[no-untyped-def]
+@kernel
+def _rows_backward(dlogits: Matrix, q: Matrix, k: Matrix, num_heads: Int, dq: Matrix, dk: Matrix) -> None:
+    """dlogits [segments·A, n], q, k [segments·n, D] → dq, dk [segments·n, D]; one thread per element."""
     r, c = cell()
     if r < q.shape[0] and c < q.shape[1]:
         n, d = dlogits.shape[1], q.shape[1] // num_heads
@@ -119,7 +127,7 @@ def _rows_backward(dlogits, q, k, num_heads, dq, dk):  # type: ignore[no-untyped
 
 
 def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, Array]:
-    """Returns dq (zero but for the CLS rows) and dk."""
+    """As ``reference``: dq (zero except for the CLS rows) and dk."""
     q, k, weights, num_heads = cache
     dlogits = empty(weights.shape, weights.dtype)  # [segments*A, 1+S]
     # passes 3–2
@@ -131,106 +139,110 @@ def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, A
     return dq, dk
 
 
-@kernel("F I")
-def _choose(scores, kept):  # type: ignore[no-untyped-def]
+@kernel
+def _rank(scores: Matrix, kept: IndexMatrix) -> None:
+    """scores [segments, S] → kept [segments, k]; one thread per patch."""
     f, s = cell()
     if f < scores.shape[0] and s < scores.shape[1]:
-        # 1. my place is the number of patches before me: of higher score, or of the same and a lower index; NaN stands
-        # behind all scores, so that every place is taken by somebody even then
-        place, mine = 0, scores[f, s]
+        # 1. the rank of a patch is the number of patches of higher score, or of equal score and lower index; NaN ranks
+        # behind all numbers, so that all ranks are distinct even then
+        rank, score = 0, scores[f, s]
         for other in range(scores.shape[1]):
             its = scores[f, other]
-            higher = its > mine or (mine != mine and its == its)
-            alike = its == mine or (mine != mine and its != its)
-            if higher or (alike and other < s):
-                place += 1
-        if place < kept.shape[1]:
-            kept[f, place] = s
+            higher = its > score or (score != score and its == its)
+            equal = its == score or (score != score and its != its)
+            if higher or (equal and other < s):
+                rank += 1
+        if rank < kept.shape[1]:
+            kept[f, rank] = s
 
 
 def top_k(scores: Array, k: int) -> Array:
-    """The k highest scores of each row, in descending order; equal scores: the lower index first.
+    """As ``reference``: the k highest scores of each row, in descending order; equal scores: the lower index first.
 
-    scores [segments, S] → kept [segments, k] int64. A decision: it has no backward. ValueError unless 1 ≤ k ≤ S.
-    S² comparisons a frame, all at once: no thread waits for another, and equal scores cannot be told apart by luck.
+    scores [segments, S] → kept [segments, k] int64. ValueError unless 1 ≤ k ≤ S. S² comparisons per row, all in
+    parallel.
     """
     check_k(scores, k)
     kept = empty((scores.shape[0], k), np.int64)
-    # pass 1
-    _choose.cells(scores.shape[0], scores.shape[1], scores, kept)
+    # 1. rank the patches
+    _rank.cells(scores.shape[0], scores.shape[1], scores, kept)
     return kept
 
 
 class FuseDroppedCache(NamedTuple):
-    x: Array
-    shares: Array  # the scores of the dropped, 0 for the kept [segments, S]
+    x: Array  # [segments·S, D]
+    weights: Array  # the scores of the dropped patches, 0 for the kept [segments, S]
     dropped: Array  # 1.0 or 0.0 [segments, S]
 
 
-@kernel("F I F F")
-def _share(scores, kept, shares, dropped):  # type: ignore[no-untyped-def]
+@kernel
+def _drop_weights(scores: Matrix, kept: IndexMatrix, weights: Matrix, dropped: Matrix) -> None:
+    """scores [segments, S], kept [segments, k] → weights, dropped [segments, S]; one thread per patch."""
     f, s = cell()
     if f < scores.shape[0] and s < scores.shape[1]:
-        # 1. who was dropped
+        # 1. which patches are dropped
         out = scores.dtype.type(1)
-        for place in range(kept.shape[1]):
-            if kept[f, place] == s:
+        for rank in range(kept.shape[1]):
+            if kept[f, rank] == s:
                 out = scores.dtype.type(0)
         dropped[f, s] = out
-        shares[f, s] = out * scores[f, s]
+        weights[f, s] = out * scores[f, s]
 
 
-@kernel("F F F")
-def _fuse(x, shares, fused):  # type: ignore[no-untyped-def]
+@kernel
+def _fuse(x: Matrix, weights: Matrix, fused: Matrix) -> None:
+    """x [segments·S, D], weights [segments, S] → fused [segments, D]; one thread per element."""
     f, c = cell()
     if f < fused.shape[0] and c < fused.shape[1]:
         # 2. the weighted sum
-        S = shares.shape[1]
+        S = weights.shape[1]
         total = x.dtype.type(0)
         for s in range(S):
-            total += shares[f, s] * x[f * S + s, c]
+            total += weights[f, s] * x[f * S + s, c]
         fused[f, c] = total
 
 
 def fuse_dropped_forward(
     x: Array, scores: Array, kept: Array, keep: bool = True
 ) -> tuple[Array, FuseDroppedCache | None]:
-    """The dropped patches of each segment, summed with their scores as weights (which are not normalised).
+    """As ``reference``: the dropped patches of each segment, summed with their scores as weights (not normalised).
 
-    x [segments·S, D], scores [segments, S], kept [segments, k] int64 → fused [segments, D]; zero if none is dropped.
-    Source: EViT equation 4.
+    x [segments·S, D], scores [segments, S], kept [segments, k] int64 (host or device) → fused [segments, D]; zero if
+    none is dropped.
     """
     segments, S = scores.shape
-    shares, dropped = empty((segments, S), x.dtype), empty((segments, S), x.dtype)
-    # 1. who was dropped
-    _share.cells(segments, S, scores, upload(kept, np.int64), shares, dropped)
+    weights, dropped = empty((segments, S), x.dtype), empty((segments, S), x.dtype)
+    # 1. which patches are dropped
+    _drop_weights.cells(segments, S, scores, upload(kept, np.int64), weights, dropped)
     # 2. the weighted sum
     fused = empty((segments, x.shape[1]), x.dtype)
-    _fuse.cells(segments, x.shape[1], x, shares, fused)
-    return fused, FuseDroppedCache(x, shares, dropped) if keep else None
+    _fuse.cells(segments, x.shape[1], x, weights, fused)
+    return fused, FuseDroppedCache(x, weights, dropped) if keep else None
 
 
-@kernel("F F F F F F")
-def _fuse_backward(dfused, x, shares, dropped, dx, dscores):  # type: ignore[no-untyped-def]
+@kernel
+def _fuse_backward(dfused: Matrix, x: Matrix, weights: Matrix, dropped: Matrix, dx: Matrix, dscores: Matrix) -> None:
+    """dfused [segments, D], x [segments·S, D], weights, dropped [segments, S] → dx, dscores; a warp per row of x."""
     lane, r = lane_and_row()
-    S = shares.shape[1]
+    S = weights.shape[1]
     row = min(r, x.shape[0] - 1)
     f, s = row // S, row % S
-    # 2. the weighted sum; 1. the choice itself carries no gradient
+    # passes 2–1: the weighted sum; the choice itself has no gradient
     product = x.dtype.type(0)
     for c in range(lane, x.shape[1], WARP):
         product += x[row, c] * dfused[f, c]
         if r < x.shape[0]:
-            dx[row, c] = shares[f, s] * dfused[f, c]
+            dx[row, c] = weights[f, s] * dfused[f, c]
     product = warp_sum(product)
     if lane == 0 and r < x.shape[0]:
         dscores[f, s] = product * dropped[f, s]
 
 
 def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array, Array]:
-    """Returns dx and dscores."""
-    x, shares, dropped = cache
-    dx, dscores = empty(x.shape, x.dtype), empty(shares.shape, x.dtype)
+    """As ``reference``: dx and dscores."""
+    x, weights, dropped = cache
+    dx, dscores = empty(x.shape, x.dtype), empty(weights.shape, x.dtype)
     # passes 2–1
-    _fuse_backward.warps(x.shape[0], dfused, x, shares, dropped, dx, dscores)
+    _fuse_backward.warps(x.shape[0], dfused, x, weights, dropped, dx, dscores)
     return dx, dscores

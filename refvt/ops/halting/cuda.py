@@ -1,36 +1,27 @@
-"""Halting on the GPU: one thread per token, who needs nobody else; one warp per token where channels are summed."""
+"""Halting on the GPU: one thread per token, because tokens are independent; one warp where channels are summed."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import (
-    WARP,
-    absent,
-    as_many,
-    cell,
-    copied,
-    device_function,
-    empty,
-    fill,
-    kernel,
-    lane_and_row,
-    rows_there,
-    there,
-    upload,
-    warp_sum,
-)
+from refvt.backends.cuda.arguments import Array3, Flags, Indices, Matrix, Real, StridedVector, Vector
+from refvt.backends.cuda.device_array import absent, empty, num_valid_of, with_rows_of
+from refvt.backends.cuda.elementwise import copy, fill
+from refvt.backends.cuda.kernel import device_function, kernel
+from refvt.backends.cuda.sizes import WARP
+from refvt.backends.cuda.threads import cell, lane_and_row, valid_rows, warp_sum
+from refvt.backends.cuda.upload import upload
 from refvt.ops.halting import check_states
 
 
 @device_function
-def _logistic(z, one):  # type: ignore[no-untyped-def]
-    """σ(z), written so that only e^(−|z|) ≤ 1 is formed: nothing overflows."""
+def _logistic(z: Real, one: Real) -> Any:
+    """σ(z), computed from e^(−|z|) ≤ 1, which cannot overflow."""
     e = math.exp(-abs(z))
     return (one if z >= 0 else e) / (one + e)
 
@@ -42,10 +33,26 @@ class HaltCache(NamedTuple):
     last: bool
 
 
-@kernel("v f x x x b i f f f b")
-def _halt(logit, used, scale, center, limit, forced, there, score, weight, used_next, halted):  # type: ignore[no-untyped-def]
+@kernel
+def _halt(
+    logit: StridedVector,
+    used: Vector,
+    scale: Real,
+    center: Real,
+    limit: Real,
+    forced: Flags,
+    num_valid: Indices,
+    score: Vector,
+    weight: Vector,
+    used_next: Vector,
+    halted: Flags,
+) -> None:
+    """logit [n] or empty, used [n], forced [n] or empty → score, weight, used_next, halted [n].
+
+    One thread per token.
+    """
     i = cuda.grid(1)
-    if i < rows_there(there, used.shape[0]):
+    if i < valid_rows(num_valid, used.shape[0]):
         one = used.dtype.type(1)
         # 1. the score; the last layer reads no logit
         h = one
@@ -72,11 +79,11 @@ def halt_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltCache | None]:
-    """One layer's halting step for the tokens that entered it: (weight, used_next, halted).
+    """As ``reference``: one layer's halting step for the tokens that entered it: (weight, used_next, halted).
 
-    logit [n] (channel 0 of the states leaving the layer; not read in the last layer), used [n] (weight used so far),
-    scale γ, center β, epsilon ε, last: is this layer L; forced [n] bool replaces the comparison.
-    Source: HaltingVT equations 4–6, in the local form.
+    logit [n] (channel 0 of the states leaving the layer, may be strided; not read in the last layer), used [n] (weight
+    used so far), scale γ, center β, epsilon ε, last: is this layer L; forced [n] bool (host or device) replaces the
+    comparison.
     """
     n, number = used.shape[0], used.dtype.type
     score, weight, used_next = (empty(n, used.dtype) for _ in range(3))
@@ -85,26 +92,29 @@ def halt_forward(
     forced = absent(np.bool_, 1) if forced is None else upload(forced, np.bool_)
     settings = number(scale), number(center), number(1 - epsilon)
     # passes 1–3
-    _halt.each(n, logit, used, *settings, forced, there(used), score, weight, used_next, halted)
-    weight, used_next = as_many(used, weight), as_many(used, used_next)
+    _halt.each(n, logit, used, *settings, forced, num_valid_of(used), score, weight, used_next, halted)
+    weight, used_next = with_rows_of(used, weight), with_rows_of(used, used_next)
     return (weight, used_next, halted), HaltCache(score, halted, scale, last) if keep else None
 
 
-@kernel("f f f b x f f")
-def _halt_backward(dweight, dused_next, score, halted, scale, dlogit, dused):  # type: ignore[no-untyped-def]
+@kernel
+def _halt_backward(
+    dweight: Vector, dused_next: Vector, score: Vector, halted: Flags, scale: Real, dlogit: Vector, dused: Vector
+) -> None:
+    """dweight, dused_next, score, halted [n] → dlogit, dused [n]; one thread per token."""
     i = cuda.grid(1)
     if i < score.shape[0]:
         one, zero = score.dtype.type(1), score.dtype.type(0)
         # 3. remainder or score
         dused[i] = -dweight[i] if halted[i] else dused_next[i]
         dscore = zero if halted[i] else dweight[i] + dused_next[i]
-        # 2. nothing passes through the comparison
+        # 2. the comparison has no gradient
         # 1. σ' = σ (1 − σ); scale is 0 in the last layer, whose score is constant
         dlogit[i] = scale * score[i] * (one - score[i]) * dscore
 
 
 def halt_backward(dweight: Array, dused_next: Array, cache: HaltCache) -> tuple[Array, Array]:
-    """Returns dlogit, dused."""
+    """As ``reference``: dlogit, dused."""
     score, halted, scale, last = cache
     n, dtype = score.shape[0], score.dtype
     dlogit, dused = empty(n, dtype), empty(n, dtype)
@@ -114,12 +124,13 @@ def halt_backward(dweight: Array, dused_next: Array, cache: HaltCache) -> tuple[
 
 
 class AccumulateCache(NamedTuple):
-    x: Array
-    weight: Array
+    x: Array  # [n, D]
+    weight: Array  # [n]
 
 
-@kernel("F F f F")
-def _accumulate(y, x, weight, y_next):  # type: ignore[no-untyped-def]
+@kernel
+def _accumulate(y: Matrix, x: Matrix, weight: Vector, y_next: Matrix) -> None:
+    """y, x [n, D], weight [n] → y_next [n, D]; one thread per element."""
     i, c = cell()
     if i < y.shape[0] and c < y.shape[1]:
         # 1. one term of the mean state
@@ -127,15 +138,16 @@ def _accumulate(y, x, weight, y_next):  # type: ignore[no-untyped-def]
 
 
 def accumulate_forward(y: Array, x: Array, weight: Array, keep: bool = True) -> tuple[Array, AccumulateCache | None]:
-    """y_next = y + weight · x, row by row. y, x [n, D], weight [n]."""
+    """As ``reference``: y_next = y + weight · x, row by row. y, x [n, D], weight [n] → y_next [n, D]."""
     y_next = empty(y.shape, y.dtype)
-    # pass 1
+    # 1. one term of the mean state
     _accumulate.cells(y.shape[0], y.shape[1], y, x, weight, y_next)
     return y_next, AccumulateCache(x, weight) if keep else None
 
 
-@kernel("F F f F f")
-def _accumulate_backward(dy_next, x, weight, dx, dweight):  # type: ignore[no-untyped-def]
+@kernel
+def _accumulate_backward(dy_next: Matrix, x: Matrix, weight: Vector, dx: Matrix, dweight: Vector) -> None:
+    """dy_next, x [n, D], weight [n] → dx [n, D], dweight [n]; a warp per token."""
     lane, i = lane_and_row()
     n, D = x.shape
     row = min(i, n - 1)
@@ -151,26 +163,40 @@ def _accumulate_backward(dy_next, x, weight, dx, dweight):  # type: ignore[no-un
 
 
 def accumulate_backward(dy_next: Array, cache: AccumulateCache) -> tuple[Array, Array, Array]:
-    """Returns dy, dx, dweight."""
+    """As ``reference``: dy, dx, dweight."""
     x, weight = cache
     dx, dweight = empty(x.shape, x.dtype), empty(weight.shape, weight.dtype)
-    # pass 1
+    # 1. one term of the mean state
     _accumulate_backward.warps(x.shape[0], dy_next, x, weight, dx, dweight)
-    return copied(dy_next), dx, dweight
+    return copy(dy_next), dx, dweight
 
 
 class HaltTokensCache(NamedTuple):
-    states: Array
-    halting_layer: Array
-    score: Array  # [L, N], not filled after a token's halting
+    states: Array  # [L, N, D]
+    halting_layer: Array  # [N]
+    score: Array  # [L, N], 0 after a token has halted
     scale: float
 
 
-@kernel("3 x x x i F f i F")
-def _halt_tokens(states, scale, center, limit, forced, y, ponder, halting_layer, score):  # type: ignore[no-untyped-def]
+@kernel
+def _halt_tokens(
+    states: Array3,
+    scale: Real,
+    center: Real,
+    limit: Real,
+    forced: Indices,
+    y: Matrix,
+    ponder: Vector,
+    halting_layer: Indices,
+    score: Matrix,
+) -> None:
+    """states [L, N, D], forced [N] or empty → y [N, D], ponder, halting_layer [N], score [L, N].
+
+    One thread per token.
+    """
     k = cuda.grid(1)
     L, N, D = states.shape
-    if k < N:  # a token's whole life in one thread
+    if k < N:  # one thread computes all layers of a token
         number = states.dtype.type
         one, used = number(1), number(0)
         for c in range(D):
@@ -188,12 +214,12 @@ def _halt_tokens(states, scale, center, limit, forced, y, ponder, halting_layer,
             # 2. one more term of the output
             for c in range(D):
                 y[k, c] += weight * states[layer - 1, k, c]
-            # 3. who halts here has pondered N_k layers and its remainder
+            # 3. ponder of a token that halts here: N_k layers and the remainder
             if stops:
                 ponder[k] = number(layer) + weight
                 halting_layer[k] = layer
                 break
-            # 4. the others go on
+            # 4. the other tokens go on
             used += h
 
 
@@ -205,11 +231,11 @@ def halt_tokens_forward(
     forced: Array | None = None,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array, Array], HaltTokensCache | None]:
-    """Halting of N tokens whose states after each of L layers are given: (y, ponder, halting_layer).
+    """As ``reference``: halting of N tokens whose states after each of L layers are given: (y, ponder, halting_layer).
 
-    states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 gives each token's halting layer (1 … L) instead of
-    the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
-    ValueError if states is not [L, N, D] or ε not in (0, 1). Source: HaltingVT equations 4–8.
+    states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 (host or device) gives each token's halting layer
+    (1 … L) instead of the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
+    ValueError if states is not [L, N, D] or ε not in (0, 1).
     """
     check_states(states, epsilon)
     L, N, D = states.shape
@@ -224,8 +250,11 @@ def halt_tokens_forward(
     return (y, ponder, halting_layer), cache
 
 
-@kernel("F f 3 i F x 3")
-def _halt_tokens_backward(dy, dponder, states, halting_layer, score, scale, dstates):  # type: ignore[no-untyped-def]
+@kernel
+def _halt_tokens_backward(
+    dy: Matrix, dponder: Vector, states: Array3, halting_layer: Indices, score: Matrix, scale: Real, dstates: Array3
+) -> None:
+    """dy [N, D], dponder [N], states [L, N, D], halting_layer [N], score [L, N] → dstates; one thread per token."""
     k = cuda.grid(1)
     _, N, D = states.shape
     if k < N:
@@ -235,7 +264,7 @@ def _halt_tokens_backward(dy, dponder, states, halting_layer, score, scale, dsta
         remainder = one
         for layer in range(stop):
             remainder -= score[layer, k]
-        # 4–1, the last layer first: it gave the remainder, and du = −dweight
+        # passes 4–1, the last layer first: its weight was the remainder, so du = −dweight
         dweight = dponder[k]
         for c in range(D):
             dstates[stop, k, c] = remainder * dy[k, c]
@@ -251,7 +280,7 @@ def _halt_tokens_backward(dy, dponder, states, halting_layer, score, scale, dsta
 
 
 def halt_tokens_backward(dy: Array, dponder: Array, cache: HaltTokensCache) -> Array:
-    """Returns dstates [L, N, D]; zero where a token had already halted."""
+    """As ``reference``: dstates [L, N, D]; zero where a token had already halted."""
     states, halting_layer, score, scale = cache
     dstates = fill(empty(states.shape, dy.dtype), 0)
     # passes 4–1

@@ -60,7 +60,7 @@ def accumulation_is_bilinear(op: Computes, inputs: Inputs) -> None:
 
 
 def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
-    """Weights sum to one: equal states give that state as the output. And 2 ≤ ρ < L + 1, unless forced."""
+    """Weights sum to one: equal states give that state as the output. And 2 ≤ ρ ≤ L + 1, unless forced."""
     states = inputs["states"]
     L, N, D = states.shape
     same = np.ones_like(states)
@@ -71,7 +71,7 @@ def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
     if inputs.get("forced") is None:
         slack = 4 * L * np.finfo(states.dtype).eps
         if (ponder < 2 - slack).any() or (ponder > L + 1 + slack).any():
-            raise LawBroken(f"halt_tokens: ponder outside [2, L + 1): {ponder.min()} … {ponder.max()}")
+            raise LawBroken(f"halt_tokens: ponder outside [2, L + 1]: {ponder.min()} … {ponder.max()}")
     if (layer < 1).any() or (layer > L).any():
         raise LawBroken("halt_tokens: a halting layer outside 1 … L")
 

@@ -1,4 +1,4 @@
-"""LayerNorm on the GPU: one warp per token, its lanes sharing the channels and exchanging their sums by shuffles."""
+"""LayerNorm on the GPU: one warp per token; its lanes divide the channels and add their sums by shuffles."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import NamedTuple
 from numba import cuda
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import (
-    WARP,
-    as_many,
-    column_sums,
-    empty,
-    kernel,
-    lane_and_row,
-    rows_there,
-    there,
-    warp_sum,
-)
+from refvt.backends.cuda.arguments import Indices, Matrix, Real, Vector
+from refvt.backends.cuda.device_array import empty, num_valid_of, with_rows_of
+from refvt.backends.cuda.elementwise import column_sums
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.sizes import WARP
+from refvt.backends.cuda.threads import lane_and_row, valid_rows, warp_sum
 
 EPS = 1e-6
 
@@ -26,16 +21,26 @@ EPS = 1e-6
 class LayerNormCache(NamedTuple):
     normed: Array  # x̂ [tokens, D]
     inverse_std: Array  # s [tokens]
-    weight: Array
+    weight: Array  # [D]
 
 
-@kernel("F f f x i F f F")
-def _forward(x, weight, bias, eps, there, normed, inverse_std, y):  # type: ignore[no-untyped-def]
+@kernel
+def _forward(
+    x: Matrix,
+    weight: Vector,
+    bias: Vector,
+    eps: Real,
+    num_valid: Indices,
+    normed: Matrix,
+    inverse_std: Vector,
+    y: Matrix,
+) -> None:
+    """x [n, D], weight, bias [D] → y [n, D]; normed [n, D] and inverse_std [n] unless empty. A warp per row."""
     lane, i = lane_and_row()
-    n, D = rows_there(there, x.shape[0]), x.shape[1]
-    if i - cuda.threadIdx.x // WARP >= n:  # so for all warps of the block
+    n, D = valid_rows(num_valid, x.shape[0]), x.shape[1]
+    if i - cuda.threadIdx.x // WARP >= n:  # true for all warps of the block at once
         return
-    row = min(i, n - 1)  # a warp beyond the last row repeats it and writes nothing
+    row = min(i, n - 1)  # a warp beyond the last row repeats that row, and writes nothing
     number = x.dtype.type
     # 1. centre
     total = number(0)
@@ -60,38 +65,42 @@ def _forward(x, weight, bias, eps, there, normed, inverse_std, y):  # type: igno
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -> tuple[Array, LayerNormCache | None]:
-    """y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis. x [n, D] → y [n, D]."""
+    """As ``reference``: y = (x − mean) / √(variance + 1e-6) · weight + bias, over the last axis.
+
+    x [n, D] → y [n, D].
+    """
     n, D = x.shape
     y = empty((n, D), x.dtype)
     kept = n if keep else 0
     normed, inverse_std = empty((kept, D), x.dtype), empty(kept, x.dtype)
     # passes 1–3
-    _forward.warps(n, x, weight, bias, x.dtype.type(EPS), there(x), normed, inverse_std, y)
-    return as_many(x, y), LayerNormCache(normed, inverse_std, weight) if keep else None
+    _forward.warps(n, x, weight, bias, x.dtype.type(EPS), num_valid_of(x), normed, inverse_std, y)
+    return with_rows_of(x, y), LayerNormCache(normed, inverse_std, weight) if keep else None
 
 
-@kernel("F F f f F")
-def _backward(dy, normed, inverse_std, weight, dx):  # type: ignore[no-untyped-def]
+@kernel
+def _backward(dy: Matrix, normed: Matrix, inverse_std: Vector, weight: Vector, dx: Matrix) -> None:
+    """dy, normed [n, D], inverse_std [n], weight [D] → dx [n, D]; a warp per row."""
     lane, i = lane_and_row()
     n, D = dy.shape
     row = min(i, n - 1)
     number = dy.dtype.type
     # 3. gain and shift
-    mean, product = number(0), number(0)
+    dnorm_mean, dnorm_norm_mean = number(0), number(0)
     for c in range(lane, D, WARP):
         dnormed = dy[row, c] * weight[c]
-        mean += dnormed
-        product += dnormed * normed[row, c]
-    mean = warp_sum(mean) / number(D)
-    product = warp_sum(product) / number(D)
-    # 2, 1. what would only move the mean or the variance does not pass
+        dnorm_mean += dnormed
+        dnorm_norm_mean += dnormed * normed[row, c]
+    dnorm_mean = warp_sum(dnorm_mean) / number(D)
+    dnorm_norm_mean = warp_sum(dnorm_norm_mean) / number(D)
+    # passes 2–1: what changes only the mean or the variance gets no gradient
     if i < n:
         for c in range(lane, D, WARP):
-            dx[row, c] = inverse_std[row] * (dy[row, c] * weight[c] - mean - normed[row, c] * product)
+            dx[row, c] = inverse_std[row] * (dy[row, c] * weight[c] - dnorm_mean - normed[row, c] * dnorm_norm_mean)
 
 
 def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
-    """Returns dx, dweight, dbias."""
+    """As ``reference``: dx, dweight, dbias."""
     normed, inverse_std, weight = cache
     dx = empty(dy.shape, dy.dtype)
     # passes 3–1
@@ -101,8 +110,9 @@ def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, 
     return dx, sums[weight.shape[0] :], sums[: weight.shape[0]]
 
 
-@kernel("F f f x F")
-def _naive(x, weight, bias, eps, y):  # type: ignore[no-untyped-def]
+@kernel
+def _naive(x: Matrix, weight: Vector, bias: Vector, eps: Real, y: Matrix) -> None:
+    """x [n, D], weight, bias [D] → y [n, D]; a thread per row."""
     i = cuda.grid(1)
     n, D = x.shape
     number = x.dtype.type
@@ -123,10 +133,11 @@ def _naive(x, weight, bias, eps, y):  # type: ignore[no-untyped-def]
 
 
 def layernorm_naive(x: Array, weight: Array, bias: Array) -> Array:
-    """The first kernel one would write: a thread per token.
+    """The simplest kernel: a thread per token.
 
-    Its neighbours read numbers D apart, so that every read of the device's memory fetches 32 rows for one number of
-    each, and 1569 tokens occupy a fraction of the GPU. With a warp per token neighbours read neighbours.
+    Neighbouring threads read numbers at distance D, so that every read of device memory fetches 32 rows for one number
+    of each, and 1569 tokens occupy a fraction of the GPU. With a warp per token, neighbouring threads read neighbouring
+    numbers.
     """
     y = empty(x.shape, x.dtype)
     _naive.each(x.shape[0], x, weight, bias, x.dtype.type(EPS), y)

@@ -1,22 +1,27 @@
-"""The linear layer on the GPU: one tiled multiply whose epilogue adds the bias, the gain and the skip connection."""
+"""The linear layer on the GPU: one tiled multiply; bias, gain and skip connection are its epilogue."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import absent, cell, column_sums, copied, empty, kernel, read_only, scaled, upload
-from refvt.backends.cuda.matmul import Matmul, plain, products
+from refvt.backends.cuda.arguments import Matrix, Vector
+from refvt.backends.cuda.device_array import absent, empty
+from refvt.backends.cuda.elementwise import column_sums, copy, scale_rows
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.matmul import Matmul, matmul_nn, matmul_tn
+from refvt.backends.cuda.threads import cell
+from refvt.backends.cuda.upload import read_only, upload
 
 
 class LinearCache(NamedTuple):
-    x: Array
-    weight: Array
-    gain: Array | None
+    x: Array  # [n, E]
+    weight: Array  # [D, E]
+    gain: Array | None  # [n]
     has_residual: bool
 
 
-_forward = Matmul("linear.forward", turned_a=False, turned_b=True)  # x Wᵀ
+_forward = Matmul("linear.forward", transpose_a=False, transpose_b=True)  # x Wᵀ
 
 
 def linear_forward(
@@ -27,7 +32,10 @@ def linear_forward(
     gain: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, LinearCache | None]:
-    """y = residual + gain · (x Wᵀ + b). x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D]."""
+    """As ``reference``: y = residual + gain · (x Wᵀ + b).
+
+    x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] (host or device) → y [n, D].
+    """
     gain = None if gain is None else read_only(gain, x.dtype)
     # passes 1–3
     y = _forward(x, weight, bias, gain, residual)  # [tokens, D]
@@ -35,18 +43,22 @@ def linear_forward(
 
 
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array, Array | None]:
-    """Returns dx, dweight, dbias, dresidual (None if there was no residual)."""
+    """As ``reference``: dx, dweight, dbias, dresidual (None if there was no residual)."""
     x, weight, gain, has_residual = cache
-    # 3. the skip connection hands the gradient on as it is
-    dresidual = copied(dy) if has_residual else None
+    # 3. the skip connection passes the gradient unchanged
+    dresidual = copy(dy) if has_residual else None
     # 2. the gain
-    dproduct = dy if gain is None else scaled(dy, gain)
+    dproduct = dy if gain is None else scale_rows(dy, gain)
     # 1. the multiply
-    return plain(dproduct, weight), products(dproduct, x), column_sums(dproduct), dresidual
+    return matmul_nn(dproduct, weight), matmul_tn(dproduct, x), column_sums(dproduct), dresidual
 
 
-@kernel("F F f F f F")
-def _naive(x, weight, bias, residual, gain, y):  # type: ignore[no-untyped-def]
+@kernel
+def _naive(x: Matrix, weight: Matrix, bias: Vector, residual: Matrix, gain: Vector, y: Matrix) -> None:
+    """x [n, E], weight [D, E], bias [D], residual [n, D] or empty, gain [n] or empty → y [n, D].
+
+    A thread per element.
+    """
     i, j = cell()
     if i < y.shape[0] and j < y.shape[1]:
         # 1. multiply, add the bias
@@ -66,10 +78,10 @@ def _naive(x, weight, bias, residual, gain, y):  # type: ignore[no-untyped-def]
 def linear_naive(
     x: Array, weight: Array, bias: Array, residual: Array | None = None, gain: Array | None = None
 ) -> Array:
-    """The first kernel one would write: a thread per result, a dot product each.
+    """The simplest kernel: a thread per result, which computes one dot product.
 
-    Right, and slow: each multiply-add reads two numbers from the device's memory, and neighbouring threads read rows of
-    W that lie far apart. The tiled kernel reads each number once per tile, and computes 64 results per thread.
+    Correct, and slow: each multiply-add reads two numbers from device memory, and neighbouring threads read distant
+    rows of W. The tiled kernel reads each number once per tile, and computes 64 results per thread.
     """
     y = empty((x.shape[0], weight.shape[0]), x.dtype)
     residual = absent(x.dtype, 2) if residual is None else residual

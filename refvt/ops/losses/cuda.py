@@ -1,4 +1,4 @@
-"""The losses on the GPU: one warp per clip, and the mean over clips in one order. They stay on the device too."""
+"""The losses on the GPU: one warp per clip, and the mean over clips added in one order. Results stay on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import numpy as np
 from numba import cuda
 
 from refvt.array import Array
-from refvt.backends.cuda.kernel import WARP, column_sums, empty, fill, kernel, lane_and_row, upload, warp_max, warp_sum
+from refvt.backends.cuda.arguments import Matrix, Real, Vector
+from refvt.backends.cuda.device_array import empty
+from refvt.backends.cuda.elementwise import column_sums, fill
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.sizes import WARP
+from refvt.backends.cuda.threads import lane_and_row, warp_max, warp_sum
+from refvt.backends.cuda.upload import upload
 
 
 class CrossEntropyCache(NamedTuple):
@@ -17,8 +23,9 @@ class CrossEntropyCache(NamedTuple):
     target: Array  # smoothed [B, K]
 
 
-@kernel("F F F f")
-def _cross_entropy(logits, target, probability, losses):  # type: ignore[no-untyped-def]
+@kernel
+def _cross_entropy(logits: Matrix, target: Matrix, probability: Matrix, losses: Vector) -> None:
+    """logits, target [B, K] → probability [B, K], losses [B]; a warp per clip."""
     lane, b = lane_and_row()
     B, K = logits.shape
     row = min(b, B - 1)
@@ -31,10 +38,10 @@ def _cross_entropy(logits, target, probability, losses):  # type: ignore[no-unty
     total = number(0)
     for c in range(lane, K, WARP):
         total += math.exp(logits[row, c] - highest)
-    log_total = math.log(warp_sum(total))
+    lse = math.log(warp_sum(total))
     loss = number(0)
     for c in range(lane, K, WARP):
-        log_probability = logits[row, c] - highest - log_total
+        log_probability = logits[row, c] - highest - lse
         loss -= target[row, c] * log_probability
         if b < B:
             probability[row, c] = math.exp(log_probability)
@@ -43,29 +50,30 @@ def _cross_entropy(logits, target, probability, losses):  # type: ignore[no-unty
         losses[row] = loss
 
 
-@kernel("f x f")
-def _share_of_sum(total, count, mean):  # type: ignore[no-untyped-def]
+@kernel
+def _divide(total: Vector, count: Real, mean: Vector) -> None:
+    """total [1] → mean [1] = total / count; one thread."""
     if cuda.grid(1) == 0:
         mean[0] = total[0] / count
 
 
 def _mean(values: Array) -> Array:
-    """The mean of a contiguous array as a device array of no axes."""
+    """The mean of a contiguous array, as a device array of shape ()."""
     mean = empty(1, values.dtype)
     total = column_sums(values.reshape(-1, 1))
-    _share_of_sum.each(1, total, values.dtype.type(values.size), mean)
+    _divide.each(1, total, values.dtype.type(values.size), mean)
     return mean.reshape(())
 
 
 def cross_entropy_forward(
     logits: Array, targets: Array, label_smoothing: float = 0.0, keep: bool = True
 ) -> tuple[Array, CrossEntropyCache | None]:
-    """Mean over clips of −Σ target · log softmax(logits).
+    """As ``reference``: mean over clips of −Σ target · log softmax(logits).
 
-    logits [B, K]; targets [B] int or [B, K] soft, on the host → a device array of no axes.
+    logits [B, K]; targets [B] int or [B, K] soft, on the host → a device array of shape ().
     """
     B, K = logits.shape
-    # 1. targets as rows, smoothed; they are labels, and come from the host
+    # 1. targets as rows, smoothed; labels come from the host
     rows = np.eye(K, dtype=logits.dtype)[targets] if targets.ndim == 1 else np.asarray(targets, dtype=logits.dtype)
     target = upload((1 - label_smoothing) * rows + label_smoothing / K, logits.dtype)  # [B, K]
     probability, losses = empty((B, K), logits.dtype), empty(B, logits.dtype)
@@ -75,8 +83,9 @@ def cross_entropy_forward(
     return _mean(losses), CrossEntropyCache(probability, target) if keep else None
 
 
-@kernel("x F F F")
-def _cross_entropy_backward(share, probability, target, dlogits):  # type: ignore[no-untyped-def]
+@kernel
+def _cross_entropy_backward(dmean: Real, probability: Matrix, target: Matrix, dlogits: Matrix) -> None:
+    """probability, target [B, K], dmean = dloss / B → dlogits [B, K]; a warp per clip."""
     lane, b = lane_and_row()
     B, K = target.shape
     row = min(b, B - 1)
@@ -84,19 +93,19 @@ def _cross_entropy_backward(share, probability, target, dlogits):  # type: ignor
     for c in range(lane, K, WARP):
         total += target[row, c]
     total = warp_sum(total)
-    # 3, 2. the softmax minus the target, for targets of any total
+    # passes 3–2: the softmax minus the target, for targets of any sum
     if b < B:
         for c in range(lane, K, WARP):
-            dlogits[row, c] = share * (probability[row, c] * total - target[row, c])
+            dlogits[row, c] = dmean * (probability[row, c] * total - target[row, c])
 
 
 def cross_entropy_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
-    """Returns dlogits. dloss is a number of the host."""
+    """As ``reference``: dlogits. dloss is a number on the host."""
     probability, target = cache
     dlogits = empty(target.shape, target.dtype)
     # passes 3–2
-    share = target.dtype.type(dloss / target.shape[0])
-    _cross_entropy_backward.warps(target.shape[0], share, probability, target, dlogits)
+    dmean = target.dtype.type(dloss / target.shape[0])
+    _cross_entropy_backward.warps(target.shape[0], dmean, probability, target, dlogits)
     return dlogits
 
 
@@ -106,24 +115,24 @@ class PonderLossCache(NamedTuple):
 
 
 def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
-    """Mean ponder over tokens and clips. ponder [B, N] → a device array of no axes."""
+    """As ``reference``: mean ponder over tokens and clips. ponder [B, N] → a device array of shape ()."""
     # 1. the mean
     return _mean(ponder), PonderLossCache(tuple(ponder.shape), ponder.dtype) if keep else None
 
 
 def ponder_loss_backward(dloss: Any, cache: PonderLossCache) -> Array:
-    """Returns dponder. dloss is a number of the host."""
-    # 1. every token has the same share
+    """As ``reference``: dponder. dloss is a number on the host."""
+    # 1. the mean: every token has the same weight
     return fill(empty(cache.shape, cache.dtype), dloss / math.prod(cache.shape))
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:
-    """Two-class cross-entropy, no smoothing. logits [B, 2], moving [B] int (1: moving, 0: static twin) → scalar."""
+    """As ``reference``: two-class cross-entropy. logits [B, 2], moving [B] int (host) → a device array of shape ()."""
     # 1. the same cross-entropy
     return cross_entropy_forward(logits, moving, 0.0, keep)
 
 
 def motion_loss_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
-    """Returns dlogits."""
+    """As ``reference``: dlogits. dloss is a number on the host."""
     # 1. the same cross-entropy
     return cross_entropy_backward(dloss, cache)

@@ -10,8 +10,11 @@ import numpy as np
 from numba import cuda
 
 from refvt.array import Array
+from refvt.backends.cuda.arguments import Flags, Real, Vector
 from refvt.backends.cuda.arrays import to_numpy
-from refvt.backends.cuda.kernel import column_sums, kernel, upload
+from refvt.backends.cuda.elementwise import column_sums
+from refvt.backends.cuda.kernel import kernel
+from refvt.backends.cuda.upload import upload
 from refvt.ops.optimiser import step_factors
 
 __all__ = ["adam_step", "squared_norm"]
@@ -25,30 +28,30 @@ def squared_norm(x: Any) -> float:
 
 @lru_cache(maxsize=16)
 def _decays_of_numbers(run_offsets: tuple[int, ...], decays: tuple[bool, ...]) -> Array:
-    """bool [n] on the device: which numbers decay."""
+    """Which numbers decay: bool [n] on the device."""
     array: Array = upload(np.repeat(np.array(decays), np.diff(run_offsets)))
     return array
 
 
-@kernel("f f f f b x x x x x x x x x x")
-def _adam_step(  # type: ignore[no-untyped-def]
-    w,
-    m,
-    v,
-    gradient,
-    decays,
-    clip,
-    beta1,
-    one_minus_beta1,
-    beta2,
-    one_minus_beta2,
-    step_size,
-    correction2,
-    epsilon,
-    shrink,
-    l2,
-):
-    """w, m, v, gradient [n], decays [n]; the factors are those of ``StepFactors``."""
+@kernel
+def _adam_step(
+    w: Vector,
+    m: Vector,
+    v: Vector,
+    gradient: Vector,
+    decays: Flags,
+    clip: Real,
+    beta1: Real,
+    one_minus_beta1: Real,
+    beta2: Real,
+    one_minus_beta2: Real,
+    step_size: Real,
+    correction2: Real,
+    epsilon: Real,
+    shrink: Real,
+    l2: Real,
+) -> None:
+    """w, m, v, gradient, decays [n] → w, m, v in place; one thread per number. Factors: see ``StepFactors``."""
     i = cuda.grid(1)
     if i < w.shape[0]:
         # 1. the gradient, clipped, with the L2 term

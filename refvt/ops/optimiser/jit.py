@@ -45,7 +45,8 @@ def _tiles(run_offsets: tuple[int, ...], decays: tuple[bool, ...]) -> tuple[Arra
         for (start, stop), decay in zip(pairwise(run_offsets), decays, strict=True)
         for first in range(start, stop, TILE)
     ]
-    return np.array([tile[:2] for tile in tiles], np.int64), np.array([tile[2] for tile in tiles])
+    edges = np.array([tile[:2] for tile in tiles], np.int64).reshape(-1, 2)  # none for an empty vector
+    return edges, np.array([tile[2] for tile in tiles], bool)
 
 
 @kernel

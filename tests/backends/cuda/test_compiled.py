@@ -1,4 +1,4 @@
-"""Every cuda kernel compiled to PTX and assembled, without a GPU: what it costs a thread, and that nothing spills.
+"""Every CUDA kernel compiled to PTX and assembled, without a GPU: registers as documented, and no spills.
 
 Needs the packages of the extra ``cuda``, and another interpreter than the simulator's.
 """
@@ -17,18 +17,18 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="the simulator compiles nothing"),
 ]
 KINDS = [("float32", (7, 5)), ("float32", (8, 0)), ("float32", (9, 0)), ("float64", (9, 0))]
-PAGE = Path(__file__).parents[3] / "docs" / "cuda.md"
+PAGE = Path(__file__).parents[3] / "docs" / "results" / "cuda-registers.md"
 
 
-def recorded():
-    """The table of docs/cuda.md: kernel → (registers, shared memory) of every kind."""
+def documented():
+    """The table of docs/results/cuda-registers.md: kernel → (registers, shared memory) of every kind."""
     rows = [line.strip("| \n").split("|") for line in PAGE.read_text(encoding="utf-8").splitlines()]
     cells = [[cell.strip() for cell in row] for row in rows if len(row) == 1 + len(KINDS)]
     return {row[0]: row[1:] for row in cells if row[1][:1].isdigit()}
 
 
 def check_words(kernel, dtype, ptx):
-    """The parameters that PTX declares lie as arguments are packed: as many of them, each as wide."""
+    """The parameters that the PTX declares match the packed arguments in number and width."""
     wide = {"q": (".u64", ".b64", ".s64"), "f": (".f32", ".b32"), "d": (".f64", ".b64")}
     declared = re.findall(r"\.param (?:\.align \d+ )?(\.\w+) ", ptx.split(")", 1)[0])
     layout = kernel.layout(dtype)
@@ -44,7 +44,7 @@ def test_kernels_assemble_and_cost_what_the_page_says(kind):
     from refvt.bench.registers import assemble, compiled, every_kernel
 
     dtype, capability = KINDS[kind]
-    page, found = recorded(), {}
+    page, found = documented(), {}
     for kernel in every_kernel(4 if dtype == "float32" else 8):
         ptx = compiled(kernel, dtype, capability)
         cost = assemble(ptx, capability)
@@ -61,5 +61,5 @@ def test_kernels_assemble_and_cost_what_the_page_says(kind):
 def test_every_operation_has_its_kernels_in_the_table():
     from refvt.ops import FAMILIES
 
-    rooms = {name.split(".")[0] for name in recorded()}
-    assert set(FAMILIES) <= rooms
+    families = {name.split(".")[0] for name in documented()}
+    assert set(FAMILIES) <= families

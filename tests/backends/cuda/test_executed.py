@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from refvt import Decisions, backends
+from refvt.backends.cuda.arguments import Vector, kinds_of
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
 from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
-from tests.support.inference_checks import LIVES, check_inference
+from tests.support.inference_checks import HALTING, check_inference
 from tests.support.models import small_clips, small_model
 from tests.support.ptx_machine import Fault, Machine
 
@@ -30,14 +31,15 @@ CASES = {name: case for name, case in load_manifest().items() if case.tiny}
 @pytest.fixture(scope="module")
 def machine():
     """The cuda backend on a machine that runs PTX."""
-    from refvt.backends.cuda.kernel import driver as cuda_driver
-    from refvt.backends.cuda.kernel import kernel as cuda
+    from refvt.backends.cuda import driver as cuda_driver
+    from refvt.backends.cuda.kernel import KERNELS
+    from refvt.backends.cuda.upload import _COPIES
 
     def forget():
-        """What lies, or is loaded, on another machine."""
-        for kernel in cuda.KERNELS:
+        """Drop arrays and kernels of another machine."""
+        for kernel in KERNELS:
             kernel._loaded.clear()
-        cuda._COPIES.clear()
+        _COPIES.clear()
         cuda_driver.driver.cache_clear()
         backends.get.cache_clear()
 
@@ -65,45 +67,45 @@ def test_compaction(B, N, early, machine):
     check_mask_halted(ops, rng, N, early)
 
 
-@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("life", HALTING)
 def test_inference_without_counts(life, machine):
-    """From the second call on a recording is played: other clips, other lives."""
+    """From the second call on a captured graph is replayed: other clips, other halting layers."""
     model, lives = check_inference("cuda", life, "float32", 1e-4, calls=3 if life == "zero" else 2)
-    assert len(lives) > 1 or life in ("nobody", "one joint block")
-    assert all(way.recording is not None for way in model._graphs._known.values())
+    assert len(lives) > 1 or life in ("none", "one joint block")
+    assert all(captured.graph is not None for captured in model._graphs._passes.values())
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_what_the_report_says_of_recordings(wrong, machine, monkeypatch):
-    from refvt.backends.cuda import graphs as cuda_replay
+def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
+    from refvt.backends.cuda import graphs
     from refvt.bench import contestants as bench_contestants
     from refvt.bench import gpu_report
 
-    model = small_model(**LIVES["zero"])
+    model = small_model(**HALTING["zero"])
     clips = small_clips(model.config, 2).astype("float32")
     material = bench_contestants.Material(
         model.config, "float32", model.parameters, clips, *[np.zeros(2, np.int64)] * 2, Decisions()
     )
-    monkeypatch.setattr(bench_contestants, "material_of", lambda *asked: material)
+    monkeypatch.setattr(bench_contestants, "make_material", lambda *given: material)
     first = []
 
     def stale(self, way, parameters, function, clips):
-        """The clips of the first call, whatever is asked."""
+        """The clips of the first call, whatever is given."""
         first.append((self, clips))
-        return function(next(clips for replays, clips in first if replays is self))
+        return function(next(clips for cache, clips in first if cache is self))
 
     if wrong:
-        monkeypatch.setattr(cuda_replay.GraphCache, "__call__", stale)
-    found = gpu_report._recorded(3)
+        monkeypatch.setattr(graphs.GraphCache, "__call__", stale)
+    found = gpu_report._graphs(3)
     assert found["holds"] is not wrong
-    assert set(found["milliseconds"]) == {"launched", "played"}
+    assert set(found["milliseconds"]) == {"launched", "replayed"}
     if wrong:
         assert "call 2, logits" in found["failed"]
     else:
         assert "the same numbers" in found["summary"]
 
 
-def test_index_moves(machine):
+def test_index_functions(machine):
     check_index_functions(backends.get("cuda").arrays, np.random.default_rng(0))
 
 
@@ -131,30 +133,30 @@ def test_tiny_model_forward_and_backward(machine):
 @pytest.mark.parametrize(("M", "N", "K"), [(150, 70, 21), (128, 64, 16), (3, 5, 1)])
 def test_matrices_in_either_tile(machine, monkeypatch, size, M, N, K):
     """Whole numbers, whose sums are exact; columns of wider matrices, that a tile fits and does not fit."""
-    from refvt.backends.cuda.kernel import matmul as cuda_matmul
+    from refvt.backends.cuda import matmul
     from refvt.ops.linear.cuda import _forward
 
-    tile = getattr(cuda_matmul, size)
-    monkeypatch.setattr(cuda_matmul, "LARGE", tile)
-    monkeypatch.setattr(cuda_matmul, "SMALL", tile)
-    monkeypatch.setattr(cuda_matmul, "LEAST", 8)  # so that sums over so few are cut too
-    cuda_matmul.plan.cache_clear()
-    moves, rng = backends.get("cuda").arrays, np.random.default_rng(M)
+    tile = getattr(matmul, size)
+    monkeypatch.setattr(matmul, "LARGE", tile)
+    monkeypatch.setattr(matmul, "SMALL", tile)
+    monkeypatch.setattr(matmul, "LEAST", 8)  # so that sums over so few are cut too
+    matmul.plan.cache_clear()
+    arrays, rng = backends.get("cuda").arrays, np.random.default_rng(M)
 
     def matrix(rows, columns):
         wide = rng.integers(-9, 9, (rows, columns + 3)).astype(np.float32)
-        return wide[:, 3:], moves.from_numpy(wide).columns(3, columns + 3)
+        return wide[:, 3:], arrays.from_numpy(wide).columns(3, columns + 3)
 
     (a, a_there), (b, b_there), (at, at_there), (bt, bt_there) = (
         matrix(*shape) for shape in ((M, K), (K, N), (K, M), (N, K))
     )
-    assert np.array_equal(moves.to_numpy(cuda_matmul.plain(a_there, b_there)), a @ b)
-    assert np.array_equal(moves.to_numpy(cuda_matmul.products(at_there, b_there)), at.T @ b)
+    assert np.array_equal(arrays.to_numpy(matmul.matmul_nn(a_there, b_there)), a @ b)
+    assert np.array_equal(arrays.to_numpy(matmul.matmul_tn(at_there, b_there)), at.T @ b)
     bias, gain, residual = (rng.integers(-9, 9, n).astype(np.float32) for n in (N, M, (M, N)))
-    given = (moves.from_numpy(x) for x in (bias, gain, residual))
+    given = (arrays.from_numpy(x) for x in (bias, gain, residual))
     expected = residual + gain[:, None] * (a @ bt.T + bias)
-    assert np.array_equal(moves.to_numpy(_forward(a_there, bt_there, *given)), expected)
-    cuda_matmul.plan.cache_clear()
+    assert np.array_equal(arrays.to_numpy(_forward(a_there, bt_there, *given)), expected)
+    matmul.plan.cache_clear()
 
 
 @pytest.mark.parametrize("lengths", [[(70, 40), (3, 33), (0, 5), (2, 0)], [(8, 8), (8, 8), (1, 16)]])
@@ -177,80 +179,80 @@ def test_attention_in_real_tiles(machine, lengths):
         np.testing.assert_allclose(down(mine), theirs, rtol=0, atol=200 * np.finfo(np.float32).eps)
 
 
-# ---- what the machine sees that a GPU would not say
+# ---- errors that the machine reports and a GPU does not
 
 
-def run(machine, function, arguments, *given, threads=64):
+def run(machine, function, *given, threads=64):
     from refvt.backends.cuda.kernel import Kernel
 
-    Kernel(function, arguments, function.__name__).blocks((1,), (threads,), *given)
+    Kernel(function, kinds_of(function), function.__name__).blocks((1,), (threads,), *given)
 
 
 def test_the_machine_sees_a_race_and_not_one_where_threads_wait(machine):
     from numba import cuda
 
-    moves = backends.get("cuda").arrays
-    y = moves.zeros(64, "float32")
+    arrays = backends.get("cuda").arrays
+    y = arrays.zeros(64, "float32")
 
-    def racing(y):
+    def racing(y: Vector):
         shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
         shared[i] = i
         y[i] = shared[63 - i]
 
-    def waiting(y):
+    def waiting(y: Vector):
         shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
         shared[i] = i
         cuda.syncthreads()
         y[i] = shared[63 - i]
 
-    def overwriting(y):
+    def overwriting(y: Vector):
         shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
         shared[i] = i
         cuda.syncthreads()
         y[i] = shared[63 - i]
         shared[i] = 0
 
-    def within_a_warp(y):
+    def within_a_warp(y: Vector):
         shared, i = cuda.shared.array(64, y.dtype), cuda.threadIdx.x
         shared[i] = i
         cuda.syncwarp()
         y[i] = shared[i ^ 31]
 
-    run(machine, waiting, "f", y)
-    assert moves.to_numpy(y).tolist() == list(range(63, -1, -1))
-    run(machine, within_a_warp, "f", y)
-    assert moves.to_numpy(y).tolist() == [i ^ 31 for i in range(64)]
+    run(machine, waiting, y)
+    assert arrays.to_numpy(y).tolist() == list(range(63, -1, -1))
+    run(machine, within_a_warp, y)
+    assert arrays.to_numpy(y).tolist() == [i ^ 31 for i in range(64)]
     for function in (racing, overwriting):
         with pytest.raises(Fault, match="a race for shared memory"):
-            run(machine, function, "f", y)
+            run(machine, function, y)
 
 
-def test_the_machine_sees_where_nobody_may_read_or_write(machine):
+def test_the_machine_sees_forbidden_reads_and_writes(machine):
     from numba import cuda
 
-    from refvt.backends.cuda.kernel import empty
+    from refvt.backends.cuda.device_array import empty
 
-    moves = backends.get("cuda").arrays
-    x, y = moves.zeros(64, "float32"), moves.zeros(60, "float32")
+    arrays = backends.get("cuda").arrays
+    x, y = arrays.zeros(64, "float32"), arrays.zeros(60, "float32")
 
-    def copying(x, y):
+    def copying(x: Vector, y: Vector):
         i = cuda.threadIdx.x
         y[i] = x[i]
 
     with pytest.raises(Fault, match="lies in no array"):
-        run(machine, copying, "ff", x, y)
-    with pytest.raises(Fault, match="nobody has written there"):
-        run(machine, copying, "ff", empty(64, "float32"), x)
+        run(machine, copying, x, y)
+    with pytest.raises(Fault, match="was never written"):
+        run(machine, copying, empty(64, "float32"), x)
     shifted = x[1:]
     shifted.words = (*shifted.words[:4], shifted.address - 2, *shifted.words[5:])
     with pytest.raises(Fault, match="no multiple of 4 bytes"):
-        run(machine, copying, "ff", shifted, x, threads=32)
+        run(machine, copying, shifted, x, threads=32)
 
 
 def test_the_machine_does_not_wait_for_ever(machine):
     from numba import cuda
 
-    def parted(y):
+    def parted(y: Vector):
         if cuda.threadIdx.x < 32:
             cuda.syncthreads()
             y[cuda.threadIdx.x] = 1
@@ -259,4 +261,4 @@ def test_the_machine_does_not_wait_for_ever(machine):
             y[cuda.threadIdx.x] = 2
 
     with pytest.raises(Fault, match="different barriers"):
-        run(machine, parted, "f", backends.get("cuda").arrays.zeros(64, "float32"))
+        run(machine, parted, backends.get("cuda").arrays.zeros(64, "float32"))

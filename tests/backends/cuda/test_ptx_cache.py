@@ -1,4 +1,4 @@
-"""Compiled cuda kernels on disk: found again, made anew when anything is another, and never in the way."""
+"""The cache of compiled kernels: found again, compiled again when anything changed, and never an obstacle."""
 
 import os
 from importlib.util import find_spec
@@ -16,12 +16,12 @@ pytestmark = [
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    from refvt.backends.cuda import ptx_cache as cuda_cache
+    from refvt.backends.cuda import ptx_cache
 
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    cuda_cache.folder.cache_clear()
-    yield cuda_cache
-    cuda_cache.folder.cache_clear()
+    ptx_cache.folder.cache_clear()
+    yield ptx_cache
+    ptx_cache.folder.cache_clear()
 
 
 def nr(n):
@@ -35,7 +35,7 @@ def kernel(compiled):
         compiled.append((str(dtype), capability))
         return nr(len(compiled))
 
-    return SimpleNamespace(name="room.kernel", function=kernel, ptx=ptx)
+    return SimpleNamespace(name="family.kernel", function=kernel, ptx=ptx)
 
 
 def test_what_was_compiled_is_found_again(cache, tmp_path):
@@ -62,21 +62,21 @@ def test_another_text_or_compiler_is_another_kernel(cache, tmp_path, monkeypatch
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == [nr(1), nr(2)]
 
 
-def test_what_nobody_has_needed_for_long_is_removed(cache, tmp_path):
+def test_old_versions_are_removed(cache, tmp_path):
     for name in (
-        "room.kernel-float32-90-0123.ptx",
-        "room.other-float32-90-0123.ptx",
-        "room.kernel-float64-90-0123.ptx",
+        "family.kernel-float32-90-0123.ptx",
+        "family.other-float32-90-0123.ptx",
+        "family.kernel-float64-90-0123.ptx",
     ):
         (tmp_path / name).write_text("of another version")
         os.utime(tmp_path / name, (0, 0))
     cache.kept_ptx(kernel([]), "float32", (9, 0))
     names = [path.name for path in tmp_path.iterdir()]
     assert len(names) == 3
-    assert "room.kernel-float32-90-0123.ptx" not in names
+    assert "family.kernel-float32-90-0123.ptx" not in names
 
 
-def test_a_damaged_file_is_made_anew(cache, tmp_path):
+def test_a_damaged_file_is_compiled_again(cache, tmp_path):
     compiled = []
     cache.kept_ptx(kernel(compiled), "float32", (9, 0))
     (path,) = tmp_path.iterdir()
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_made_anew(cache, tmp_path):
     assert path.read_text() == nr(2)
 
 
-def test_no_place_to_write_is_no_reason_to_fail(cache, tmp_path, monkeypatch):
+def test_a_read_only_disk_is_no_error(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
     cache.folder.cache_clear()
