@@ -11,13 +11,13 @@ from numba import cuda
 from refvt.backends.cuda.arguments import Indices, Int, Matrix, Real, Vector
 from refvt.backends.cuda.kernel import Kernel, device_function, kernel
 from refvt.backends.cuda.sizes import ALIGNMENT, WARP
+from refvt.ops.attention import LOG2_E
 from refvt.ops.attention.cuda_tiles import (
     ACROSS,
     BACKWARD,
     FORWARD,
     HEIGHT,
     LINES,
-    LOG2_E,
     SHORT,
     Layout,
     add_mixture,

@@ -7,7 +7,6 @@ weights of HEIGHT rows and of every ACROSS-th column, and the channels of every 
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ __all__ = [
     "FORWARD",
     "HEIGHT",
     "LINES",
-    "LOG2_E",
     "SHORT",
     "Layout",
     "add_mixture",
@@ -54,7 +52,6 @@ _SIMULATOR = _Sizes(2, 2, ((8, 4),), ((8, 4),), (4, 4))
 ACROSS, HEIGHT, FORWARD, BACKWARD, SHORT = _SIMULATOR if SIMULATED else _GPU
 LINES = WARP // ACROSS  # distance between the rows of a thread; a warp has LINES · HEIGHT rows
 SHARED = 48 * 1024  # bytes of shared memory that a block may use by default
-LOG2_E = 1 / math.log(2)
 
 
 @device_function

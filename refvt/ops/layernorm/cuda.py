@@ -14,8 +14,7 @@ from refvt.backends.cuda.elementwise import column_sums
 from refvt.backends.cuda.kernel import kernel
 from refvt.backends.cuda.sizes import WARP
 from refvt.backends.cuda.threads import lane_and_row, valid_rows, warp_sum
-
-EPS = 1e-6
+from refvt.ops.layernorm import EPS
 
 
 class LayerNormCache(NamedTuple):
