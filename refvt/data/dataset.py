@@ -1,8 +1,9 @@
 """The interface of a labelled data set, as training and evaluation use it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refvt.array import Array
 
@@ -34,3 +35,12 @@ class Dataset(Protocol):
     def clip(self, index: int, rng: np.random.Generator | None = None) -> Array: ...
 
     def target(self, index: int) -> int | Array: ...
+
+
+@runtime_checkable
+class ShowsObject(Dataset, Protocol):
+    """A data set that knows which pixels belong to the moving object of a clip."""
+
+    def object_pixels(self, index: int) -> NDArray[np.bool_]:
+        """Return them for ``clip(index)`` without rng, [T, height, width]."""
+        ...

@@ -26,6 +26,10 @@ from refvt.array import Array
 from refvt.checks import check_int
 
 SPLITS = {"train": slice(None, 1437), "test": slice(1437, None)}
+BACKGROUNDS = ("black", "photographs")
+_COLUMNS = {"train": slice(None, 432), "test": slice(432, None)}  # of the photographs, which have 640
+LARGEST_ON_PHOTOGRAPHS = 640 - 432
+_SCALES = (1, 2, 3, 4)  # a crop is scaled down by one of these, if the photograph is large enough for it
 _UNIT = 64  # positions and speeds count 1/64 pixel
 _TURN = 64  # angles count 1/64 turn
 _COSINE = np.array([round(1024 * math.cos(2 * math.pi * k / _TURN)) for k in range(_TURN)])
@@ -46,6 +50,7 @@ class _Draw(NamedTuple):
     heading: NDArray[np.int64]  # [n], of a zigzag: 0 right, 1 down, 2 left, 3 up
     phase: NDArray[np.int64]  # [n], of a zigzag
     clutter: NDArray[np.int64]  # [n, clutter, 3]: image, row and column of each static digit
+    photo: NDArray[np.int64]  # [n, 7]: what ``_photographs`` and ``_level`` need; without columns on black
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class MovingDigits:
     frames: T. size and digit_size (a multiple of 8): sides of the canvas and of the digit in pixels. channels: 1, or 3
     equal ones. clutter: number of static, dimmer digits in the background of a clip. noise: standard deviation of the
     camera noise in grey levels, independent for every pixel of every frame. seed: of all random numbers.
+
+    background: "black", or "photographs": a crop of one of the two photographs of scikit-learn, the same in all frames
+    of a clip, scaled, mirrored and of varied brightness, and a digit that is brighter or darker than its mean. Then
+    brightness does not say where the digit is; only motion does. Training and test crops never overlap.
 
     For digits of 8 pixels, speeds are uniform from 1 to 3 pixels per frame; circles have radii of 3 to 5 pixels and
     take 4/64 to 6/64 turn per frame, which is about the same speed. Larger digits move proportionally faster.
@@ -84,6 +93,7 @@ class MovingDigits:
     channels: int = 1
     clutter: int = 0
     noise: int = 0
+    background: str = "black"
     seed: int = 0
     _draws: _Draw = field(init=False, repr=False, compare=False)
 
@@ -101,6 +111,10 @@ class MovingDigits:
             raise ValueError(f"size: expected at least digit_size {self.digit_size}, got {self.size}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels: expected 1 or 3, got {self.channels}")
+        if self.background not in BACKGROUNDS:
+            raise ValueError(f"background: expected one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
+        if self.background == "photographs" and self.size > LARGEST_ON_PHOTOGRAPHS:
+            raise ValueError(f"size: expected at most {LARGEST_ON_PHOTOGRAPHS} on photographs, got {self.size}")
         if self.noise > 128:
             raise ValueError(f"noise: expected 0 to 128 grey levels, got {self.noise}")
         object.__setattr__(self, "_draws", self._draw(self._generator(), self.clips))
@@ -144,12 +158,21 @@ class MovingDigits:
 
     def ink(self) -> NDArray[np.bool_]:
         """Return which pixels belong to the moving digit, [clips, T, size, size]; clutter and noise do not."""
-        images = _digits(self.digit_size // 8)[SPLITS[self.split]]
-        out = np.zeros((self.clips, self.frames, self.size, self.size), np.uint8)
-        self._paint(out, images[self._draws.digit], self.places())
-        return out > 0
+        return self._ink(np.arange(self.clips))
+
+    def object_pixels(self, index: int) -> NDArray[np.bool_]:
+        """Return which pixels of ``clip(index)`` belong to the moving digit, [T, size, size]."""
+        return self._ink(np.array([self._check_index(index)]))[0]
 
     # ---- drawing
+
+    def _ink(self, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Pixels of the moving digit of the chosen clips, [n, T, size, size]."""
+        images = _digits(self.digit_size // 8)[SPLITS[self.split]]
+        draw = _Draw(*(part[chosen] for part in self._draws))
+        out = np.zeros((len(chosen), self.frames, self.size, self.size), np.uint8)
+        self._paint(out, images[draw.digit], self._path(chosen % self.num_classes, draw))
+        return out > 0
 
     def _check_index(self, index: int) -> int:
         """Return the index as an int. IndexError if there is no such clip."""
@@ -177,6 +200,7 @@ class MovingDigits:
             heading=rng.integers(4, size=n),
             phase=rng.integers(len(_TRIANGLE), size=n),
             clutter=np.stack(clutter, axis=-1),
+            photo=rng.integers(1 << 16, size=(n, 7 if self.background == "photographs" else 0)),
         )
 
     def _path(self, classes: NDArray[np.int64], draw: _Draw) -> NDArray[np.int64]:
@@ -211,21 +235,66 @@ class MovingDigits:
         for image, row, column in np.moveaxis(draw.clutter, (1, 2), (0, 1)):
             dimmer = (images[image].astype(np.uint16) * 5 // 8).astype(np.uint8)
             self._paint(out, dimmer, np.stack([row, column], axis=-1)[:, None])
-        out = np.repeat(out, self.frames, axis=1)
-        self._paint(out, images[draw.digit], self._path(classes, draw))
+        if self.background == "photographs":
+            out = np.maximum(out, self._photographs(draw.photo))
+            level = self._level(out, draw.photo)
+            out = np.repeat(out, self.frames, axis=1)
+            self._cover(out, images[draw.digit], level, self._path(classes, draw))
+        else:
+            out = np.repeat(out, self.frames, axis=1)
+            self._paint(out, images[draw.digit], self._path(classes, draw))
         if self.noise:
             for clip, rng in zip(out, noises, strict=True):
                 clip[:] = np.clip(clip + self._camera_noise(rng), 0, 255)
         return out
 
+    def _photographs(self, draw: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Crop the backgrounds, uint8 [n, 1, size, size].
+
+        draw: uint16 numbers [n, 7] that choose the photograph, the scale, row, column, mirroring, contrast and (the
+        last, in ``_level``) the digit's brightness.
+        """
+        out = np.empty((len(draw), 1, self.size, self.size), np.uint8)
+        for crop, (which, scale, row, column, mirrored, contrast, _) in zip(out[:, 0], draw, strict=True):
+            scaled = _scaled_photographs(self.split)
+            fitting = [s for s in _SCALES if min(scaled[s].shape[1:]) >= self.size]
+            photo = scaled[fitting[scale % len(fitting)]][which % 2]
+            rows, columns = (side - self.size + 1 for side in photo.shape)
+            top, left = row * rows >> 16, column * columns >> 16
+            cut = photo[top : top + self.size, left : left + self.size]
+            crop[:] = (cut[:, ::-1] if mirrored % 2 else cut) * (128 + contrast % 129) >> 8  # half to full brightness
+        return out
+
+    def _level(self, background: NDArray[np.uint8], draw: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the digits' grey level, [n]: 64 to 160 above or below the mean of their background, at random.
+
+        Where only one of the two is within 0 to 255 it is that one.
+        """
+        mean = background.reshape(len(background), -1).astype(np.int64).mean(axis=1).astype(np.int64)
+        away = 64 + draw[:, 6] // 2 % 64
+        up = np.where(mean + away > 255, 0, np.where(mean - away < 0, 1, draw[:, 6] % 2))
+        return np.clip(np.where(up, mean + away, mean - away), 0, 255)
+
+    def _cover(
+        self, out: NDArray[np.uint8], images: NDArray[np.uint8], level: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> None:
+        """Cover ``out`` with digits of the given grey levels; the ink is their opacity. Shapes: those of ``_paint``."""
+        where = self._where(places)
+        ink, below = images[:, None].astype(np.int64), out[where].astype(np.int64)
+        out[where] = (below * (255 - ink) + level[:, None, None, None] * ink + 127) // 255
+
     def _paint(self, out: NDArray[np.uint8], images: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
         """Paint images [n, d, d] on out [n, T, size, size], with their top left corners at places [n, T, 2]."""
-        n, T = out.shape[:2]
+        where = self._where(places)
+        out[where] = np.maximum(out[where], images[:, None])
+
+    def _where(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Return the index of the pixels of digits at ``places``, in an array [n, T, size, size]."""
+        n, T = places.shape[:2]
         side = np.arange(self.digit_size)
         rows = (places[:, :, 0, None] + side)[:, :, :, None] % self.size
         columns = (places[:, :, 1, None] + side)[:, :, None, :] % self.size
-        where = (np.arange(n)[:, None, None, None], np.arange(T)[:, None, None], rows, columns)
-        out[where] = np.maximum(out[where], images[:, None])
+        return np.arange(n)[:, None, None, None], np.arange(T)[:, None, None], rows, columns
 
     def _camera_noise(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Integers [T, size, size] of standard deviation ``noise``: sums of four bytes, close to a normal distribution.
@@ -241,6 +310,24 @@ class MovingDigits:
         # only the division rounds
         clips = (grey.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
         return np.repeat(clips[:, None], self.channels, axis=1)
+
+
+@cache
+def _scaled_photographs(split: str) -> dict[int, NDArray[np.uint8]]:
+    """Return the columns of a split of both photographs, in grey, scaled down by ``_SCALES``: uint8 [2, rows, columns].
+
+    Grey is (77 red + 150 green + 29 blue) / 256; a pixel of a scaled photograph is the mean of s × s pixels.
+    """
+    from sklearn.datasets import load_sample_images
+
+    colour = np.stack(load_sample_images().images).astype(np.int64)[:, :, _COLUMNS[split]]
+    grey = (colour @ np.array([77, 150, 29]) + 128) >> 8
+    found = {}
+    for s in _SCALES:
+        rows, columns = (side // s for side in grey.shape[1:])
+        blocks = grey[:, : rows * s, : columns * s].reshape(2, rows, s, columns, s)
+        found[s] = ((blocks.sum(axis=(2, 4)) + s * s // 2) // (s * s)).astype(np.uint8)
+    return found
 
 
 @cache

@@ -19,14 +19,18 @@ __all__ = ["Findings", "Spread", "Table", "render_page", "spread", "write"]
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of n values; a single value has no deviation (None)."""
+    """Mean of n independent values and half the width of its 95 % interval; a single value has no interval (None).
+
+    The interval is mean ± t · s/√n, with s the sample standard deviation and t the 97.5 % quantile of Student's
+    distribution with n − 1 degrees of freedom (Student 1908).
+    """
 
     mean: float
-    deviation: float | None
+    interval: float | None
     values: list[float]
 
     def percent(self, digits: int = 1) -> str:
-        """A share as per cent: mean ± deviation."""
+        """A share as per cent: mean ± half the interval."""
         return self._shown(lambda x: f"{100 * x:.{digits}f}", " %")
 
     def change(self) -> str:
@@ -34,22 +38,35 @@ class Spread(NamedTuple):
         return self._shown(lambda x: f"{100 * x:+z.1f}", "").replace("± +", "± ")
 
     def number(self) -> str:
-        """Mean ± deviation, with four figures of the mean."""
+        """Mean ± half the interval, with four figures of the mean."""
         places = max(0, 3 - math.floor(math.log10(abs(self.mean)))) if self.mean else 0
         return self._shown(lambda x: f"{x:.{places}f}", "")
 
     def _shown(self, form: Callable[[float], str], unit: str) -> str:
         mean = form(self.mean)
-        return f"{mean}{unit}" if self.deviation is None else f"{mean} ± {form(self.deviation)}{unit}"
+        return f"{mean}{unit}" if self.interval is None else f"{mean} ± {form(self.interval)}{unit}"
+
+    def verdict(self, claimed: int) -> str:
+        """Compare a change with a claim: claimed is +1 if it should be above zero, −1 if below.
+
+        "confirmed" or "contradicted" if zero is outside of the interval, on the claimed side or on the other; "not told
+        apart from zero" if it is inside, or if there is no interval.
+        """
+        if self.interval is None or abs(self.mean) <= self.interval:
+            return "not told apart from zero"
+        return "confirmed" if self.mean * claimed > 0 else "contradicted"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of values, one per seed."""
+    """Mean and 95 % interval of independent values, one per seed."""
+    from scipy.special import stdtrit
+
     found = [float(v) for v in values]
-    mean = sum(found) / len(found)
-    if len(found) == 1:
+    n, mean = len(found), sum(found) / len(found)
+    if n == 1:
         return Spread(mean, None, found)
-    return Spread(mean, math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)), found)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in found) / (n - 1))
+    return Spread(mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n), found)
 
 
 @dataclass(frozen=True)
@@ -102,22 +119,35 @@ def _runs_section(report: dict[str, Any]) -> list[str]:
     """What was trained: the recipe, and a table of all runs."""
     runs = report["runs"]
     recipe = ["```json", json.dumps(report["recipe"], ensure_ascii=False), "```"]
+    start = report["start"]
     if not runs:
         return ["The model has the shape, and the clips the settings, of this recipe:", "", *recipe]
     lines = [
-        f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. Seeds "
-        f"{', '.join(map(str, report['seeds']))}; ± is the sample standard deviation, over seeds where nothing else is "
-        "said. Accuracy is top-1 on the held-out clips after the last epoch. GFLOPs are 10⁹ multiply-adds a clip, "
-        "counted as the paper counts; a clip is done when its CLS has halted. The recipe that the runs change:",
+        f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. {start} Seeds "
+        f"{', '.join(map(str, report['seeds']))}; ± is half the width of the 95 % interval of a mean over seeds "
+        "(Student's t). A change between two settings is taken seed by seed, then averaged. Accuracy is top-1 on the "
+        "held-out clips after the last epoch; *last change* is its change in the last epoch, in points. GFLOPs are 10⁹ "
+        "multiply-adds a clip, counted as the paper counts; a clip is done when its CLS has halted. The recipe that "
+        "the runs change:",
         "",
         *recipe,
     ]
-    header = ("run", "seed", "accuracy", "GFLOPs", "saved by halting", "tokens entering each joint block", "s")
+    header = (
+        "run",
+        "seed",
+        "accuracy",
+        "last change",
+        "GFLOPs",
+        "saved by halting",
+        "tokens entering each joint block",
+        "s",
+    )
     rows = [
         (
             run["run"],
             str(run["seed"]),
             f"{100 * run['top1']:.1f} %",
+            "" if run["last_change"] is None else f"{100 * run['last_change']:+z.1f}",
             f"{run['gflops']:.4g}",
             f"{100 * run['saved_by_halting']:z.1f} %",
             " ".join(f"{n:.1f}" for n in run["tokens_per_layer"]),

@@ -24,9 +24,9 @@ from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.errors import TrainingError
-from refvt.training.loop import LOG, MODEL, RECIPE, train
+from refvt.training.loop import BACKBONE, LOG, MODEL, is_finished, train, train_to_end
 from refvt.training.observer import Observer
-from refvt.training.recipe import Recipe, difference, make_moving_digits
+from refvt.training.recipe import Recipe, make_moving_digits
 
 __all__ = ["NO_HALTING", "Grid", "Result", "Run", "SampledFrames", "saved_by_halting", "without_halting"]
 
@@ -44,13 +44,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its last evaluation, and the seconds of work from start to end, interruptions left out."""
+    """A finished run: its last evaluation, and the seconds of work from start to end, interruptions left out.
+
+    last_change: of the accuracy in the last epoch; None for a run of one epoch.
+    """
 
     run: str
     seed: int
     recipe: Recipe
     folder: Path
     top1: float
+    last_change: float | None
     gflops: float
     tokens_per_layer: list[float]
     seconds: float
@@ -66,6 +70,7 @@ class Result:
             "run": self.run,
             "seed": self.seed,
             "top1": self.top1,
+            "last_change": self.last_change,
             "gflops": self.gflops,
             "saved_by_halting": self.saved,
             "tokens_per_layer": self.tokens_per_layer,
@@ -96,7 +101,9 @@ class SampledFrames:
 class Grid:
     """Runs of one recipe on moving digits. ``results`` holds all that were measured, in order.
 
-    recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs.
+    recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs. If
+    the recipe has a backbone, all runs start from the same one: ``start`` or, if that is None, the one that is trained
+    once, in the folder "backbone" of ``out``.
     observer: sees every step of every run. track: passes on the (run, seed) pairs; it may count them, as tqdm does.
     """
 
@@ -108,8 +115,9 @@ class Grid:
         backend: str | None = None,
         observer: Observer | None = None,
         track: Callable[[Sequence[tuple[Run, int]]], Iterable[tuple[Run, int]]] = iter,
+        start: Mapping[str, Array] | None = None,
     ) -> None:
-        self.recipe, self.seeds, self.out, self.backend = recipe, seeds, out, backend
+        self.recipe, self.seeds, self.out, self.backend, self.start = recipe, seeds, out, backend, start
         self.observer, self.track = observer, track
         self.results: list[Result] = []
         self.data = make_moving_digits(recipe)
@@ -120,6 +128,9 @@ class Grid:
         ValueError for two runs of one name. TrainingError for a folder that holds the run of another recipe.
         """
         names = [run.name for run in runs]
+        if self.start is None and self.recipe.backbone is not None:
+            folder, sets = self.out / BACKBONE, make_moving_digits(self.recipe.backbone)
+            self.start = train_to_end(self.recipe.backbone, *sets, folder, backend=self.backend, observer=self.observer)
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
         jobs = [(run, seed) for seed in range(self.seeds) for run in runs]
@@ -147,20 +158,40 @@ class Grid:
         name = "recipe" if recipe == self.recipe else run.name
         recipe = recipe.changed({"seed": seed})
         folder = self.out / name / f"seed{seed}"
-        if not _is_finished(folder, recipe):
+        if not is_finished(folder, recipe):
             train_set, test_set = self._data_of(recipe)
-            train(recipe, train_set, test_set, folder, resume=True, backend=self.backend, observer=self.observer)
-        last = _last_evaluation(folder)
+            train(
+                recipe,
+                train_set,
+                test_set,
+                folder,
+                resume=True,
+                parameters=self._start_of(recipe),
+                backend=self.backend,
+                observer=self.observer,
+            )
+        *before, last = _evaluations(folder)
         return Result(
             run.name,
             seed,
             recipe,
             folder,
             last["top1"],
+            last["top1"] - before[-1]["top1"] if before else None,
             last["gflops"],
             last["tokens_per_layer"],
             last["seconds"],
         )
+
+    def _start_of(self, recipe: Recipe) -> dict[str, Array] | None:
+        """Parameters that a run starts from; time_embed of a model of fewer frames is sampled like its frames."""
+        if self.start is None:
+            return None
+        of, frames = self.recipe.config.num_frames, recipe.config.num_frames
+        found = dict(self.start)
+        if frames < of:
+            found["time_embed"] = found["time_embed"][:, sample_indices(of, frames, of // frames)]
+        return found
 
     def _data_of(self, recipe: Recipe) -> tuple[Dataset, Dataset]:
         """The grid's own clips for every run; a model of fewer frames gets some of their frames."""
@@ -182,22 +213,10 @@ def saved_by_halting(config: HaltingVTConfig, gflops: float) -> float:
     return (without_halting(config) - gflops) / (without_halting(config) - fixed)
 
 
-def _is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether this run has ended in this folder. TrainingError if the folder holds another run."""
-    if not (folder / MODEL).is_file():
-        return False  # train itself looks at the checkpoint, if there is one
-    stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    if names := difference(stored, recipe.as_dict()):
-        raise TrainingError(
-            f"{folder}: holds a finished run of another recipe ({', '.join(names)} differ): take another --out"
-        )
-    return True
-
-
-def _last_evaluation(folder: Path) -> dict[str, Any]:
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """All evaluations in the log of a run. TrainingError if the last one read no clip."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     found = [line for line in map(json.loads, lines) if line["event"] == "evaluation"]
-    last: dict[str, Any] = found[-1]
-    if last["top1"] is None:
+    if found[-1]["top1"] is None:
         raise TrainingError(f"{folder}: no clip of the test set could be read")
-    return last
+    return found

@@ -22,10 +22,11 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
-from refvt.data.dataset import Dataset, UnreadableClipError
+from refvt.data.dataset import Dataset, ShowsObject
 from refvt.evaluation import Evaluation, compute_records, summarise
+from refvt.evaluation.selectivity import compute_lives, summarise_lives
 from refvt.files import left_behind, write_whole
-from refvt.model.haltingvt import HaltingVT
+from refvt.model.haltingvt import HaltingVT, load
 from refvt.model.parameters import parameter_shapes
 from refvt.training.batches import (
     MicroBatch,
@@ -35,19 +36,21 @@ from refvt.training.batches import (
     prefetch,
     steps_per_epoch,
 )
+from refvt.training.data_sets import check_data
 from refvt.training.errors import TrainingError
 from refvt.training.observer import Observer
 from refvt.training.optimiser import Adam, clip_scale, global_norm, select_no_decay
 from refvt.training.parallel import Communicator, SingleProcess, call_on_all
-from refvt.training.recipe import Recipe
+from refvt.training.recipe import Recipe, difference, make_moving_digits
 from refvt.training.run_state import Progress, read_progress, read_state, write_state
 from refvt.training.schedule import learning_rate_at, ponder_weight_at
 from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
-__all__ = ["train"]
+__all__ = ["is_finished", "train", "train_to_end"]
 
 CHECKPOINT, LOG, RECIPE, MODEL = "checkpoint.safetensors", "log.jsonl", "recipe.json", "model.safetensors"
+BACKBONE = "backbone"  # folder of the run that a recipe's backbone is trained in
 
 
 def train(
@@ -72,9 +75,10 @@ def train(
 
     resume: continue from the checkpoint in that folder, or begin if there is none yet; the run then ends with the same
     parameters, to the bit, as one that was never interrupted. parameters: initial parameters instead of the recipe's.
-    communicator: the processes that share the work; None: this one alone. observer: called at every step, and for every
-    clip that cannot be read and is left out (a warning by default). ``train_set.clip`` is called from another thread
-    than the caller's.
+    If the recipe has a backbone and no parameters are given, the backbone is trained first, in the folder "backbone" of
+    ``out``; one that is finished there is not trained again. communicator: the processes that share the work; None:
+    this one alone. observer: called at every step, and for every clip that cannot be read and is left out (a warning by
+    default). ``train_set.clip`` is called from another thread than the caller's.
 
     Raises TrainingError for data that do not fit the recipe, a folder that already holds a run, or a loss that is not
     finite; CheckpointError for the checkpoint of another recipe.
@@ -84,6 +88,22 @@ def train(
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:
             raise TrainingError(f"{name}: expected at least 1, got {value}")
+
+    if recipe.backbone is not None and parameters is None:
+        call_on_all(communicator, lambda: None if resume else _refuse_other_run(Path(out)))
+        same = recipe.backbone.data_settings == recipe.data_settings
+        sets = (train_set, test_set) if same else make_moving_digits(recipe.backbone)
+        parameters = train_to_end(
+            recipe.backbone,
+            *sets,
+            Path(out) / BACKBONE,
+            communicator=communicator,
+            backend=backend,
+            dtype=dtype,
+            checkpoint_every=checkpoint_every,
+            log_every=log_every,
+            observer=observer,
+        )
 
     def prepare() -> _Run:
         with session():
@@ -109,6 +129,31 @@ def train(
         observer.on_end()
 
 
+def train_to_end(
+    recipe: Recipe, train_set: Dataset, test_set: Dataset, folder: Path, **settings: Any
+) -> dict[str, Array]:
+    """Return the parameters with which a run in ``folder`` ends; it is trained, or resumed, if it has not ended yet.
+
+    settings: those of ``train`` from communicator on. Errors: those of ``train``.
+    """
+    if not call_on_all(settings.get("communicator") or SingleProcess(), lambda: is_finished(folder, recipe)):
+        train(recipe, train_set, test_set, folder, resume=True, **settings)
+    dtype = settings.get("dtype", "float32")
+    return load(folder / MODEL, recipe.config, backend=settings.get("backend"), dtype=dtype).parameters
+
+
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether the run of this recipe has ended in this folder. TrainingError if the folder holds another run."""
+    if not (folder / MODEL).is_file():
+        return False  # train itself looks at the checkpoint, if there is one
+    stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    if names := difference(stored, recipe.as_dict()):
+        raise TrainingError(
+            f"{folder}: holds a finished run of another recipe ({', '.join(names)} differ): take another --out"
+        )
+    return True
+
+
 class _Run:
     """A run and how far it is. Nothing in the folder is touched before ``with``."""
 
@@ -123,7 +168,7 @@ class _Run:
         backend: str | None,
         dtype: str,
     ) -> None:
-        _check_data(recipe, train_set, test_set, communicator.size)
+        check_data(recipe, train_set, test_set, communicator.size)
         self.recipe, self.train_set, self.test_set, self.out = recipe, train_set, test_set, out
         self.communicator = communicator
         self.per_epoch = steps_per_epoch(recipe, len(train_set))
@@ -150,8 +195,7 @@ class _Run:
         if self.communicator.rank != 0:
             return
         if not resume:
-            if self.checkpoint.exists() or self.log.exists():
-                raise TrainingError(f"{self.out}: already holds a run; resume it (--resume) or choose another folder")
+            _refuse_other_run(self.out)
         elif self.checkpoint.exists():
             found = read_progress(self.checkpoint, self.recipe, len(self.train_set), self.model.dtype)
             read_state(self.checkpoint, found, self.parameters, self.optimiser)
@@ -199,7 +243,15 @@ class _Run:
                     self._write({"event": "step", **line})
                 if inside == 0:
                     found = self._evaluate()
-                    self._write({"event": "evaluation", "epoch": epoch, "step": self.done, **_figures(found)})
+                    self._write(
+                        {
+                            "event": "evaluation",
+                            "epoch": epoch,
+                            "step": self.done,
+                            **_figures(found),
+                            **self._evaluate_selectivity(),
+                        }
+                    )
                 observer.on_step(line, found)
                 if inside == 0 or self.done % checkpoint_every == 0:
                     self._save()
@@ -225,6 +277,18 @@ class _Run:
         cuts = [range(start, min(start + size, clips)) for start in starts]
         own = [record for cut in cuts for record in compute_records(self.model, self.test_set, cut)]
         return summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
+
+    def _evaluate_selectivity(self) -> dict[str, Any]:
+        """What the log keeps of how halting follows the object; nothing for data without a known object."""
+        if not isinstance(self.test_set, ShowsObject):
+            return {}
+        size, clips = self.recipe.micro_batch, len(self.test_set)
+        own = range(0, clips, size)[self.communicator.rank :: self.communicator.size]
+        lives = [
+            x for start in own for x in compute_lives(self.model, self.test_set, range(start, min(start + size, clips)))
+        ]
+        found = summarise_lives(self.communicator.allgather(lives))
+        return {} if found is None else {"selectivity": asdict(found)}
 
     def _step(self, step: int, batches: Iterable[MicroBatch], observer: Observer) -> dict[str, Any]:
         """Take one step, to which this rank contributes ``batches``; returns the line of the log."""
@@ -321,43 +385,17 @@ class _Run:
         write_state(self.checkpoint, self.recipe, progress, self.parameters, self.optimiser)
 
 
+def _refuse_other_run(folder: Path) -> None:
+    """TrainingError if the folder already holds a run."""
+    if (folder / CHECKPOINT).exists() or (folder / LOG).exists():
+        raise TrainingError(f"{folder}: already holds a run; resume it (--resume) or choose another folder")
+
+
 def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) -> list[float]:
     """Sums over clips: correct answers (the highest logit is a class of the clip), GFLOPs, tokens of every layer."""
     best = logits.argmax(axis=1)
     right = best == labels if labels.ndim == 1 else labels[np.arange(len(best)), best] > 0
     return [float(right.sum()), float(gflops.sum()), *(float(n) for n in tokens_per_layer.sum(axis=0))]
-
-
-def _check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes: int) -> None:
-    """Check that both sets fit the model, and that there are micro-batches for all processes."""
-    c = recipe.config
-    expected = [c.channels, c.num_frames, *c.image_size]
-    for name, data in (("training set", train_set), ("test set", test_set)):
-        if len(data) == 0:
-            raise TrainingError(f"{name}: expected at least one clip, got none")
-        if data.num_classes != c.num_classes:
-            raise TrainingError(
-                f"{name}: expected the {c.num_classes} classes of config.num_classes, got {data.num_classes}"
-            )
-        shape = _shape(data, name)
-        if shape != expected:
-            raise TrainingError(f"{name}: expected clips {expected} (C, T, height, width) by config, got {shape}")
-    number = recipe.batch // recipe.micro_batch
-    if processes > number:
-        raise TrainingError(
-            f"micro_batch: expected at least one micro-batch for each of {processes} processes, got {number} "
-            f"(batch {recipe.batch}, micro_batch {recipe.micro_batch})"
-        )
-
-
-def _shape(data: Dataset, name: str) -> list[int]:
-    """Return the shape of a set's first readable clip."""
-    for index in range(len(data)):
-        try:
-            return list(data.clip(index).shape)
-        except UnreadableClipError:
-            continue
-    raise TrainingError(f"{name}: none of its {len(data)} clips can be read")
 
 
 def _figures(found: Evaluation) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from refvt.data.moving_digits import MovingDigits
 from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.model.parameters import parameter_shapes
 from refvt.training.optimiser import OPTIMISERS
 
 __all__ = ["DATA", "RECIPES", "Recipe", "difference", "find_recipe", "make_moving_digits", "paper_recipe"]
@@ -58,7 +59,9 @@ class Recipe:
     weight grows linearly to its value over ponder_warmup_epochs. static_twins: whether every clip is accompanied by its
     static twin; without twins there is no motion loss.
 
-    Start: init is the "paper"'s initialisation or one for training from "scratch" (see refvt/training/scratch.py).
+    Start: backbone is the recipe of a run that is done first and whose parameters this one starts from, as the paper
+    fine-tunes a trained model; it sees clips of the same size, and moving digits of its own data_settings. None: init
+    is the "paper"'s initialisation or one for training from "scratch" (see refvt/training/scratch.py).
     halting_start is added to channel 0 of pos_embed, so that every token enters the first block with this much in its
     halting channel; 0 leaves the initialisation as it is. seed: of the initialisation and of all random draws.
 
@@ -89,6 +92,7 @@ class Recipe:
     static_twins: bool = True
     init: str = "paper"
     halting_start: float = 0.0
+    backbone: Recipe | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +123,20 @@ class Recipe:
         check(self.drop_path < 1, "drop_path", "a number below 1")
         check(self.warmup_epochs <= self.epochs, "warmup_epochs", f"at most the {self.epochs} epochs")
         check(self.batch % self.micro_batch == 0, "micro_batch", f"a divisor of batch {self.batch}")
+        if self.backbone is not None:
+            check(isinstance(self.backbone, Recipe), "backbone", "a recipe or null", TypeError)
+            self._check_backbone(self.backbone)
+
+    def _check_backbone(self, backbone: Recipe) -> None:
+        """Check that this run's model can hold the backbone's parameters, and that both see clips of one kind."""
+        here, there = parameter_shapes(self.config), parameter_shapes(backbone.config)
+        if here != there:
+            name = next(n for n in sorted({*here, *there}) if here.get(n) != there.get(n))
+            raise ValueError(f"backbone.config: expected a model of the same shapes, got another {name}")
+        if self.data != backbone.data:
+            raise ValueError(f"backbone.data: expected {self.data!r} as in the recipe itself, got {backbone.data!r}")
+        if self.data != "digits" and self.data_settings != backbone.data_settings:
+            raise ValueError("backbone.data_settings: expected those of the recipe itself, which sees the same videos")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON."""
@@ -137,19 +155,27 @@ class Recipe:
         missing = [name for name in ("config", "data") if name not in values]
         if missing:
             raise ValueError(f"recipe: missing: {', '.join(missing)}")
-        return cls(**{**values, "config": _config(values["config"])})
+        backbone = values.get("backbone")
+        if backbone is not None and not isinstance(backbone, Recipe):
+            if not isinstance(backbone, Mapping):
+                raise TypeError(f"backbone: expected an object of the fields of a recipe or null, got {backbone!r}")
+            try:
+                backbone = cls.from_dict(backbone)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"backbone: {error}") from None
+        return cls(**{**values, "config": _config(values["config"]), "backbone": backbone})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """Return a copy with some fields changed.
 
-        A dot selects a setting of the model or the data: ``config.width``, ``data_settings.noise``. Raises the errors
-        of ``from_dict``.
+        A dot selects a setting of the model, the data or the backbone: ``config.width``, ``data_settings.noise``,
+        ``backbone.epochs``. Raises the errors of ``from_dict``.
         """
         changes: dict[str, Any] = {}
         inner: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
             outer, dot, rest = name.partition(".")
-            if dot and outer in ("config", "data_settings"):
+            if dot and outer in ("config", "data_settings", "backbone"):
                 inner.setdefault(outer, {})[rest] = value
             else:
                 changes[name] = value
@@ -160,6 +186,13 @@ class Recipe:
             changes["config"] = _config({**changes.get("config", self.config).as_dict(), **inner["config"]})
         if "data_settings" in inner:
             changes["data_settings"] = {**changes.get("data_settings", self.data_settings), **inner["data_settings"]}
+        backbone = changes.get("backbone", self.backbone)
+        if isinstance(backbone, Mapping):
+            backbone = type(self).from_dict(backbone)
+        if backbone is not None:
+            changes["backbone"] = backbone.changed(inner.get("backbone", {}))
+        elif "backbone" in inner:
+            raise ValueError("backbone: the recipe has none, so nothing of it can be changed")
         return replace(self, **changes)
 
 
@@ -299,7 +332,7 @@ def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:
     if c.image_size[0] != c.image_size[1]:
         raise ValueError(f"config.image_size: expected a square for moving digits, got {c.image_size}")
     train_clips, test_clips = settings.pop("train_clips", 4096), settings.pop("test_clips", 1024)
-    sizes = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
+    sizes: dict[str, Any] = {"frames": c.num_frames, "size": c.image_size[0], "channels": c.channels}
     train_set = MovingDigits("train", clips=train_clips, **sizes, **settings)
     test_set = MovingDigits("test", clips=test_clips, **sizes, **settings)
     return train_set, test_set

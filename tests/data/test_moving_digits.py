@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeClassifier
 
 from refvt.data import MovingDigits
-from refvt.data.moving_digits import _COSINE, _SINE, SPLITS, _digits
+from refvt.data.moving_digits import _COSINE, _SINE, SPLITS, _digits, _scaled_photographs
 
 
 def way(data: MovingDigits, index: int) -> np.ndarray:
@@ -151,12 +152,18 @@ def test_most_patches_never_change() -> None:
     assert covered < 0.55
 
 
-def test_one_frame_says_nothing_and_two_say_much() -> None:
+ON_BLACK: dict[str, Any] = {"clutter": 1, "noise": 8}
+ON_PHOTOGRAPHS: dict[str, Any] = {"size": 48, "digit_size": 16, "background": "photographs", "noise": 4}
+
+
+@pytest.mark.parametrize("settings", [ON_BLACK, ON_PHOTOGRAPHS], ids=["black", "photographs"])
+def test_one_frame_says_nothing_and_two_say_much(settings: dict[str, Any]) -> None:
     """A linear probe: on one frame at chance; on where consecutive frames match, far above."""
     (train, train_classes), (test, test_classes) = (
-        MovingDigits(split, clips=clips, clutter=1, noise=8).arrays()
-        for split, clips in (("train", 2048), ("test", 1024))
+        MovingDigits(split, clips=clips, **settings).arrays() for split, clips in (("train", 2048), ("test", 1024))
     )
+    if settings is ON_PHOTOGRAPHS:  # what does not move matches itself
+        train, test = (clips - clips.mean(axis=2, keepdims=True) for clips in (train, test))
     right = {}
     for name, features in {"frame": one_frame, "pairs": matches}.items():
         probe = RidgeClassifier(alpha=100.0).fit(features(train), train_classes)
@@ -195,6 +202,10 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         MovingDigits(noise=200)
     with pytest.raises(IndexError, match="index: expected 0 to 3, got 4"):
         MovingDigits(clips=4).clip(4)
+    with pytest.raises(ValueError, match="background: expected one of black, photographs, got 'sky'"):
+        MovingDigits(background="sky")
+    with pytest.raises(ValueError, match="size: expected at most 208 on photographs, got 216"):
+        MovingDigits(background="photographs", size=216)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     _digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn: pip install \"refvt\[demo\]\""):
@@ -217,3 +228,39 @@ def test_ink_and_places_say_where_the_digit_is() -> None:
     assert 0 < cluttered.ink().sum() < (cluttered.arrays()[0] > -1).sum()
     assert (cluttered.arrays()[0][:, 0][cluttered.ink()] > -1).all()
     np.testing.assert_array_equal(cluttered.ink(), MovingDigits("test", clips=8, frames=3, clutter=3, noise=9).ink())
+
+
+def test_on_photographs_only_the_digit_moves() -> None:
+    data = MovingDigits("test", clips=64, **{**ON_PHOTOGRAPHS, "noise": 0})
+    clips, _ = data.arrays()
+    ink = data.ink()
+    still = clips[:, 0] == clips[:, 0, :1]
+    assert still[~ink & ~ink[:, :1]].all()  # without the digit now and in the first frame: the same background
+    bare = dataclasses.replace(data, background="black").ink()
+    np.testing.assert_array_equal(ink, bare)  # the background changes no digit
+    assert [data.object_pixels(i).sum() for i in (0, 63)] == [ink[0].sum(), ink[63].sum()]
+
+
+def test_the_background_is_a_photograph_and_every_digit_stands_out() -> None:
+    data = MovingDigits("train", clips=64, **{**ON_PHOTOGRAPHS, "noise": 0})
+    grey = np.rint(data.arrays()[0][:, 0] * 127.5 + 127.5)
+    ink = data.ink()
+    means = np.array([clip[~own].mean() for clip, own in zip(grey, ink, strict=True)])
+    assert np.ptp(means) > 60  # brightness varies
+    images = _digits(2)[SPLITS["train"]]
+    for clip, place, own, mean in zip(grey, data.places(), range(64), means, strict=True):
+        digit = images[data._draws.digit[own]]
+        full = np.argwhere(digit == digit.max())[0]  # full ink, or nearly, shows the digit's level
+        row, column = (place[0] + full) % 48
+        assert 45 < abs(clip[0, row, column] - mean) < 145
+
+
+def test_training_and_test_backgrounds_are_disjoint() -> None:
+    from sklearn.datasets import load_sample_images
+
+    whole = np.stack(load_sample_images().images).astype(int) @ np.array([77, 150, 29]) + 128 >> 8
+    train, test = (_scaled_photographs(split)[1] for split in ("train", "test"))
+    assert train.shape[2] + test.shape[2] == whole.shape[2]
+    np.testing.assert_array_equal(np.concatenate([train, test], axis=2), whole)
+    crop = MovingDigits("test", clips=1, size=208, digit_size=8, background="photographs")  # as wide as there is room
+    assert crop.arrays()[0].shape == (1, 1, 8, 208, 208)

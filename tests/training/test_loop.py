@@ -8,10 +8,13 @@ import pytest
 
 import refvt
 from refvt.data.dataset import UnreadableClipError
+from refvt.evaluation.selectivity import selectivity_of
 from refvt.training import Observer, TrainingError, UnreadableClipWarning, evaluate, train
-from refvt.training.loop import CHECKPOINT, LOG, MODEL, RECIPE
+from refvt.training.loop import BACKBONE, CHECKPOINT, LOG, MODEL, RECIPE
+from refvt.training.recipe import make_moving_digits
 from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe
+from tests.support.tiny_sweep import tiny_recipe
 
 QUIET = {"backend": "reference"}
 
@@ -287,3 +290,52 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(TrainingError, match=r"already holds a run; resume it \(--resume\)"):
         run(small_recipe(epochs=1), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_backbone_is_trained_first_and_once(tmp_path):
+    recipe = small_recipe(drop_path=0.0)
+    stages = recipe.changed({"backbone": recipe.changed({"seed": 5}).as_dict()})
+    found = run(stages, tmp_path / "both")
+    first = parameters(tmp_path / "both" / BACKBONE)
+    run(recipe.changed({"seed": 5}), tmp_path / "first")
+    assert same(first, parameters(tmp_path / "first"))
+    # the same as starting from its parameters by hand
+    assert run(stages, tmp_path / "second", parameters=first) == found
+    assert same(parameters(tmp_path / "both"), parameters(tmp_path / "second"))
+    assert not (tmp_path / "second" / BACKBONE).exists()
+    with pytest.raises(TrainingError, match="both: already holds a run"):
+        run(stages, tmp_path / "both")
+    before = (tmp_path / "both" / BACKBONE / MODEL).stat().st_mtime_ns
+    assert run(stages, tmp_path / "both", resume=True) == found
+    assert (tmp_path / "both" / BACKBONE / MODEL).stat().st_mtime_ns == before
+
+
+def test_killed_in_the_backbone_it_goes_on(tmp_path):
+    recipe = small_recipe(drop_path=0.0)
+    stages = recipe.changed({"backbone": recipe.changed({"seed": 5}).as_dict()})
+    found = run(stages, tmp_path / "whole")
+
+    class Killed(Observer):
+        def on_step(self, line, evaluation):
+            if line["step"] == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stages, tmp_path / "killed", observer=Killed(), checkpoint_every=2)
+    assert not (tmp_path / "killed" / LOG).exists()
+    assert run(stages, tmp_path / "killed", resume=True) == found
+    assert same(parameters(tmp_path / "killed"), parameters(tmp_path / "whole"))
+    again = recipe.changed({"backbone": recipe.changed({"seed": 6}).as_dict()})
+    with pytest.raises(TrainingError, match=r"backbone: holds a finished run of another recipe \(seed differ\)"):
+        run(again, tmp_path / "killed", resume=True)
+
+
+def test_the_log_says_how_halting_follows_the_object(tmp_path):
+    recipe = tiny_recipe(epochs=1)
+    train_set, test_set = make_moving_digits(recipe)
+    train(recipe, train_set, test_set, tmp_path, **QUIET)
+    (line,) = lines(tmp_path, "evaluation")
+    model = refvt.load(tmp_path / MODEL, recipe.config, backend="reference")
+    assert line["selectivity"] == asdict(selectivity_of(model, test_set))
+    run(small_recipe(epochs=1), tmp_path / "bars")
+    assert "selectivity" not in lines(tmp_path / "bars", "evaluation")[0]

@@ -52,6 +52,9 @@ def test_the_papers_recipe():
         ({"config": {"width": 17}}, ValueError, "config.width: expected a multiple of num_heads"),
         ({"config": {"breadth": 1}}, ValueError, "recipe: unknown: config.breadth; expected some of config.channels"),
         ({"config": 3}, TypeError, "config: expected an object of the model's fields, got 3"),
+        ({"backbone": 3}, TypeError, "backbone: expected an object of the fields of a recipe or null, got 3"),
+        ({"backbone": {"epochs": 3}}, ValueError, "backbone: recipe: missing: config, data"),
+        ({"backbone": small_recipe(epochs=4).as_dict() | {"data": "videos"}}, ValueError, "backbone.data: expected"),
         ({"epoch": 3, "lr": 1}, ValueError, "recipe: unknown: epoch, lr; expected some of"),
     ],
 )
@@ -97,3 +100,26 @@ def test_differences_are_named():
     assert difference(one, one) == []
     assert difference(one, other) == ["config.depth", "learning_rate"]
     assert difference({"a": 1}, {}) == ["a"]
+
+
+def test_a_backbone_is_a_recipe_of_its_own():
+    first = small_recipe(epochs=5, seed=3)
+    recipe = small_recipe().changed({"backbone": first})
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+    changed = recipe.changed({"backbone.epochs": 7, "backbone.config.halting_scale": 2.0, "epochs": 9})
+    assert (changed.backbone.epochs, changed.backbone.seed, changed.epochs) == (7, 3, 9)
+    assert changed.backbone.config.halting_scale == 2.0
+    assert changed.config == recipe.config
+    assert difference(recipe.as_dict(), changed.as_dict()) == [
+        "backbone.config.halting_scale",
+        "backbone.epochs",
+        "epochs",
+    ]
+    assert recipe.changed({"backbone": None}).backbone is None
+    with pytest.raises(ValueError, match="backbone: the recipe has none"):
+        first.changed({"backbone.epochs": 1})
+    with pytest.raises(ValueError, match=r"backbone.config: expected a model of the same shapes, got another blocks\."):
+        recipe.changed({"backbone.config.mlp_ratio": 3.0})
+    videos = recipe.changed({"backbone": None, "data": "videos"})
+    with pytest.raises(ValueError, match="backbone.data_settings: expected those of the recipe itself"):
+        videos.changed({"backbone": {**videos.as_dict(), "data_settings": {"stride": 9}}})
