@@ -278,9 +278,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     return -(_arrange(targets) * torch.log_softmax(_arrange(logits), dim=-1)).sum() / len(logits)
 
 
-def ponder_loss(ponder: Tensor) -> Tensor:
-    """Mean of ρ over all tokens that entered the joint blocks: ponder [B, N]."""
-    return _arrange(ponder).sum() / ponder.numel()
+def ponder_loss(ponder: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of w · ρ over all tokens that entered the joint blocks: ponder, weights [B, N]; w is 1 if not given."""
+    return _arrange(ponder if weights is None else weights * ponder).sum() / ponder.numel()
 
 
 def motion_loss(logits: Tensor, moving: Tensor) -> Tensor:

@@ -105,13 +105,14 @@ def _print_layers(shares: NDArray[np.float64], names: tuple[str, ...]) -> None:
 
 
 def _show_scene(model: HaltingVT, out: Path) -> None:
-    from refvt.plots.demo import draw_scene
+    from refvt.plots.scene import draw_scene
 
     side, T = model.config.image_size[0], model.config.num_frames
     scene = run_on_scene(model, find_sample_video(VIDEO), WINDOWS, STRIDE, PLACE)
-    print(f"\n4. A real clip: {VIDEO}, frames {scene.indices[0]} to {scene.indices[-1]}, a person walks past a wall")
+    first, *_, last = scene.frames.indices
+    print(f"\n4. A real clip: {VIDEO}, frames {first} to {last}, a person walks past a wall")
     print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
     print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive, of …")
     _print_layers(alive_by_change(scene), SCENE_GROUPS)
-    files = draw_scene(scene, WINDOWS, side, f"{VIDEO}, {T} frames {STRIDE} apart", out, "bikes")
+    files = draw_scene(scene, f"{VIDEO}, {T} frames {STRIDE} apart", out, "bikes")
     print("   " + ", ".join(map(str, files)))

@@ -132,15 +132,15 @@ def _open_data_set(
 
 
 def _open_digits(texts: Sequence[str], config: HaltingVTConfig, settings: Mapping[str, Any]) -> MovingDigits:
-    """Return the test set of moving digits in a model's sizes. texts: NAME=N, which replace ``settings``."""
+    """Return the test set of moving digits in a model's sizes. texts: NAME=VALUE, which replace ``settings``."""
     if config.image_size[0] != config.image_size[1]:
         raise ValueError(f"--data digits: expected a square image_size in the configuration, got {config.image_size}")
-    known = {"clips", "digit_size", "clutter", "noise", "seed"}
-    chosen: dict[str, int] = {name: value for name, value in settings.items() if name in known}
+    known = {"clips", "digit_size", "clutter", "noise", "seed", "background"}
+    chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in known}
     for text in texts:
-        name, _, number = text.partition("=")
+        name, _, value = text.partition("=")
         try:
-            chosen[name] = int(number)
+            chosen[name] = value if name == "background" else int(value)
         except ValueError:
             raise ValueError(f"--set: expected NAME=N with a whole number N, got {text!r}") from None
     if chosen.keys() - known:

@@ -21,6 +21,7 @@ from refvt.experiments.report import Findings, render_page, write
 from refvt.experiments.runs import Grid, Run
 from refvt.training.batches import steps_per_epoch
 from refvt.training.recipe import Recipe, find_recipe, make_moving_digits
+from refvt.weights import find_backbone
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     folders = [_make_folder("--out", out)]
     folders += [_make_folder("--publish", options.publish)] if options.publish else []
     observer = TrainingBar(visible=not options.json)
-    grid = Grid(recipe, seeds, out, options.backend, observer, iter if options.json else _track)
+    start = find_backbone(recipe)
+    grid = Grid(recipe, seeds, out, options.backend, observer, iter if options.json else _track, start)
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, options.weights)
     else:
@@ -134,6 +136,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "seeds": list(range(grid.seeds)),
         "trained": len(trained),
         "seconds": sum(trained.values()),
+        "start": grid.start_sentence,
         "figures": findings.figures,
         "reading": findings.reading,
         "runs": [result.as_dict() for result in grid.results],

@@ -1,4 +1,4 @@
-"""``refvt halt``: HaltingVT on a video; which tokens live in which layer, as numbers, a picture and an animation."""
+"""``refvt halt``: a model on a video; which tokens live in which layer, as numbers, a picture and an animation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "Run HaltingVT on a video and draw which tokens live, layer by layer."
+HELP = "Run a model on a video and draw which tokens live, layer by layer."
 UNTRAINED = (
     "These weights are not trained. They were set by hand so that a patch lives as long as something moves in it; "
     "the network recognises nothing."
 )
+TRAINED, HANDMADE = "photographs", "handmade"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", type=int, default=None, help="frames between samples; default: what fits, at most 32"
     )
-    parser.add_argument("--weights", type=Path, default=None, help="a checkpoint: .pth, .safetensors or .npz")
-    parser.add_argument("--labels", type=Path, default=None, help="class names for --weights, one per line")
+    parser.add_argument(
+        "--weights",
+        default=TRAINED,
+        metavar="NAME|FILE",
+        help=f"{TRAINED}: the small trained model that comes with refvt, in windows over the frame (default); "
+        f"{HANDMADE}: weights of the paper's size set by hand; or a checkpoint: .pth, .safetensors or .npz",
+    )
+    parser.add_argument("--labels", type=Path, default=None, help="class names for a checkpoint, one per line")
     add_json(parser, "print the numbers as JSON")
     add_preset(parser)
     add_backend(parser)
@@ -36,37 +43,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the model on the video, print and draw; 0. ValueError or OSError for what cannot be read or does not fit."""
+    if options.weights == TRAINED:
+        if options.labels is not None:
+            raise ValueError(f"--labels: expected with a checkpoint only, got {options.labels}")
+        return _run_in_windows(options)
+    return _run_whole(options)
+
+
+# ---- the trained model, in windows over the frame
+
+
+def _run_in_windows(options: argparse.Namespace) -> int:
+    from refvt import weights
+    from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
+    from refvt.plots.scene import draw_scene
+
+    model, _ = weights.load(TRAINED, options.backend)
+    scene = run_on_scene(model, options.video, stride=options.stride)
+    shares = alive_by_change(scene)
+    report: dict[str, Any] = {
+        "video": str(options.video),
+        "weights": TRAINED,
+        "windows": list(scene.windows),
+        "frames": [int(i) for i in scene.frames.indices],
+        "frames_available": int(scene.frames.num_available),
+        "patches": scene.states[0].size,
+        "patches_changing": int(changing_patches(scene).sum()),
+        "alive_changing_per_layer": _numbers(shares[:, 0]),
+        "alive_unchanging_per_layer": _numbers(shares[:, 1]),
+        "auc_of_change": _numbers([change_auc(scene)])[0],
+        "picture": str(options.out / f"{options.video.stem}.png"),
+        "animation": str(options.out / f"{options.video.stem}.gif"),
+    }
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        _print_scene(report)
+    options.out.mkdir(parents=True, exist_ok=True)
+    frames = report["frames"]
+    title = f"{options.video.name}, frames {frames[0]} to {frames[-1]}"
+    draw_scene(scene, title, options.out, options.video.stem)
+    return 0
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """Values as JSON can hold them; null for NaN."""
+    return [None if value != value else float(value) for value in values]
+
+
+def _print_scene(report: dict[str, Any]) -> None:
+    rows, columns = report["windows"]
+    _print_frames(report)
+    print(f"   The trained model that comes with refvt, in {rows} × {columns} windows over the frame")
+    print(f"   {report['patches_changing']} of {report['patches']} patches change between neighbouring frames")
+    print("   layer   alive, of those that change   of those that do not")
+    pairs = zip(report["alive_changing_per_layer"], report["alive_unchanging_per_layer"], strict=True)
+    for layer, shares in enumerate(pairs, start=1):
+        changing, other = ("-" if share is None else f"{share:.1%}" for share in shares)
+        print(f"   {layer:5d}   {changing:>27s}   {other:>20s}")
+    auc = report["auc_of_change"]
+    if auc is not None:
+        print(f"   A patch that changes lives longer than one that does not: AUC {auc:.2f} (0.5: chance, 1: always)")
+    _print_files(report)
+
+
+# ---- a model of the paper's size, on the whole frame
+
+
+def _run_whole(options: argparse.Namespace) -> int:
     from refvt.evaluation.videos import best_classes, halting_figures, run_on_video
     from refvt.plots.halting import ClipStates, halting_gif, halting_picture
     from refvt.weights.handmade import handmade_parameters
 
     config = HaltingVTConfig.preset(options.preset)
     names = None if options.labels is None else _read_names(options.labels, config.num_classes)
-    if options.weights is None:
-        model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
-    else:
+    trained = options.weights != HANDMADE
+    if trained:
         model = refvt.load(options.weights, config, backend=options.backend)
+    else:
+        model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
     found = run_on_video(model, options.video, options.stride)
     stem = options.video.stem
     report: dict[str, Any] = {
         "video": str(options.video),
         "preset": options.preset,
-        "weights": "handmade" if options.weights is None else str(options.weights),
+        "weights": options.weights,
         **halting_figures(found),
         "picture": str(options.out / f"{stem}.png"),
         "animation": str(options.out / f"{stem}.gif"),
     }
-    if options.weights is not None:
+    if trained:
         report["classes"] = best_classes(found.output.logits[0], names)
     if options.json:
         print(json.dumps(report, indent=1))
     else:
-        _print(config, report)
+        _print_whole(config, report)
 
     options.out.mkdir(parents=True, exist_ok=True)
     clip = ClipStates.of_output(config, found.frames.images, found.output, full_ponder=True)
     title = f"HaltingVT ({options.preset}) on {options.video.name}"
-    note = UNTRAINED if options.weights is None else f"Weights: {options.weights.name}"
+    note = f"Weights: {Path(options.weights).name}" if trained else UNTRAINED
     halting_picture(clip, title, note, report["picture"])
     halting_gif(clip, title, note, report["animation"])
     return 0
@@ -80,12 +156,10 @@ def _read_names(path: Path, number: int) -> list[str]:
     return names
 
 
-def _print(config: HaltingVTConfig, report: dict[str, Any]) -> None:
-    frames = report["frames"]
-    stride = frames[1] - frames[0] if len(frames) > 1 else 0
-    print(f"   {report['video']}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
+def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
+    _print_frames(report)
     print(f"   HaltingVT {report['preset']}, {config.joint_tokens} tokens enter the {config.joint_depth} joint blocks")
-    if report["weights"] == "handmade":
+    if report["weights"] == HANDMADE:
         print(f"   {UNTRAINED}")
     for row in report.get("classes", []):
         print(f"   {row['probability']:6.1%}  {row['class']}")
@@ -102,4 +176,17 @@ def _print(config: HaltingVTConfig, report: dict[str, Any]) -> None:
         f"   whole clip: {report['gflops']:.2f} GFLOPs against {report['gflops_without_halting']:.2f} without halting, "
         f"mean ponder {report['mean_ponder']:.2f}, {report['seconds']:.1f} s"
     )
+    _print_files(report)
+
+
+# ---- both
+
+
+def _print_frames(report: dict[str, Any]) -> None:
+    frames = report["frames"]
+    stride = frames[1] - frames[0] if len(frames) > 1 else 0
+    print(f"   {report['video']}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
+
+
+def _print_files(report: dict[str, Any]) -> None:
     print(f"   picture:   {report['picture']}\n   animation: {report['animation']}")

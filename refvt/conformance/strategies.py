@@ -209,7 +209,9 @@ def _cross_entropy(m: _Source) -> Inputs:
 
 
 def _ponder_loss(m: _Source) -> Inputs:
-    return {"ponder": 2 + np.abs(m.normal(m.size("B"), m.size("N")))}
+    B, N = m.size("B"), m.size("N")
+    inputs: Inputs = {"ponder": 2 + np.abs(m.normal(B, N))}
+    return inputs | {"weights": m.normal(B, N)} if m.flag("weights") else inputs
 
 
 def _motion_loss(m: _Source) -> Inputs:

@@ -162,7 +162,7 @@ class MovingDigits:
 
     def object_pixels(self, index: int) -> NDArray[np.bool_]:
         """Return which pixels of ``clip(index)`` belong to the moving digit, [T, size, size]."""
-        return self._ink(np.array([self._check_index(index)]))[0]
+        return np.asarray(self._ink(np.array([self._check_index(index)]))[0])
 
     # ---- drawing
 
@@ -172,7 +172,7 @@ class MovingDigits:
         draw = _Draw(*(part[chosen] for part in self._draws))
         out = np.zeros((len(chosen), self.frames, self.size, self.size), np.uint8)
         self._paint(out, images[draw.digit], self._path(chosen % self.num_classes, draw))
-        return out > 0
+        return np.asarray(out > 0)
 
     def _check_index(self, index: int) -> int:
         """Return the index as an int. IndexError if there is no such clip."""
@@ -273,7 +273,7 @@ class MovingDigits:
         mean = background.reshape(len(background), -1).astype(np.int64).mean(axis=1).astype(np.int64)
         away = 64 + draw[:, 6] // 2 % 64
         up = np.where(mean + away > 255, 0, np.where(mean - away < 0, 1, draw[:, 6] % 2))
-        return np.clip(np.where(up, mean + away, mean - away), 0, 255)
+        return np.asarray(np.clip(np.where(up, mean + away, mean - away), 0, 255))
 
     def _cover(
         self, out: NDArray[np.uint8], images: NDArray[np.uint8], level: NDArray[np.int64], places: NDArray[np.int64]

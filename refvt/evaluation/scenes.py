@@ -10,12 +10,25 @@ from numpy.typing import NDArray
 
 from refvt.array import Array
 from refvt.data import read_frames, resize_and_crop
-from refvt.evaluation.patches import ALIVE, states_of_output
+from refvt.data.change import change_of_patches
+from refvt.data.video import Frames
+from refvt.evaluation.patches import ALIVE, DROPPED, states_of_output
+from refvt.evaluation.selectivity import auc_of
 from refvt.model.haltingvt import HaltingVT
 
-__all__ = ["SCENE_GROUPS", "Scene", "alive_by_change", "cut_windows", "join_windows", "run_on_scene"]
+__all__ = [
+    "SCENE_GROUPS",
+    "Scene",
+    "alive_by_change",
+    "change_auc",
+    "changing_patches",
+    "cut_windows",
+    "join_windows",
+    "run_on_scene",
+]
 
-SCENE_GROUPS = ("the fifth that changes most", "the fifth that is lightest", "every patch")
+CHANGE, ABOVE_NOISE = 4.0, 2.0  # grey levels; times the first quartile of the changes
+SCENE_GROUPS = ("patches that change", "patches that do not")
 
 
 @dataclass(frozen=True)
@@ -23,46 +36,82 @@ class Scene:
     """A scene as a model saw it, and what it computed of it.
 
     images: uint8 [T, height, width, 3], to look at; grey: float [T, rows · P, columns · P], what the model saw, from 0
-    to 255; states: int8 [L, T, rows, columns], see ``patches.patch_states``; indices: numbers of the frames.
+    to 255; states: int8 [L, T, rows, columns], see ``patches.patch_states``, every token followed to its own halt;
+    windows: rows and columns of windows; frames: where the images come from.
     """
 
     images: NDArray[np.uint8]
     grey: Array
     states: NDArray[np.int8]
-    indices: Array
+    windows: tuple[int, int]
+    frames: Frames
 
 
 def run_on_scene(
-    model: HaltingVT, path: Path, windows: tuple[int, int], stride: int, place: float, finer: int = 4
+    model: HaltingVT,
+    path: Path,
+    windows: tuple[int, int] | None = None,
+    stride: int | None = None,
+    place: float | None = None,
+    finer: int = 4,
 ) -> Scene:
     """Run a model on a video in grey, cut in ``windows`` (rows, columns) of the model's own size.
 
-    stride, place: which frames, see ``read_frames``. finer: ``images`` has this many times the resolution that the
-    model sees. Errors: those of ``read_frames``.
+    Every token is followed to its own halt. windows None: two rows, and as many columns as the frame is wide. stride,
+    place: which frames, see ``read_frames``. finer: ``images`` has this many times the resolution that the model sees.
+    Errors: those of ``read_frames``.
     """
     c = model.config
     side = c.image_size[0]
     frames = read_frames(path, c.num_frames, stride, place)
+    if windows is None:
+        tall, wide = frames.images.shape[1:3]
+        windows = (2, max(1, 2 * wide // tall)) if tall <= wide else (2 * tall // wide, 2)
     height, width = (n * side * finer for n in windows)
-    images = resize_and_crop(frames.images, (height, width), height)
+    tall, wide = frames.images.shape[1:3]
+    short = max(height, -(-width * tall // wide)) if tall <= wide else max(width, -(-height * wide // tall))
+    images = resize_and_crop(frames.images, (height, width), short)
     fine = images @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
     grey = fine.reshape(len(fine), height // finer, finer, width // finer, finer).mean(axis=(2, 4))
     clips = ((cut_windows(grey, side) - 127.5) / 127.5).astype(np.float32)[:, None]  # [windows, 1, T, side, side]
-    output = model(np.repeat(clips, c.channels, axis=1))
-    return Scene(images, grey, join_windows(states_of_output(c, output), *windows), frames.indices)
+    output = model(np.repeat(clips, c.channels, axis=1), full_ponder=True)
+    states = states_of_output(c, output, full_ponder=True)
+    return Scene(images, grey, join_windows(states, *windows), windows, frames)
+
+
+def changing_patches(scene: Scene) -> NDArray[np.bool_]:
+    """Return the patches that change between neighbouring frames, [T, rows, columns].
+
+    The change of a patch is the mean of |x_t − x_t'| over its pixels, for the neighbouring frame t' that differs more.
+    A patch changes if that is more than ``CHANGE`` grey levels and ``ABOVE_NOISE`` times the scene's first quartile,
+    which is the camera's noise if a quarter of the scene stands still.
+    """
+    shape = scene.states.shape[1:]  # [T, rows, columns]
+    P = scene.grey.shape[1] // shape[1]
+    change = change_of_patches(scene.grey[None, None], P).reshape(shape)
+    found: NDArray[np.bool_] = change > max(CHANGE, ABOVE_NOISE * float(np.quantile(change, 0.25)))
+    return found
+
+
+def change_auc(scene: Scene) -> float:
+    """P(a changing patch lives longer than one that does not) + ½ P(equal), of the patches that were not dropped.
+
+    NaN if all patches are of one kind. 0.5 is blind to change.
+    """
+    L = len(scene.states)
+    changing, lived = changing_patches(scene), (scene.states == ALIVE).sum(axis=0)
+    entered = scene.states[0] != DROPPED
+    return auc_of(*(np.bincount(lived[entered & which], minlength=L + 1) for which in (changing, ~changing)))
 
 
 def alive_by_change(scene: Scene) -> NDArray[np.float64]:
-    """Share of the patches that is alive, [L, 3], of those named in ``SCENE_GROUPS``.
-
-    A patch's change is its mean distance from its own mean over time.
-    """
-    T, rows, columns = scene.states.shape[1:]
-    P = scene.grey.shape[1] // rows
-    by_patch = scene.grey.reshape(T, rows, P, columns, P)
-    light, change = by_patch.mean(axis=(2, 4)), np.abs(by_patch - by_patch.mean(axis=0)).mean(axis=(2, 4))
-    chosen = [each >= np.quantile(each, 0.8) for each in (change, light)] + [np.ones(light.shape, np.bool_)]
-    return np.stack([(scene.states[:, where] == ALIVE).mean(axis=1) for where in chosen], axis=1)
+    """Share of the patches of each of ``SCENE_GROUPS`` that is alive, [L, 2]; NaN for a group without patches."""
+    changing = changing_patches(scene)
+    alive = scene.states == ALIVE
+    with np.errstate(invalid="ignore"):
+        return np.stack(
+            [alive[:, which].sum(axis=1) / np.float64(which.sum()) for which in (changing, ~changing)], axis=1
+        )
 
 
 def cut_windows(images: Array, side: int) -> Array:

@@ -23,6 +23,7 @@ from refvt.array import Array
 from refvt.data.dataset import Dataset, ShowsObject
 from refvt.evaluation.patches import kept_patches
 from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import values_of_tokens
 from refvt.model.haltingvt import HaltingVT, Output
 
 __all__ = [
@@ -78,9 +79,7 @@ def object_tokens(ink: NDArray[np.bool_], config: HaltingVTConfig, output: Outpu
     B, T, height, width = ink.shape
     share = ink.reshape(B, T, height // P, P, width // P, P).mean(axis=(3, 5)).reshape(B, T, -1)  # [B, T, S]
     group = np.where(share >= OBJECT, 1, np.where(share.max(axis=1, keepdims=True) == 0, 0, -1)).astype(np.int8)
-    kept = kept_patches(config, output)  # [B, T, S']
-    of_kept = np.where(kept >= 0, np.take_along_axis(group, np.maximum(kept, 0), axis=2), -1)
-    return of_kept.transpose(0, 2, 1).reshape(B, -1).astype(np.int8)  # token s · T + t
+    return values_of_tokens(group, kept_patches(config, output), -1)[:, 1:].astype(np.int8)
 
 
 def auc_of(high: NDArray[np.int64], low: NDArray[np.int64]) -> float:

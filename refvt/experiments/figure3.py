@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from refvt.array import Array
+from refvt.data.change import change_of_patches
 from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation.patches import kept_patches, patch_states
 from refvt.experiments.report import Findings, Table
 from refvt.experiments.runs import Grid, Run
 from refvt.model.config import HaltingVTConfig
+from refvt.model.decisions import values_of_tokens
 from refvt.model.haltingvt import HaltingVT, Output, load
 from refvt.plots.charts import COLOURS, make_chart, save_chart
 from refvt.plots.sheets import SheetClip, brighten, halting_sheet
 
-__all__ = ["HELP", "measure", "movement", "patch_tokens"]
+__all__ = ["HELP", "measure"]
 
 HELP = "Figure 3: alive tokens by layer and frame on clips of a trained model (--weights, or one trained here)."
 CLIPS, QUICK_CLIPS = 8, 4  # drawn, the first test clips: one of each class in turn
@@ -62,8 +64,11 @@ def measure(grid: Grid, quick: bool, weights: Path | None) -> Findings:
 def _figures(config: HaltingVTConfig, data: MovingDigits, outputs: list[Output], clips: list[Array]) -> dict[str, Any]:
     """The numbers over all test clips."""
     moves = np.concatenate(
-        [patch_tokens(movement(c, config.patch_size), config, o) for c, o in zip(clips, outputs, strict=True)]
-    )
+        [
+            values_of_tokens(change_of_patches(c, config.patch_size), kept_patches(config, o), 0.0)[:, 1:]
+            for c, o in zip(clips, outputs, strict=True)
+        ]
+    )  # [clips, N' − 1]
     lived = np.concatenate([o.alive[:, :, 1:].sum(axis=1) for o in outputs])  # [clips, N' − 1], joint layers entered
     cls = np.concatenate([o.alive[:, :, 0].sum(axis=1) for o in outputs])
     right = np.concatenate([o.logits.argmax(axis=1) for o in outputs]) == np.arange(len(data)) % data.num_classes
@@ -119,30 +124,6 @@ def _drawn(model: HaltingVT, data: MovingDigits, index: int) -> dict[str, Any]:
         "kept": kept_patches(model.config, out)[0],
         "alive": out.alive[0],
     }
-
-
-def movement(clips: Array, patch_size: int) -> Array:
-    """Change of every patch from frame to frame, [B, T, patches].
-
-    It is the mean of |x_t − x_t'| over the patch's pixels, for the neighbouring frame t' that differs more. Zero for a
-    clip of one frame.
-    """
-    B, C, T, height, width = clips.shape
-    P = patch_size
-    patches = clips.reshape(B, C, T, height // P, P, width // P, P)
-    step = np.abs(np.diff(patches, axis=2)).mean(axis=(1, 4, 6))  # [B, T − 1, rows, columns]
-    step = step.reshape(B, T - 1, (height // P) * (width // P))
-    found = np.zeros((B, T, step.shape[2]))
-    found[:, 1:] = step
-    found[:, :-1] = np.maximum(found[:, :-1], step)
-    return found
-
-
-def patch_tokens(values: Array, config: HaltingVTConfig, out: Output) -> Array:
-    """Values of patches [B, T, patches] in the order of the tokens after CLS, [B, N' − 1]; a fused token gets 0."""
-    kept = kept_patches(config, out)  # [B, T, S]
-    of_kept = np.where(kept >= 0, np.take_along_axis(values, np.maximum(kept, 0), axis=2), 0)
-    return of_kept.transpose(0, 2, 1).reshape(len(kept), -1)  # token s · T + t
 
 
 def _noise(data: MovingDigits) -> float:

@@ -103,7 +103,7 @@ class Grid:
 
     recipe: what the runs change. seeds: 0 … seeds − 1 take the place of the recipe's. out: the folder of the runs. If
     the recipe has a backbone, all runs start from the same one: ``start`` or, if that is None, the one that is trained
-    once, in the folder "backbone" of ``out``.
+    once, in the folder "backbone" of ``out``. ``start_sentence`` says which, for the page.
     observer: sees every step of every run. track: passes on the (run, seed) pairs; it may count them, as tqdm does.
     """
 
@@ -118,6 +118,9 @@ class Grid:
         start: Mapping[str, Array] | None = None,
     ) -> None:
         self.recipe, self.seeds, self.out, self.backend, self.start = recipe, seeds, out, backend, start
+        self.start_sentence = "Each starts from an initialisation of its own seed."
+        if start is not None:
+            self.start_sentence = "All start from the trained backbone that comes with refvt; its time comes on top."
         self.observer, self.track = observer, track
         self.results: list[Result] = []
         self.data = make_moving_digits(recipe)
@@ -131,6 +134,8 @@ class Grid:
         if self.start is None and self.recipe.backbone is not None:
             folder, sets = self.out / BACKBONE, make_moving_digits(self.recipe.backbone)
             self.start = train_to_end(self.recipe.backbone, *sets, folder, backend=self.backend, observer=self.observer)
+            minutes = _evaluations(folder)[-1]["seconds"] / 60
+            self.start_sentence = f"All start from one backbone, whose {minutes:.0f} minutes of training come on top."
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
         jobs = [(run, seed) for seed in range(self.seeds) for run in runs]

@@ -9,7 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["Decisions", "check_decisions", "kept_places", "original_patches"]
+__all__ = ["Decisions", "check_decisions", "kept_places", "original_patches", "values_of_tokens"]
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,15 @@ def original_patches(places: list[Array | None], config: HaltingVTConfig, B: int
                 originals = np.concatenate([originals, np.full((B, T, 1), -1)], axis=2)
         kept.append(np.array(originals))
     return kept
+
+
+def values_of_tokens(values: Array, kept: Array | None, other: float) -> Array:
+    """Values of patches [B, T, S] in the order of the tokens that enter the joint blocks, [B, N'].
+
+    kept [B, T, S']: the patches that the last Glimpser block passes on, None for all. CLS and fused patches get
+    ``other``.
+    """
+    if kept is not None:
+        values = np.where(kept >= 0, np.take_along_axis(values, np.maximum(kept, 0), axis=2), other)
+    of_patches = values.transpose(0, 2, 1).reshape(len(values), -1)  # token 1 + s · T + t
+    return np.concatenate([np.full((len(values), 1), other, of_patches.dtype), of_patches], axis=1)

@@ -14,7 +14,7 @@ from refvt.model import flops
 from refvt.model.blocks import Context
 from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
-from refvt.model.decisions import Decisions
+from refvt.model.decisions import Decisions, values_of_tokens
 from refvt.model.inputs import (
     LossWeights,
     check_clips,
@@ -159,18 +159,21 @@ class HaltingVT:
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,
         arrays: str = "numpy",
+        patch_ponder_weights: Array | None = None,
     ) -> tuple[Loss, dict[str, Array]]:
         """The training loss of clips [B, C, T, height, width] and its gradient with respect to every parameter.
 
         labels [B] class numbers or [B, K] soft; motion_labels [B], 1 for moving and 0 for a static twin, None to leave
         the motion loss out. drop_path: the rate of the last block, drawn from rng. arrays: "device" leaves gradients
-        and outputs where the backend computed them. Returns the loss and a dict with the parameters' names. ValueError
-        or TypeError for arguments that do not fit. Source: HaltingVT equations 9–11.
+        and outputs where the backend computed them. patch_ponder_weights [B, T, patches]: how much each patch of a
+        frame counts in the ponder loss, None for 1 each, as in the paper; CLS and fused patches count 1. Returns the
+        loss and a dict with the parameters' names. ValueError or TypeError for arguments that do not fit. Source:
+        HaltingVT equations 9–11.
         """
         deliver = self._deliver(arrays)
-        weights = check_loss_weights(ponder_weight, motion_weight, label_smoothing)
         clips = check_clips(clips, self.config, self._ops, self.dtype)
         B = len(clips)
+        weights = self._check_weights(ponder_weight, motion_weight, label_smoothing, patch_ponder_weights, B)
         labels, motion_labels = check_labels(labels, motion_labels, self.config, B, self.dtype)
         scales = check_drop_path(drop_path, rng, self.config, B)
         how = check_execution(execution, decisions, self.config, B, drop_path=scales)
@@ -194,6 +197,7 @@ class HaltingVT:
         drop_path: float = 0.0,
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,
+        patch_ponder_weights: Array | None = None,
     ) -> Trace:
         """Every named tensor of a run, forward and, with ``gradients``, backward.
 
@@ -202,9 +206,9 @@ class HaltingVT:
         TypeError as in ``loss_and_gradients``.
         """
         deliver = self._deliver("numpy")
-        weights = check_loss_weights(ponder_weight, motion_weight, label_smoothing)
         clips = check_clips(clips, self.config, self._ops, self.dtype)
         B = len(clips)
+        weights = self._check_weights(ponder_weight, motion_weight, label_smoothing, patch_ponder_weights, B)
         if labels is not None:
             labels, motion_labels = check_labels(labels, motion_labels, self.config, B, self.dtype)
         scales = check_drop_path(drop_path, rng, self.config, B)
@@ -224,6 +228,11 @@ class HaltingVT:
             for name, gradient in context.gradients.items():
                 record(f"d({name})", gradient)
             return Trace(tensors, self._output(result, True, deliver))
+
+    def _check_weights(
+        self, ponder: float, motion: float, label_smoothing: float, patch_ponder: Array | None, B: int
+    ) -> LossWeights:
+        return check_loss_weights(ponder, motion, label_smoothing, patch_ponder, self.config, B, self.dtype)
 
     def _run(self, context: Context, clips: Array, execution: Execution) -> tuple[NetworkResult, NetworkCache | None]:
         """One forward pass, and its cache if a backward pass will follow."""
@@ -251,7 +260,10 @@ class HaltingVT:
         ops, arrays, number = self._ops, self._ops.arrays, np.dtype(self.dtype).type
         assert cache is not None
         recognition, recognition_cache = ops.cross_entropy.forward(result.logits, labels, weights.label_smoothing)
-        ponder, ponder_cache = ops.ponder_loss.forward(result.halting.ponder)
+        of_tokens = None
+        if weights.patch_ponder is not None:
+            of_tokens = values_of_tokens(weights.patch_ponder, result.kept[-1] if result.kept else None, 1.0)
+        ponder, ponder_cache = ops.ponder_loss.forward(result.halting.ponder, of_tokens)
         dlogits = ops.cross_entropy.backward(number(1), recognition_cache)
         dponder = ops.ponder_loss.backward(number(weights.ponder), ponder_cache)
         motion: Array = np.zeros(())

@@ -18,11 +18,15 @@ __all__ = ["LossWeights", "check_clips", "check_drop_path", "check_execution", "
 
 
 class LossWeights(NamedTuple):
-    """total = recognition + ponder · (ponder loss) + motion · (motion loss)."""
+    """total = recognition + ponder · (ponder loss) + motion · (motion loss).
+
+    patch_ponder: weights of the patches in the ponder loss, [B, T, rows · columns]; None: 1 for all, as in the paper.
+    """
 
     ponder: float
     motion: float
     label_smoothing: float
+    patch_ponder: Array | None = None
 
 
 def check_clips(clips: Array, config: HaltingVTConfig, ops: Backend, dtype: str) -> Array:
@@ -91,15 +95,35 @@ def check_labels(
     return labels, motion_labels.astype(np.int64)
 
 
-def check_loss_weights(ponder_weight: float, motion_weight: float, label_smoothing: float) -> LossWeights:
-    """The weights of the loss. ValueError unless they are finite and at least 0, and label_smoothing below 1."""
+def check_loss_weights(
+    ponder_weight: float,
+    motion_weight: float,
+    label_smoothing: float,
+    patch_ponder: Array | None,
+    config: HaltingVTConfig,
+    B: int,
+    dtype: str,
+) -> LossWeights:
+    """The weights of the loss. ValueError unless they are finite and at least 0, and label_smoothing below 1.
+
+    patch_ponder [B, T, rows · columns] may be below 0; ValueError for another shape or what is not finite.
+    """
     for name, number, top in (
         ("ponder_weight", ponder_weight, np.inf),
         ("motion_weight", motion_weight, np.inf),
         ("label_smoothing", label_smoothing, 1),
     ):
         _check_range(name, number, top)
-    return LossWeights(ponder_weight, motion_weight, label_smoothing)
+    if patch_ponder is not None:
+        patch_ponder = np.asarray(patch_ponder)
+        shape = (B, config.num_frames, config.patches_per_frame)
+        if patch_ponder.shape != shape or patch_ponder.dtype.kind not in "fiu" or not np.isfinite(patch_ponder).all():
+            raise ValueError(
+                f"patch_ponder_weights: expected finite numbers {list(shape)}, got {patch_ponder.dtype} "
+                f"{list(patch_ponder.shape)}"
+            )
+        patch_ponder = patch_ponder.astype(dtype)
+    return LossWeights(ponder_weight, motion_weight, label_smoothing, patch_ponder)
 
 
 def check_drop_path(

@@ -1,4 +1,4 @@
-"""The pictures of ``refvt demo``: held-out digits, what halting follows, and a real clip."""
+"""The pictures of ``refvt demo``: held-out digits, and what halting follows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from refvt.array import Array
 from refvt.data.moving_digits import MovingDigits
 from refvt.evaluation.patches import GROUPS, alive_around
-from refvt.evaluation.scenes import Scene
 from refvt.plots.sheets import SheetClip, brighten, following_picture, halting_film, halting_sheet
 
-__all__ = ["draw_digits", "draw_following", "draw_scene"]
+__all__ = ["draw_digits", "draw_following"]
 
 
 def draw_digits(
@@ -55,17 +54,3 @@ def draw_following(
     )
     following_picture(maps, shares, GROUPS, data.digit_size, title, note, out / "following.png")
     return out / "following.png"
-
-
-def draw_scene(scene: Scene, windows: tuple[int, int], side: int, clip_title: str, out: Path, name: str) -> list[Path]:
-    """Draw a scene cut in windows of side × side pixels, as a sheet and a film; returns the files written."""
-    clip = SheetClip(scene.images, scene.states, clip_title)
-    title = "A model that was trained on moving digits alone, on a real clip: where it looks"
-    note = (
-        f"It sees the scene in grey, in {windows[0]} × {windows[1]} windows of {side}×{side} pixels, each a clip of "
-        "its own of which the Glimpser keeps the same share. It cannot say what this is; it was never shown anything "
-        "like it."
-    )
-    halting_sheet([clip], title, note, out / f"{name}.png", columns=1, cell=160)
-    halting_film([clip], title, note, out / f"{name}.gif", columns=1, cell=256)
-    return [out / f"{name}.png", out / f"{name}.gif"]

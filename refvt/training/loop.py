@@ -22,6 +22,7 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
+from refvt.data.change import change_of_patches
 from refvt.data.dataset import Dataset, ShowsObject
 from refvt.evaluation import Evaluation, compute_records, summarise
 from refvt.evaluation.selectivity import compute_lives, summarise_lives
@@ -355,6 +356,7 @@ class _Run:
                 drop_path=recipe.drop_path,
                 rng=generator(recipe, "drop path", step, batch.number),
                 arrays="device",  # gradients stay where they are summed
+                patch_ponder_weights=_patch_ponder_weights(recipe, batch.clips),
             )
             if not np.isfinite(loss.total):
                 raise TrainingError(f"step {step + 1}: expected a finite loss, got {loss.total}")
@@ -396,6 +398,14 @@ def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) 
     best = logits.argmax(axis=1)
     right = best == labels if labels.ndim == 1 else labels[np.arange(len(best)), best] > 0
     return [float(right.sum()), float(gflops.sum()), *(float(n) for n in tokens_per_layer.sum(axis=0))]
+
+
+def _patch_ponder_weights(recipe: Recipe, clips: Array) -> Array | None:
+    """How much each patch counts in the ponder loss [B, T, patches]; None for 1 each."""
+    if recipe.changing_ponder == 1:
+        return None
+    change = 127.5 * change_of_patches(clips, recipe.config.patch_size)  # in grey levels
+    return np.where(change > recipe.change_threshold, recipe.changing_ponder, 1.0)
 
 
 def _figures(found: Evaluation) -> dict[str, Any]:

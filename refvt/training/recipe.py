@@ -35,6 +35,8 @@ NUMBERS = {  # field: (smallest, largest) value
     "label_smoothing": (0.0, 1.0),
     "drop_path": (0.0, 1.0),
     "halting_start": (-math.inf, math.inf),
+    "changing_ponder": (-math.inf, math.inf),
+    "change_threshold": (0.0, math.inf),
 }
 SWITCHES = ("decay_norms_and_biases", "static_twins")
 INITS = ("paper", "scratch")
@@ -56,7 +58,9 @@ class Recipe:
     "step" (lr_per).
 
     Loss: ponder_weight, motion_weight, label_smoothing and drop_path are those of ``loss_and_gradients``; the ponder
-    weight grows linearly to its value over ponder_warmup_epochs. static_twins: whether every clip is accompanied by its
+    weight grows linearly to its value over ponder_warmup_epochs. changing_ponder is the weight, in the ponder loss, of
+    a patch that changes by more than change_threshold grey levels between neighbouring frames (the mean over its
+    pixels); it is 1 in the paper, as for all other tokens. static_twins: whether every clip is accompanied by its
     static twin; without twins there is no motion loss.
 
     Start: backbone is the recipe of a run that is done first and whose parameters this one starts from, as the paper
@@ -89,6 +93,8 @@ class Recipe:
     motion_weight: float = 1.0
     label_smoothing: float = 0.0
     drop_path: float = 0.0
+    changing_ponder: float = 1.0
+    change_threshold: float = 6.0
     static_twins: bool = True
     init: str = "paper"
     halting_start: float = 0.0

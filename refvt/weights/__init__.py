@@ -1,9 +1,10 @@
-"""Weights that come with refvt: a trained model of moving digits, and weights of the paper's size set by hand.
+"""Weights that come with refvt: two models trained on moving digits, and weights of the paper's size set by hand.
 
-``load("digits")`` returns the trained model and its recipe; ``handmade_parameters`` are explained in ``handmade``.
+``load("photographs")`` and ``load("digits")`` return a trained model and its recipe; ``handmade_parameters`` are
+explained in ``handmade``.
 """
 
 from refvt.weights.handmade import handmade_parameters
-from refvt.weights.shipped import SHIPPED, find_files, load
+from refvt.weights.shipped import SHIPPED, find_backbone, find_files, load
 
-__all__ = ["SHIPPED", "find_files", "handmade_parameters", "load"]
+__all__ = ["SHIPPED", "find_backbone", "find_files", "handmade_parameters", "load"]

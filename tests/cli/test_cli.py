@@ -31,7 +31,7 @@ def test_demo_checks_recognises_and_draws(tmp_path, capsys):
     assert shares[-1] == pytest.approx(np.mean(shares[:-1]), abs=0.1)  # as many of each; printed to 0.1 %
     assert "without halting" in printed
     assert "never a digit in it" in printed
-    assert "the fifth that changes most" in printed
+    assert "patches that change" in printed
     files = ["bikes.gif", "bikes.png", "digits.gif", "digits.png", "following.png"]
     assert sorted(path.name for path in out.iterdir()) == files
     assert iio.imread(out / "digits.png").shape[0] > 1000
@@ -53,8 +53,25 @@ def test_demo_fails_when_the_golden_files_do_not_hold(tmp_path, capsys, monkeypa
     assert "the rest of the demo" in printed
 
 
-def test_halt_prints_json(tmp_path, capsys, carphone):
+def test_halt_shows_what_changes_by_default(tmp_path, capsys, carphone):
     assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["weights"] == "photographs"
+    assert report["windows"] == [2, 2]
+    assert 0 < report["patches_changing"] < report["patches"] == 8 * 8 * 8
+    assert len(report["frames"]) == 8
+    for name in ("alive_changing_per_layer", "alive_unchanging_per_layer"):
+        assert report[name] == sorted(report[name], reverse=True)
+        assert report[name][0] == 1
+    assert iio.imread(report["picture"]).std() > 1
+    assert len(iio.imread(report["animation"], index=None)) == 8
+    assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path)]) == 0
+    assert f"AUC {report['auc_of_change']:.2f}" in capsys.readouterr().out
+
+
+def test_halt_with_the_handmade_weights_prints_json(tmp_path, capsys, carphone):
+    command = ["halt", carphone, "--stride", "8", "--weights", "handmade", "--out", str(tmp_path), "--json"]
+    assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["tokens_per_layer"][0] == 473
     assert report["tokens_per_layer"] == sorted(report["tokens_per_layer"], reverse=True)
@@ -90,6 +107,8 @@ def test_halt_with_weights_names_classes(tmp_path, capsys, carphone):
         (["halt", "missing.mp4"], "missing.mp4"),
         (["halt", "{text}"], "note.txt"),
         (["halt", "{carphone}", "--stride", "32"], "8 frames 32 apart need 225 frames"),
+        (["halt", "{carphone}", "--labels", "{text}"], "--labels: expected with a checkpoint only"),
+        (["halt", "{carphone}", "--weights", "photos"], "photos"),
         (["golden", "verify", "--golden", "{folder}"], "manifest.json"),
     ],
 )

@@ -10,7 +10,7 @@ import refvt
 from refvt.cli import experiment as command
 from refvt.cli import main
 from refvt.data import MovingDigits
-from refvt.experiments import figure3, frontier, table1
+from refvt.experiments import frontier, table1
 from refvt.experiments.runs import without_halting
 from refvt.training import RECIPES
 from refvt.training.recipe import find_recipe
@@ -89,33 +89,6 @@ def test_fewer_frames_are_planned_as_long_as_there_are_any():
     assert frames(1, quick=False) == []
 
 
-# ---- what is counted
-
-
-def test_movement_is_the_larger_change_to_a_neighbouring_frame():
-    rng = np.random.default_rng(3)
-    clips = rng.random((2, 3, 4, 8, 12))
-    found = figure3.movement(clips, 4)
-    assert found.shape == (2, 4, 6)
-    for b, t, row, column in np.ndindex(2, 4, 2, 3):
-        piece = clips[b, :, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-        changes = [np.abs(piece[:, t] - piece[:, u]).mean() for u in (t - 1, t + 1) if 0 <= u < 4]
-        assert found[b, t, 3 * row + column] == pytest.approx(max(changes))
-    assert (figure3.movement(clips[:, :, :1], 4) == 0).all()
-
-
-@pytest.mark.parametrize("keep_rates", [(1.0, 0.5), ()])
-def test_values_of_patches_go_to_their_tokens(keep_rates):
-    config = tiny_recipe(**{"config.keep_rates": keep_rates, "config.glimpser_depth": len(keep_rates)}).config
-    clips, _ = MovingDigits("test", clips=3, frames=4, size=16, noise=9).arrays()
-    out = refvt.HaltingVT(config, backend="reference")(clips)
-    values = np.arange(3 * 4 * 16, dtype=float).reshape(3, 4, 16)
-    found = figure3.patch_tokens(values, config, out)
-    kept = out.decisions.kept[-1] if keep_rates else np.tile(np.arange(16), (3, 4, 1))
-    for b, t, s in np.ndindex(*kept.shape):
-        assert found[b, s * 4 + t] == values[b, t, kept[b, t, s]]
-
-
 # ---- what comes out
 
 
@@ -149,20 +122,27 @@ def test_table1_holds_what_was_measured(done):
     report = reports["table1"]
     assert (report["seeds"], report["recipe"]["epochs"], report["quick"]) == ([0, 1], 2, True)
     names = {(1.0, True): "R1", (1.0, False): "R1-no-motion", (0.5, True): "recipe", (0.5, False): "R0.5-no-motion"}
-    changes = []
     for row in report["figures"]["rows"]:
         found = [logged(folder, names[row["R"], row["motion_loss"]], seed) for seed in (0, 1)]
         assert row["top1"]["values"] == [f["top1"] for f in found]
         assert row["gflops"]["mean"] == pytest.approx(np.mean([f["gflops"] for f in found]))
-        assert row["gflops"]["deviation"] == pytest.approx(np.std([f["gflops"] for f in found], ddof=1))
+        # of two values: t of one degree of freedom is 12.706, and s/√2 is half their difference
+        half = abs(found[0]["gflops"] - found[1]["gflops"]) / 2
+        assert row["gflops"]["interval"] == pytest.approx(12.7062 * half, rel=1e-4)
         assert 0 < row["saved_by_halting"]["mean"] < 1
-    for R in (1.0, 0.5):
-        for seed in (0, 1):
-            one, other = (logged(folder, names[R, motion], seed)["gflops"] for motion in (True, False))
-            changes.append(one / other - 1)
-    motion = report["figures"]["motion"]["gflops"]
-    assert motion["mean"] == pytest.approx(np.mean(changes))
-    assert f"{100 * motion['mean']:+.1f} ± {100 * motion['deviation']:.1f} %" in report["reading"][1]
+
+    def figure(R, motion, seed, name):
+        return logged(folder, names[R, motion], seed)[name]
+
+    # per seed: the mean over R of with against without; over both, of R against R = 1
+    changes = report["figures"]["changes"]
+    motion = [
+        np.mean([figure(R, True, k, "gflops") / figure(R, False, k, "gflops") - 1 for R in (1.0, 0.5)]) for k in (0, 1)
+    ]
+    assert changes["motion loss, GFLOPs"]["values"] == pytest.approx(motion)
+    half = [np.mean([figure(0.5, on, k, "top1") - figure(1.0, on, k, "top1") for on in (True, False)]) for k in (0, 1)]
+    assert changes["R = 0.5, top1"]["values"] == pytest.approx(half)
+    assert f"{100 * np.mean(motion):+.1f} ± " in report["reading"][1]
     assert "5.4 %" in report["reading"][1]
 
 

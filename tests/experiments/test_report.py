@@ -13,11 +13,13 @@ REPORT = {
     "seeds": [0, 1],
     "trained": 3,
     "seconds": 600.0,
+    "start": "They start from nothing.",
     "runs": [
         {
             "run": "only",
             "seed": 1,
             "top1": 0.625,
+            "last_change": -0.0123,
             "gflops": 0.012344,
             "saved_by_halting": 0.25,
             "tokens_per_layer": [9, 4.25],
@@ -32,20 +34,28 @@ def findings(draw):
     return Findings("A trial", "It repeats nothing.", {}, [table], ["Nothing came out."], {"": draw, "-two": draw})
 
 
-def test_spread_is_the_mean_and_the_sample_standard_deviation():
-    assert spread([1, 2, 6]) == (3.0, pytest.approx(7**0.5), [1.0, 2.0, 6.0])
+def test_spread_is_the_mean_and_its_95_percent_interval():
+    # of 1, 2, 6: s = √7; t of two degrees of freedom is 4.3027 (tables of Student's distribution)
+    assert spread([1, 2, 6]) == (3.0, pytest.approx(4.3027 * (7 / 3) ** 0.5, rel=1e-4), [1.0, 2.0, 6.0])
     assert spread([0.5]) == (0.5, None, [0.5])
 
 
 def test_spreads_are_shown_with_their_units():
-    assert spread([0.5, 0.7]).percent() == "60.0 ± 14.1 %"
+    assert spread([0.5, 0.7]).percent() == "60.0 ± 127.1 %"
     assert spread([0.5]).percent() == "50.0 %"
     assert spread([0.01234]).number() == "0.01234"
-    assert spread([0.012, 0.014]).number() == "0.01300 ± 0.00141"
+    assert spread([0.012, 0.014]).number() == "0.01300 ± 0.01271"
     assert spread([24.2]).number() == "24.20"
     assert spread([0.0]).number() == "0"
-    assert spread([-0.1, 0.0]).change() == "-5.0 ± 7.1"
+    assert spread([-0.1, 0.0]).change() == "-5.0 ± 63.5"
     assert spread([0.012]).change() == "+1.2"
+
+
+def test_a_claim_is_confirmed_contradicted_or_not_told_apart():
+    assert spread([1.0, 1.1, 1.2]).verdict(1) == "confirmed"
+    assert spread([-1.0, -1.1, -1.2]).verdict(-1) == "confirmed"
+    assert spread([1.0, 1.1, 1.2]).verdict(-1) == "contradicted"
+    assert spread([-1.0, 1.1, 1.2]).verdict(1) == spread([5.0]).verdict(1) == "not told apart from zero"
 
 
 def test_the_page_holds_what_the_report_says():
@@ -56,10 +66,14 @@ def test_the_page_holds_what_the_report_says():
     assert "(experiment-trial.png)" in page
     assert "(experiment-trial-two.png)" in page
     assert "```sh\nrefvt experiment trial --seeds 2\n```" in page
-    for words in ("refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7", "3 runs, 10 minutes", "Seeds 0, 1;"):
+    for words in (
+        "refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7",
+        "3 runs, 10 minutes",
+        "from nothing. Seeds 0, 1;",
+    ):
         assert words in page
     cells = [cell.strip() for cell in page.rstrip().splitlines()[-1].strip("|").split("|")]
-    assert cells == ["only", "1", "62.5 %", "0.01234", "25.0 %", "9.0 4.2", "60"]
+    assert cells == ["only", "1", "62.5 %", "-1.2", "0.01234", "25.0 %", "9.0 4.2", "60"]
 
 
 def test_files_are_written_and_replaced(tmp_path):

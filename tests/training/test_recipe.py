@@ -121,5 +121,5 @@ def test_a_backbone_is_a_recipe_of_its_own():
     with pytest.raises(ValueError, match=r"backbone.config: expected a model of the same shapes, got another blocks\."):
         recipe.changed({"backbone.config.mlp_ratio": 3.0})
     videos = recipe.changed({"backbone": None, "data": "videos"})
-    with pytest.raises(ValueError, match="backbone.data_settings: expected those of the recipe itself"):
+    with pytest.raises(ValueError, match=r"backbone\.data_settings: expected those of the recipe itself"):
         videos.changed({"backbone": {**videos.as_dict(), "data_settings": {"stride": 9}}})

@@ -112,18 +112,41 @@ def cross_entropy_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
 class PonderLossCache(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
+    weights: Array | None  # [B·N]
 
 
-def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
-    """As ``reference``: mean ponder over tokens and clips. ponder [B, N] → a device array of shape ()."""
-    # 1. the mean
-    return _mean(ponder), PonderLossCache(tuple(ponder.shape), ponder.dtype) if keep else None
+@kernel
+def _weigh(values: Vector, weights: Vector, weighed: Vector) -> None:
+    """values, weights [n] → weighed [n] = weights · values; a thread per token."""
+    i = cuda.grid(1)
+    if i < weighed.size:
+        weighed[i] = weights[i] * values[i]
+
+
+def ponder_loss_forward(
+    ponder: Array, weights: Array | None = None, keep: bool = True
+) -> tuple[Array, PonderLossCache | None]:
+    """As ``reference``: mean of w · ρ. ponder [B, N], weights [B, N] or None → a device array of shape ()."""
+    # 1. the weights
+    weighed = ponder
+    if weights is not None:
+        weights = upload(weights, ponder.dtype).reshape(-1)  # [B·N]
+        weighed = empty(ponder.size, ponder.dtype)
+        _weigh.each(ponder.size, ponder.reshape(-1), weights, weighed)
+    # 2. the mean
+    return _mean(weighed), PonderLossCache(tuple(ponder.shape), ponder.dtype, weights) if keep else None
 
 
 def ponder_loss_backward(dloss: Any, cache: PonderLossCache) -> Array:
     """As ``reference``: dponder. dloss is a number on the host."""
-    # 1. the mean: every token has the same weight
-    return fill(empty(cache.shape, cache.dtype), dloss / math.prod(cache.shape))
+    # 2. the mean: every token has the same share
+    dweighed = fill(empty(cache.shape, cache.dtype), dloss / math.prod(cache.shape))
+    if cache.weights is None:
+        return dweighed
+    # 1. the weights
+    dponder = empty(dweighed.size, cache.dtype)
+    _weigh.each(dponder.size, dweighed.reshape(-1), cache.weights, dponder)
+    return dponder.reshape(cache.shape)
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:

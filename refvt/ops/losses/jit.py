@@ -90,18 +90,24 @@ class PonderLossCache(NamedTuple):
     """What the backward of the ponder loss reads."""
 
     shape: tuple[int, ...]  # (B, N)
+    weights: Array | None  # [B, N]
 
 
-def ponder_loss_forward(ponder: Array, keep: bool = True) -> tuple[Array, PonderLossCache | None]:
-    """Ponder loss: the mean ponder over tokens and clips. ponder [B, N] → scalar."""
-    # 1. the mean
-    return np.asarray(ponder.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape) if keep else None
+def ponder_loss_forward(
+    ponder: Array, weights: Array | None = None, keep: bool = True
+) -> tuple[Array, PonderLossCache | None]:
+    """Ponder loss: the mean of w · ρ over tokens and clips. ponder [B, N], weights [B, N] (None: 1) → scalar."""
+    # 1. the weights, 2. the mean
+    weighed = ponder if weights is None else weights * ponder
+    return np.asarray(weighed.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape, weights) if keep else None
 
 
 def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
     """Returns dponder."""
-    # 1. every token has the same weight in the mean
-    return np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
+    # 2. every token has the same share in the mean
+    dweighed = np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
+    # 1. the weights
+    return dweighed if cache.weights is None else (cache.weights * dweighed).astype(dweighed.dtype)
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:

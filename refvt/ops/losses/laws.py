@@ -35,12 +35,15 @@ def even_logits_cost_log_k(op: Computes, inputs: Inputs) -> None:
 
 
 def ponder_is_the_mean(op: Computes, inputs: Inputs) -> None:
-    """The loss of a constant ponder is that constant, and every token gets the same gradient."""
+    """The loss of a constant ponder is that constant times the mean weight; the gradients are the weights' shares."""
     ponder = inputs["ponder"]
+    weights = inputs.get("weights")
+    w = np.ones_like(ponder) if weights is None else weights
     results, cache = forward(op, {**inputs, "ponder": np.full_like(ponder, 3)})
-    agree("ponder_loss: of a constant", results["loss"], 3.0, 3, ponder.size)
+    size = float(np.abs(w).max())
+    agree("ponder_loss: of a constant", results["loss"], 3.0 * w.mean(), 3 * size, ponder.size)
     gradient = backward(op, {"loss": np.asarray(2, dtype=ponder.dtype)}, cache)["ponder"]
-    agree("ponder_loss: its gradient", gradient, np.full(ponder.shape, 2 / ponder.size), 2 / ponder.size, 2)
+    agree("ponder_loss: its gradient", gradient, 2 * w / ponder.size, 2 * size / ponder.size, 2)
 
 
 LAWS: dict[str, tuple[Law, ...]] = {

@@ -1,7 +1,8 @@
 """The trained models that come with refvt: parameters, recipe and log of each lie in this folder.
 
-``digits`` was trained on moving digits by the recipe of that name, from scratch and with refvt alone. The command
-``refvt train --recipe digits --out run`` trains it again.
+``digits`` was trained on moving digits by the recipe of that name, from scratch and with refvt alone; ``photographs``
+on moving digits over photographs, by fine-tuning a backbone without halting, whose parameters and log are here too. The
+command ``refvt train --recipe NAME --out run`` trains each of them again, the backbone included.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import refvt
+from refvt.array import Array
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe, find_recipe
 
-__all__ = ["SHIPPED", "ShippedFiles", "find_files", "load"]
+__all__ = ["SHIPPED", "ShippedFiles", "find_backbone", "find_files", "load"]
 
-SHIPPED = ("digits",)
+SHIPPED = ("digits", "photographs")
 
 
 class ShippedFiles(NamedTuple):
@@ -48,3 +50,14 @@ def load(name: str = "digits", backend: str | None = None) -> tuple[HaltingVT, R
     files = find_files(name)
     recipe = find_recipe(str(files.recipe))
     return refvt.load(files.weights, recipe.config, backend=backend), recipe
+
+
+def find_backbone(recipe: Recipe) -> dict[str, Array] | None:
+    """Return the parameters of a recipe's backbone if it is one that comes with refvt, else None."""
+    for name in SHIPPED:
+        files = find_files(name)
+        shipped = find_recipe(str(files.recipe)).backbone
+        if shipped is not None and shipped == recipe.backbone:
+            weights = files.weights.with_name(f"{name}-backbone.safetensors")
+            return refvt.load(weights, shipped.config).parameters
+    return None
