@@ -1,12 +1,12 @@
 """``refvt demo``: the golden files, then the model that comes with refvt on digits it never saw and on a real clip.
 
 1. Is it right? The golden files of the PyTorch run.
-2. Does it work? Held-out clips of moving digits, class by class, and what they cost.
+2. Does it work? Held-out clips of digits that move over photographs, class by class, and what they cost.
 3. Does halting follow the digit? A patch of a frame has the digit in it, or has it in another frame of its clip, or
    never has it. The shares of each that are alive, layer by layer, and a map: the canvas wraps around, so every frame
    can be rolled until its digit is in the middle, and then averaged.
-4. Where does it look in a real scene? It was trained on digits alone, so the class it gives means nothing; but its
-   Glimpser and its halting must choose all the same.
+4. Where does it look in a real scene? It was trained on moving digits alone, so the class it gives means nothing; but
+   its halting must choose all the same.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from refvt import backends, weights
 from refvt.array import Array
 from refvt.cli.golden import print_verification, verify_all
 from refvt.cli.options import add_backend, add_pictures
-from refvt.data import MovingDigits, find_sample_video
+from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
-from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, run_on_scene
+from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, change_auc, run_on_scene
+from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
 from refvt.model.warmup import compile_all
+from refvt.training.recipe import make_moving_digits
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -61,25 +63,27 @@ def show(out: Path, backend: str | None = None) -> None:
     """Print parts 2 to 4 and draw their pictures into the folder ``out``."""
     from refvt.plots.demo import draw_digits, draw_following
 
-    model, recipe = weights.load("digits", backend)
-    known = {name: value for name, value in recipe.data_settings.items() if not name.endswith("_clips")}
+    model, recipe = weights.load("photographs", backend)
     c = model.config
-    data = MovingDigits("test", clips=CLIPS, frames=c.num_frames, size=c.image_size[0], channels=c.channels, **known)
+    data = make_moving_digits(recipe.changed({"data_settings.test_clips": CLIPS}))[1]
     clips, classes = data.arrays()
     output = model(clips)
-    states = states_of_output(c, output)
+    followed = model(clips, full_ponder=True)  # every token to its own halt, also if CLS has halted before it
+    states = states_of_output(c, followed, full_ponder=True)
     out.mkdir(parents=True, exist_ok=True)
 
-    print(f"\n2. Moving digits: the model that comes with refvt on {CLIPS} clips of digits that it never saw")
+    print(f"\n2. Moving digits over photographs: the model that comes with refvt on {CLIPS} clips of digits and")
+    print("   photographs that it never saw")
     _print_classes(model, output, classes, data.names)
     sheet, film = draw_digits(clips, states, output.logits, classes, data, out)
     print(f"   one clip of each: {sheet}, {film}")
 
-    print("\n3. Does halting follow the digit? Patches that are alive, of all patches")
+    print("\n3. Does halting follow the digit? Patches that are alive, every token followed to its own halt")
     shares = alive_by_group(states, digit_groups(data.ink(), c.patch_size))
     _print_layers(shares, GROUPS)
-    print("   of those that the Glimpser kept, so that halting alone shows")
-    _print_layers(shares / np.where(shares[0], shares[0], np.nan), GROUPS)
+    found = summarise_lives(lives_of_clips(data.ink(), c, followed))
+    assert found is not None
+    print(f"   A patch with the digit in it lives longer than one that never has it: AUC {found.auc:.2f} (0.5: chance)")
     print(f"   as seen from the digit: {draw_following(states, shares, data, c.patch_size, out)}")
 
     _show_scene(model, out)
@@ -112,7 +116,8 @@ def _show_scene(model: HaltingVT, out: Path) -> None:
     first, *_, last = scene.frames.indices
     print(f"\n4. A real clip: {VIDEO}, frames {first} to {last}, a person walks past a wall")
     print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
-    print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive, of …")
+    print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive")
     _print_layers(alive_by_change(scene), SCENE_GROUPS)
+    print(f"   A patch that changes lives longer than one that does not: AUC {change_auc(scene):.2f} (0.5: chance)")
     files = draw_scene(scene, f"{VIDEO}, {T} frames {STRIDE} apart", out, "bikes")
     print("   " + ", ".join(map(str, files)))

@@ -21,7 +21,7 @@ from refvt.experiments.report import Findings, render_page, write
 from refvt.experiments.runs import Grid, Run
 from refvt.training.batches import steps_per_epoch
 from refvt.training.recipe import Recipe, find_recipe, make_moving_digits
-from refvt.weights import find_backbone
+from refvt.weights import find_backbone, find_files
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -95,6 +95,9 @@ def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
     if weights is not None and options.recipe is None:
         # γ, β and ε are not in the weights, so another recipe's would go unnoticed
         raise ValueError("--recipe: needed with --weights, the recipe.json of the run that made them")
+    if options.experiment == "figure3" and options.recipe is None:
+        options.recipe = "photographs"
+        options.weights = weights = find_files("photographs").weights
     options.recipe = options.recipe or "digits"
     recipe = find_recipe(options.recipe)
     if recipe.data != "digits":

@@ -33,8 +33,8 @@ def draw_digits(
         shown.append(SheetClip(brighten(clips[i]), states[i], title, answer == k))
     title = "One held-out clip of every class, and which patches the trained model computes"
     note = (
-        "Percentages: how many of all patches of the clip are alive in a layer. Digits are drawn on grey, so that "
-        "living patches can be told from dropped ones; the model sees them on black."
+        "Percentages: how many of all patches of the clip are alive in a layer; every token is followed to its own "
+        "halt. Clips are drawn lighter than the model sees them, so that living patches can be told from dropped ones."
     )
     halting_sheet(shown, title, note, out / "digits.png")
     halting_film(shown, "Which patches of held-out clips the trained model computes", note, out / "digits.gif")
