@@ -53,12 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         steps = "default: what fits in {} steps, --quick: {}; never more than the recipe's".format(*STEPS[name])
         sub.add_argument("--epochs", type=int, default=None, metavar="N", help=steps)
-        sub.add_argument(
-            "--recipe",
-            default=None,
-            metavar="NAME|FILE.json",
-            help="the recipe that the runs change; default: photographs",
-        )
+        changed = "the recipe that the runs change; default: photographs"
+        sub.add_argument("--recipe", default=None, metavar="NAME|FILE.json", help=changed)
         out = f"folder of the runs, resumed if it exists; default: refvt-experiments/{name}, with --quick {name}-quick"
         sub.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=out)
         sub.add_argument(

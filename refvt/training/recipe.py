@@ -314,11 +314,12 @@ def digits_recipe() -> Recipe:
 def photographs_recipe() -> Recipe:
     """Return the recipe for moving digits over photographs, in which halting becomes selective.
 
-    Three stages, each the backbone of the next. Digits on black teach what motion is; over photographs nothing is learnt
-    from scratch, because the static background is most of what the model sees. Then the same without halting over
-    photographs. Then halting and the Glimpser, by fine-tuning at a small rate. changing_ponder is below zero, because
-    the paper's ponder loss pushes every patch to halt with the same force (docs/training.md). γ is small: channel 0 of
-    the backbone is a feature like any other, and with a larger γ it would halt tokens at random from the start.
+    Three stages, each the backbone of the next. Digits on black teach what motion is; over photographs nothing is
+    learnt from scratch, because the static background is most of what the model sees. Then the same without halting
+    over photographs. Then halting and the Glimpser, by fine-tuning at a small rate. changing_ponder is below zero,
+    because the paper's ponder loss pushes every patch to halt with the same force (docs/training.md). γ is small:
+    channel 0 of the backbone is a feature like any other, and with a larger γ it would halt tokens at random from the
+    start.
     """
     dense = HaltingVTConfig(
         image_size=(48, 48),
