@@ -72,7 +72,7 @@ def test_missing_fields_and_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="recipe: missing: config, data"):
         Recipe.from_dict({"epochs": 3})
     with pytest.raises(
-        ValueError, match=r"recipe: expected one of digits, photographs, paper-minik-g03-b10, .* or a .json file"
+        ValueError, match=r"recipe: expected one of digits, photographs, .* or a .json file"
     ):
         find_recipe("nonsense")
     with pytest.raises(FileNotFoundError):
