@@ -25,7 +25,7 @@ from refvt.evaluation.scenes import alive_by_change, change_auc, run_on_scene
 model, recipe = weights.load("photographs")  # a small trained model that comes with refvt
 
 # %%
-scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=8)
+scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=1)
 for layer, (changing, other) in enumerate(alive_by_change(scene), start=1):
     print(f"layer {layer}: alive are {changing:4.0%} of the patches that change, and {other:4.0%} of those that do not")
 
