@@ -44,7 +44,8 @@ shown
 
 # %% [markdown]
 # From left to right are eight frames of the video. The first row is the video; each further row is a layer of the model.
-# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one.
+# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one. A
+# patch in dark blue was dropped before the first of these layers, by the *Glimpser* (notebook 3).
 #
 # The model was trained on handwritten digits that move in front of photographs. It has never seen a person. Still, the
 # patches that change live longer than those that do not. How much longer? Take a patch that changes and one that does not
