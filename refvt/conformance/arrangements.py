@@ -1,8 +1,9 @@
 """How the rows of a named tensor can be arranged: token order, axis order, heads, and which rows are there.
 
-A named tensor is stored as flat rows (``golden/__init__.py`` describes their order). Another implementation may keep the
-same numbers in another arrangement: rectangular, frame by frame, class token last, heads before tokens, only the tokens
-that are alive. An ``Arrangement`` says, for every place of such an array, which row of the stored tensor stands there.
+A named tensor is stored as flat rows (``golden/__init__.py`` describes their order). Another implementation may keep
+the same numbers in another arrangement: rectangular, frame by frame, class token last, heads before tokens, only the
+tokens that are alive. An ``Arrangement`` says, for every place of such an array, which row of the stored tensor stands
+there.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _PER_CLIP = ("logits", "motion_logits", "features", "norm")
 
 
 def bare_name(name: str) -> str:
-    """The tensor of a gradient's name: ``d(blocks.3.attn.q)`` → ``blocks.3.attn.q``; other names are returned as given."""
+    """The tensor of a gradient's name: ``d(norm)`` → ``norm``; other names are returned as given."""
     return name[2:-1] if name.startswith("d(") and name.endswith(")") else name
 
 
@@ -52,7 +52,7 @@ class Arrangement:
         return None
 
     def apply_heads_first(self, value: Array, stored: Rows, heads: int) -> Array | None:
-        """As ``apply``, for an array whose heads stand before the last axis of rows: [B, heads, N, channels of a head]."""
+        """As ``apply``, for an array whose heads stand before the last axis of rows: [B, A, N, d]."""
         axes, channels = self.rows.shape, stored.channels
         if not stored.has_heads or heads == 1 or value.size != self.rows.size * channels:
             return None
@@ -79,7 +79,7 @@ class Rows:
     has_heads: bool = False
     cls_alone: bool = False  # only the class token's row is needed (last joint block)
 
-    @cached_property
+    @property
     def count(self) -> int:
         """The number of rows."""
         return math.prod(self.axes)
@@ -98,7 +98,7 @@ class Geometry:
         self._patches = config.patches_entering()
 
     def rows_of(self, name: str) -> Rows | None:
-        """The rows of a named tensor or of its gradient; None for what has no rows (a parameter, a loss, a decision)."""
+        """The rows of a named tensor or of its gradient; None for a parameter, a loss or a decision."""
         bare, config, B, D = bare_name(name), self.config, self.batch, self.config.width
         if bare in _PER_CLIP:
             channels = {"logits": config.num_classes, "motion_logits": 2}.get(bare, D)
@@ -118,14 +118,11 @@ class Geometry:
     def _state(self, g: int, channels: int | None = None, **more: int | bool) -> Rows:
         """Rows of a state that enters block g: per clip the class token, then patch-major tokens."""
         N = 1 + self._patches[g] * self.config.num_frames
-        return Rows("state", (self.batch, N), self.config.width if channels is None else channels, **more)  # type: ignore[arg-type]
+        return replace(Rows("state", (self.batch, N), channels or self.config.width), **more)  # type: ignore[arg-type]
 
     def _block_rows(self, i: int, part: str) -> Rows | None:
         config, B, T, D = self.config, self.batch, self.config.num_frames, self.config.width
-        heads = part in ("attn.q", "attn.k", "attn.v", "attn.y", "temporal_attn.q", "temporal_attn.k") or part in (
-            "temporal_attn.v",
-            "temporal_attn.y",
-        )
+        heads = part.removeprefix("temporal_") in ("attn.q", "attn.k", "attn.v", "attn.y")
         if i >= config.depth or part.endswith((".weight", ".bias", "attn.qkv")):
             return None
         if i >= config.glimpser_depth:

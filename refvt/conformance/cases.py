@@ -40,7 +40,7 @@ class ModelCase:
     of the truth; they are to be imposed where ``force_decisions`` is true, by a candidate that can. drop_path: the
     scales of every residual branch, in ``.glimpser[i].temporal [B, S]``, ``.spatial [B, T]``, ``.mlp [B]`` and
     ``.joint [L, 2, B]``; None in a case without stochastic depth. Floats are float64 for a candidate in float64, else
-    float32 (for float16 and bfloat16 too: the candidate rounds them itself).
+    float32 (for float16 and bfloat16 too: the candidate rounds them itself). dtype: the one that is checked.
     """
 
     name: str
@@ -53,6 +53,7 @@ class ModelCase:
     decisions: Decisions
     force_decisions: bool = False
     drop_path: DropPath | None = None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def model_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float32", 
         ),
         force_decisions=force,
         drop_path=drop_path,
+        dtype=dtype,
     )
 
 

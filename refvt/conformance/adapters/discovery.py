@@ -31,11 +31,11 @@ from refvt.conformance.arrangements import Arrangement, Geometry, Rows
 __all__ = ["Found", "NamedTensors", "discover"]
 
 SIMILAR = 0.5  # relative error below which a tensor resembles a named one
-_LAYOUT_ONLY = frozenset(
-    "reshape view flatten unflatten transpose permute contiguous squeeze unsqueeze __getitem__ dropout clone expand "
-    "movedim swapaxes mul __mul__ __rmul__ float double to".split()
-)
-_ADD = frozenset("add add_ __add__ __radd__ __iadd__".split())
+_RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
+_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__", "mul", "__mul__", "__rmul__")
+_LAYOUT_ONLY = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to"))
+_APPLY = ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
+_ADD = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,8 @@ def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int,
     inputs = {
         layer: events[number].inputs[0]
         for layer, number in _last_users(events, ".weight").items()
-        if events[number].function in ("linear", "layer_norm", "matmul", "__matmul__", "addmm") and events[number].inputs
+        if events[number].function in ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
+        and events[number].inputs
     }
     for layer, number in outputs.items():
         block, _, part = layer.partition(".attn.") if ".attn." in layer else layer.rpartition(".")
