@@ -33,8 +33,10 @@ EDGES = {
 }
 """Every edge by name, with what it holds."""
 
-_FLOATS = ("embed", "layernorm", "linear", "gelu", "mlp", "attention", "gather", "segment_mean", "cls_scores")
-_FLOATS += ("accumulate", "cross_entropy", "motion_loss", "squared_norm")
+_FLOATS = (
+    *("embed", "layernorm", "linear", "gelu", "mlp", "attention", "gather", "segment_mean", "cls_scores"),
+    *("accumulate", "cross_entropy", "motion_loss", "squared_norm"),
+)
 _EDGES_OF: dict[str, tuple[str, ...]] = {
     "ties": ("attention", "cls_scores", "top_k", "fuse_dropped", "cross_entropy", "motion_loss"),
     "near the threshold": ("halt", "halt_tokens"),
@@ -113,7 +115,7 @@ class _Source:
         if self.edge == "large":
             values *= 10.0 ** self.rng.integers(2, 5)
         elif self.edge == "denormal":
-            values = np.sign(values) * np.floor(4 * np.abs(values)) / 16 * float(np.finfo(self.dtype).tiny)
+            values = np.sign(values) * np.floor(4 * np.abs(values) % 16) / 16 * float(np.finfo(self.dtype).tiny)
         return values.astype(self.dtype)
 
     def offsets(self, segments: int, low: int = 0) -> Array:
