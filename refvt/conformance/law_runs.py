@@ -51,8 +51,8 @@ NOT_LINEAR = ("adjoint", "linear_in_cotangent")  # their bounds hold for inputs 
 DTYPES = ("float32", "float64")
 
 
-class _TimeIsUp(BaseException):  # noqa: N818 - it ends a search; no Exception, which Hypothesis would shrink
-    """No more inputs are tried."""
+class _TimeIsUp(BaseException):
+    """No more inputs are tried. No Exception: Hypothesis would take it for a broken law, and shrink."""
 
 
 class _OtherDtype(Exception):  # noqa: N818 - no error: the law cannot be asked
