@@ -63,13 +63,13 @@ class NamedTensors:
     def heads(self) -> int:
         return self.geometry.config.num_heads
 
-    def stored(self, found: Found, value: Array) -> Array:
-        """A value of the event as the stored tensor; rows that are not there are taken from the truth."""
+    def stored(self, found: Found, value: Array, fill: Array | None = None) -> Array:
+        """A value of the event as the stored tensor; rows that are not there are taken from the truth (or ``fill``)."""
         rows = self.geometry.rows_of(found.name)
         assert rows is not None
         given = self._placed(found.arrangement, found.heads_first, rows, _part(value, found.part))
         assert given is not None
-        truth = self.truth[found.name]
+        truth = self.truth[found.name] if fill is None else fill
         full = truth.reshape(rows.count, rows.channels).astype(np.float64)
         full[found.arrangement.rows.ravel()] = given
         return full.reshape(truth.shape)
