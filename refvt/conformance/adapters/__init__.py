@@ -8,6 +8,6 @@ PyTorch and JAX are imported when an adapter is used, never before.
 """
 
 from refvt.conformance.adapters.host import on_host
-from refvt.conformance.adapters.torch_model import torch_model
+from refvt.conformance.adapters.torch_candidate import torch_model
 
 __all__ = ["on_host", "torch_model"]

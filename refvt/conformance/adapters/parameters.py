@@ -120,7 +120,7 @@ def _by_value(
     return found[0] if len(found) == 1 else None
 
 
-def stored_gradients(parameters: Parameters, gradients: list[Any]) -> dict[str, Array]:
+def stored_gradients(parameters: Parameters, gradients: list[Array]) -> dict[str, Array]:
     """``d(name)`` in the shape of the case, from the gradients of ``Parameters.tensors()`` (or none at all)."""
     if not gradients:
         return {}
@@ -128,7 +128,7 @@ def stored_gradients(parameters: Parameters, gradients: list[Any]) -> dict[str, 
     for name, places in parameters.places.items():
         parts = []
         for place in places:
-            value = to_numpy(next(rest))
+            value = next(rest)
             parts.append(value.T if place.transposed else value)
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         stored[f"d({name})"] = whole.reshape(parameters.shapes[name])

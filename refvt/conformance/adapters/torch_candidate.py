@@ -17,25 +17,21 @@ another one, and a wrong one is told where it first went wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.adapters.discovery import Found, NamedTensors, discover
 from refvt.conformance.adapters.parameters import load_parameters, match_parameters, stored_gradients
-from refvt.conformance.adapters.recorder import Event, Record, recording, tensors_of, to_numpy
-from refvt.conformance.arrangements import Geometry
-from refvt.conformance.budgets import compare
-from refvt.conformance.cases import ModelCase, Truth, truth_of
-from refvt.conformance.golden import load_arrays, load_manifest
+from refvt.conformance.adapters.recognition import Mapped, recognise
+from refvt.conformance.adapters.recorder import Record, recording, tensors_of, to_numpy
+from refvt.conformance.cases import ModelCase
 
 __all__ = ["torch_model"]
 
 OUTPUTS = ("logits", "motion_logits", "ponder")
-_EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 Names = Mapping[str, str | Sequence[str]]
 
@@ -49,8 +45,8 @@ def torch_model(build: Callable[..., Any], names: Names | None = None) -> Callab
     may take ``decisions=`` (imposed where the case asks for it) and ``drop_path=``. A case with DropPath is not given
     if ``forward`` has no such argument.
 
-    names: module path → named tensor, for the module's output, such as ``{"layers.0.ln": "blocks.0.norm1"}``; a tuple of
-    names for an output that holds several side by side (q, k, v); ``"layers.0.ln:input"`` for its first input;
+    names: module path → named tensor, for the module's output, such as ``{"layers.0.ln": "blocks.0.norm1"}``; a tuple
+    of names for an output that holds several side by side (q, k, v); ``"layers.0.ln:input"`` for its first input;
     ``{i}`` in both stands for every block. ValueError for a path or a name that does not exist.
     """
     import torch  # noqa: F401 - without PyTorch the error comes here, not in the first case
@@ -78,31 +74,33 @@ class _Run:
         """Everything that the module gives for the case, by name."""
         if self.case.drop_path is not None and "drop_path" not in self.takes:
             return {}
-        record = Record(self.parameters.names_by_id())
-        mapped: dict[str, tuple[int, tuple[int, int]]] = {}
-        outputs = self._forward(record, mapped)
-        losses = self._losses(outputs)
-        outputs |= losses
-        given = {name: to_numpy(value) if hasattr(value, "detach") else np.asarray(value) for name, value in outputs.items()}
-        truth = _truth(self.case)
-        if truth is None:
-            return given | stored_gradients(self.parameters, self._gradients(losses, self.parameters.tensors()))
-        named = NamedTensors(
-            Geometry(self.case.config, len(self.case.clips), np.asarray(self.case.decisions.halting_layer)),
-            {n: t.value for n, t in truth.tensors.items() if t.direction == "forward" and n not in given},
-            _allowed(truth, self.case.dtype),
-        )
-        return self._named(given, losses, record.events, mapped, named, truth)
+        record, mapped = Record(self.parameters.names_by_id()), Mapped()
+        with _one_thread():
+            outputs = self._forward(record, mapped)
+            own_total = "loss.total" in outputs
+            outputs |= self._losses(outputs)
+            recognised = recognise(self.case, record.events, mapped, list(outputs))
+            # one backward pass for all; a module with a loss of its own may use other tensors than it returns
+            results = [] if own_total else [n for n in OUTPUTS if n in outputs and outputs[n].requires_grad]
+            usable = [] if recognised is None else recognised.differentiable()
+            groups = [
+                self.parameters.tensors(),
+                [outputs[name] for name in results],
+                [record.events[number].tensor for number in usable],
+            ]
+            of_parameters, of_results, of_events = self._gradients(outputs.get("loss.total"), groups)
+        given = {name: _as_array(value) for name, value in outputs.items()}
+        given |= stored_gradients(self.parameters, of_parameters)
+        given |= {f"d({name})": gradient for name, gradient in zip(results, of_results, strict=False)}
+        return given if recognised is None else recognised.results(given, dict(zip(usable, of_events, strict=False)))
 
     # ---- forward
 
-    def _forward(self, record: Record, mapped: dict[str, tuple[int, tuple[int, int]]]) -> dict[str, Any]:
+    def _forward(self, record: Record, mapped: Mapped) -> dict[str, Any]:
         import torch
 
         clips = torch.from_numpy(self.case.clips).to(self.dtype)
-        more: dict[str, Any] = {}
-        if self.case.drop_path is not None:
-            more["drop_path"] = self.case.drop_path
+        more: dict[str, Any] = {} if self.case.drop_path is None else {"drop_path": self.case.drop_path}
         if "decisions" in self.takes and self.case.force_decisions:
             more["decisions"] = self.case.decisions
         hooks = self._hooks(record, mapped)
@@ -115,14 +113,14 @@ class _Run:
                 hook.remove()
         return _as_outputs(result)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> Any:
         import torch
 
         if self.case.dtype not in ("float16", "bfloat16"):
             return nullcontext()
         return torch.autocast("cpu", getattr(torch, self.case.dtype))
 
-    def _hooks(self, record: Record, mapped: dict[str, tuple[int, tuple[int, int]]]) -> list[Any]:
+    def _hooks(self, record: Record, mapped: Mapped) -> list[Any]:
         """Forward hooks for the names map: they note which recorded tensors the map means."""
         modules = dict(self.module.named_modules())
 
@@ -154,14 +152,14 @@ class _Run:
         labels, moving = torch.from_numpy(self.case.labels), torch.from_numpy(self.case.motion_labels).long()
         losses = {name: value for name, value in outputs.items() if name.startswith("loss.")}
         if "logits" in outputs and "loss.recognition" not in losses:
-            target = labels.to(outputs["logits"].dtype) if labels.ndim == 2 else functional.one_hot(labels.long(), K)
+            logits = _wide(outputs["logits"])
+            target = labels.to(logits.dtype) if labels.ndim == 2 else functional.one_hot(labels.long(), K)
             target = (1 - settings["label_smoothing"]) * target + settings["label_smoothing"] / K
-            losses["loss.recognition"] = -(target * outputs["logits"].log_softmax(-1)).sum(-1).mean()
+            losses["loss.recognition"] = -(target * logits.log_softmax(-1)).sum(-1).mean()
         if "ponder" in outputs and "loss.ponder" not in losses:
-            losses["loss.ponder"] = outputs["ponder"].mean()
+            losses["loss.ponder"] = _wide(outputs["ponder"]).mean()
         if "motion_logits" in outputs and "loss.motion" not in losses:
-            losses["loss.motion"] = functional.cross_entropy(outputs["motion_logits"].float() if self.case.dtype in (
-                "float16", "bfloat16") else outputs["motion_logits"], moving)
+            losses["loss.motion"] = functional.cross_entropy(_wide(outputs["motion_logits"]), moving)
         if "loss.total" not in losses and len(losses) == 3:
             losses["loss.total"] = (
                 losses["loss.recognition"]
@@ -170,67 +168,16 @@ class _Run:
             )
         return losses
 
-    def _gradients(self, losses: dict[str, Any], tensors: list[Any]) -> list[Any]:
-        """The gradients of the total loss, zero where none reaches a tensor; an empty list without a total loss."""
+    def _gradients(self, total: Any, groups: list[list[Any]]) -> list[list[Array]]:
+        """The gradients of the total loss for each group of tensors, zero where none arrives; none without a loss."""
         import torch
 
-        total = losses.get("loss.total")
-        if total is None or not getattr(total, "requires_grad", False):
-            return []
-        found = torch.autograd.grad(total, tensors, allow_unused=True, retain_graph=True)
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True)]
-
-    # ---- names
-
-    def _named(
-        self,
-        given: dict[str, Array],
-        losses: dict[str, Any],
-        events: list[Event],
-        mapped: dict[str, tuple[int, tuple[int, int]]],
-        named: NamedTensors,
-        truth: Truth,
-    ) -> dict[str, Array]:
-        """The results with the named tensors that were recognised and their gradients."""
-        given |= stored_gradients(self.parameters, self._gradients(losses, self.parameters.tensors()))
-        by_map = {n: named.best(n, e, events[e].value, part, "map") for n, (e, part) in mapped.items() if n in named.truth}
-        agreeing, wrong = discover(events, named)
-        right = all(_agrees(n, v, truth, self.case.dtype) for n, v in given.items() if n in truth)
-        found: dict[str, list[Found]] = {n: [f] for n, f in by_map.items() if f is not None}
-        found = {**agreeing, **found} if right else {**{n: [f] for n, f in wrong.items()}, **agreeing, **found}
-        for name, places in found.items():
-            given[name] = named.stored(places[0], events[places[0].event].value)
-        gradients = self._tensor_gradients(found, losses, events, named, truth, right)
-        return {**given, **_decisions(events, truth, given), **gradients}
-
-    def _tensor_gradients(
-        self,
-        found: Mapping[str, list[Found]],
-        losses: dict[str, Any],
-        events: list[Event],
-        named: NamedTensors,
-        truth: Truth,
-        right: bool,
-    ) -> dict[str, Array]:
-        """d(name) of recognised tensors: of several that have the same value, the one whose gradient agrees best."""
-        usable = sorted({f.event for places in found.values() for f in places if _differentiable(events[f.event])})
-        values = dict(zip(usable, self._gradients(losses, [events[e].tensor for e in usable]), strict=False))
-        arrays = {event: to_numpy(value) for event, value in values.items()}
-        gradients: dict[str, Array] = {}
-        claimed: set[int] = set()
-        for name, places in found.items():
-            label = f"d({name})"
-            if label not in truth:
-                continue
-            candidates = [(f.event, named.stored(f, arrays[f.event], truth[label].value)) for f in places if f.event in arrays]
-            if not candidates:
-                continue
-            event, best = min(candidates, key=lambda c: _distance(label, c[1], truth))
-            agrees = _agrees(label, best, truth, self.case.dtype)
-            if agrees or (not right and event not in claimed):
-                gradients[label] = best
-            claimed.add(event)
-        return gradients
+        tensors = [tensor for group in groups for tensor in group]
+        if not tensors or not getattr(total, "requires_grad", False):
+            return [[] for _ in groups]
+        found = torch.autograd.grad(total, tensors, allow_unused=True)
+        arrays = iter([to_numpy(torch.zeros_like(x) if g is None else g) for x, g in zip(tensors, found, strict=True)])
+        return [[next(arrays) for _ in group] for group in groups]
 
 
 # ---- small parts
@@ -266,7 +213,9 @@ def _expanded(names: dict[str, Any], module: Any, case: ModelCase) -> dict[str, 
                 expanded[at] = tuple(name if i is None else name.replace("{i}", str(i)) for name in listed)
                 hits += 1
         if not hits:
-            raise ValueError(f"names: expected paths of modules, got {path!r}; there are {', '.join(p for p in paths if p)}")
+            raise ValueError(
+                f"names: expected paths of modules, got {path!r}; there are {', '.join(p for p in paths if p)}"
+            )
     return expanded
 
 
@@ -284,47 +233,23 @@ def _as_outputs(result: Any) -> dict[str, Any]:
     raise TypeError(f"forward: expected (logits, motion_logits, ponder) or a dict of names, got {got}")
 
 
-def _truth(case: ModelCase) -> Truth | None:
-    """The truth of a golden case; None for a case of another origin."""
-    golden = load_manifest().get(case.name)
-    return None if golden is None or golden.kind != "model" else truth_of(golden, load_arrays(golden))
+def _wide(tensor: Any) -> Any:
+    """Losses are computed in at least float32."""
+    return tensor.float() if tensor.element_size() < 4 else tensor
 
 
-def _allowed(truth: Truth, dtype: str) -> dict[str, float]:
-    return {
-        name: compare(name, tensor.value, tensor.value, dict(tensor.entry), _EPS[dtype]).allowed
-        for name, tensor in truth.tensors.items()
-    }
+def _as_array(value: Any) -> Array:
+    return to_numpy(value) if hasattr(value, "detach") else np.asarray(value)
 
 
-def _agrees(name: str, value: Array, truth: Truth, dtype: str) -> bool:
-    tensor = truth[name]
-    if value.shape != tensor.value.shape:
-        return False
-    expected = tensor.value
-    if tensor.rows is not None:
-        value, expected = value.reshape(len(tensor.rows), -1)[tensor.rows], expected.reshape(len(tensor.rows), -1)[tensor.rows]
-    return compare(name, value, expected, dict(tensor.entry), _EPS[dtype]).holds
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: the tensors of a case are so small that threads only wait for one another."""
+    import torch
 
-
-def _distance(name: str, value: Array, truth: Truth) -> float:
-    tensor = truth[name]
-    rows = slice(None) if tensor.rows is None else tensor.rows
-    distance = float(np.linalg.norm(value.reshape(len(value), -1)[rows] - tensor.value.reshape(len(value), -1)[rows]))
-    return distance if np.isfinite(distance) else float("inf")
-
-
-def _differentiable(event: Event) -> bool:
-    return bool(event.tensor.requires_grad) and event.tensor._version == event.version
-
-
-def _decisions(events: list[Event], truth: Truth, given: Mapping[str, Array]) -> dict[str, Array]:
-    """Decisions that the module computed as integer tensors: those that are equal to the truth's."""
-    found = {}
-    for name, tensor in truth.tensors.items():
-        if name.startswith("decisions.") and name not in given and np.ptp(tensor.value):
-            for event in events:
-                if event.value.shape == tensor.value.shape and np.array_equal(event.value, tensor.value):
-                    found[name] = event.value
-                    break
-    return found
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
