@@ -16,13 +16,12 @@ from refvt.array import Array
 from refvt.conformance.adapters.discovery import Found, NamedTensors, discover
 from refvt.conformance.adapters.recorder import Event
 from refvt.conformance.arrangements import Geometry
-from refvt.conformance.budgets import compare
+from refvt.conformance.budgets import budget_of
 from refvt.conformance.cases import ModelCase, Truth, truth_of
 from refvt.conformance.golden import Case, load_arrays, load_manifest
+from refvt.conformance.judgement import judge
 
 __all__ = ["Mapped", "Recognised", "recognise"]
-
-_EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class Mapped(dict[str, tuple[int, tuple[int, int]]]):
@@ -40,7 +39,7 @@ class Recognised:
         self.named = NamedTensors(
             Geometry(case.config, len(case.clips), np.asarray(case.decisions.halting_layer)),
             {n: t.value for n, t in truth.tensors.items() if t.direction == "forward" and n not in given},
-            {n: self._allowed(n) for n in truth},
+            {n: budget_of(t.entry, case.dtype, t.value.size).tensor for n, t in truth.tensors.items()},
         )
         self.discovery = discover(events, self.named)
         self.mapped: dict[str, Found] = {}
@@ -63,6 +62,7 @@ class Recognised:
         found = self._places(right)
         tensors = {n: self.named.stored(f[0], self.events[f[0].event].value) for n, f in found.items()}
         if right:
+            tensors = {name: value for name, value in tensors.items() if self._agrees(name, value)}
             tensors |= self._decisions(given)
         else:
             tensors |= {n: self.events[e].value for n, e in self.discovery.misfits.items() if n not in tensors}
@@ -117,16 +117,8 @@ class Recognised:
 
     # ---- agreement with the truth
 
-    def _allowed(self, name: str) -> float:
-        value, entry = self.truth[name].value, dict(self.truth[name].entry)
-        return compare(name, value, value, entry, _EPS[self.dtype]).allowed
-
     def _agrees(self, name: str, value: Array) -> bool:
-        tensor = self.truth[name]
-        if value.shape != tensor.value.shape:
-            return False
-        value, expected = _counting(value, tensor.rows), _counting(tensor.value, tensor.rows)
-        return compare(name, value, expected, dict(tensor.entry), _EPS[self.dtype]).holds
+        return judge(self.truth, name, value, self.dtype).status == "agrees"
 
     def _distance(self, name: str, value: Array) -> float:
         rows = self.truth[name].rows
