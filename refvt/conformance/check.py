@@ -14,6 +14,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.conformance.ambiguity import DERIVED, rounding_explains, scores_of
+from refvt.conformance.arrangements import bare_name
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
 from refvt.conformance.cases import ModelCase, OperationCase, Truth, model_case, operation_case, truth_of
@@ -22,6 +23,7 @@ from refvt.conformance.exchange import ExchangeFolder
 from refvt.conformance.golden import Case, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Request, Runner, runner_for
 from refvt.conformance.judgement import arrange, judge, left_early
+from refvt.conformance.layouts import explain, geometry_of
 from refvt.conformance.report import CaseReport, Report, TensorReport
 from refvt.conformance.reproduce import snippet
 
@@ -32,7 +34,7 @@ Progress = Callable[[CaseReport], None]
 
 def check(
     candidate: Any,
-    dtype: str = "float32",
+    dtype: str | None = None,
     cases: str = "*",
     laws: bool = False,
     *,
@@ -45,12 +47,15 @@ def check(
     candidate: a function of a ``ModelCase`` that returns named tensors; an object with operations as attributes
     (``attention_forward``, ``attention_backward``, ``halt_tokens``, …); or text: a backend's name, ``module:object``,
     the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
-    in. cases: a glob over the names of cases. laws: run the laws of the operations too. timeout: seconds that one
-    case may take. golden: another folder of golden files. progress: called with each case as it is finished.
+    in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
+    the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
+    progress: called with each case as it is finished.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
     """
+    folder = _exchange_folder(candidate)
+    dtype = dtype or (folder.dtype if folder is not None else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     if not timeout > 0:
@@ -59,7 +64,9 @@ def check(
     chosen = select_cases(cases, golden)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
     report = Report(name, dtype)
-    runner = _runner(candidate, name, dtype, timeout)
+    runner = folder or _runner(candidate, name, dtype, timeout)
+    if folder is not None:
+        chosen = [case for case in chosen if case.name in folder.cases]
     try:
         for case in chosen:
             found = check_case(runner, case, dtype, name)
@@ -87,14 +94,21 @@ def _name_of(candidate: Any) -> str:
     return f"{module}:{name}" if module and module != "builtins" else str(name)
 
 
+def _exchange_folder(candidate: Any) -> ExchangeFolder | None:
+    """The exchange folder that a text or a path names, if it names one."""
+    if isinstance(candidate, str) and (candidate in backends.BACKENDS or ":" in candidate):
+        return None
+    if isinstance(candidate, Path) or (isinstance(candidate, str) and Path(candidate).is_dir()):
+        return ExchangeFolder(Path(candidate))
+    return None
+
+
 def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
     if isinstance(candidate, str) and candidate in backends.BACKENDS:
         from refvt.conformance.own_backends import backend_candidate
 
         return runner_for(lambda: backend_candidate(candidate, dtype), timeout, isolate=False)
     if isinstance(candidate, str):
-        if Path(candidate).is_dir():
-            return ExchangeFolder(Path(candidate))
         return runner_for(lambda: wrap(resolve(candidate), name), timeout)
     wrapped = wrap(candidate, name)
     return runner_for(lambda: wrapped, timeout)
@@ -112,7 +126,7 @@ def check_case(runner: Runner, case: Case, dtype: str, candidate: str = "candida
     asked = _Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
     if first.status != "given":
-        report.status, report.sentence, report.not_given = first.status, _about(first), tuple(truth)
+        report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:
         _judge_case(asked, first, report)
         if report.status == "differs":
@@ -181,9 +195,18 @@ def _same_holes(early: Array, value: Array) -> bool:
     return bool((early == value).all())
 
 
-def _about(answer: Answer) -> str:
-    unknown = f"the case has no {', '.join(answer.unknown[:5])}" if answer.unknown else ""
-    return "; ".join(filter(None, (answer.sentence, unknown)))
+def _about(answer: Answer, truth: Truth) -> str:
+    """What there is to say about an answer as a whole; above all names that no model has, which may be misspelt."""
+    unknown = [name for name in answer.unknown if not _is_known(name, truth)]
+    listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+    said = f"it also gave names that this case does not know: {listed}" if unknown else ""
+    return "; ".join(filter(None, (answer.sentence, said)))
+
+
+def _is_known(name: str, truth: Truth) -> bool:
+    """True for a named tensor that this case's golden file leaves out."""
+    base = bare_name(_base(name))
+    return truth.config is not None and geometry_of(truth).rows_of(base) is not None
 
 
 def _judge_case(asked: _Asked, first: Answer, report: CaseReport) -> None:
@@ -198,7 +221,7 @@ def _judge_case(asked: _Asked, first: Answer, report: CaseReport) -> None:
     report.not_given = tuple(name for name in asked.truth if name not in given)
     statuses = {t.status for t in tensors}
     report.status = next((s for s in ("differs", "ambiguous", "agrees") if s in statuses), "not given")
-    report.sentence = _about(first)
+    report.sentence = _about(first, asked.truth)
     if first.mutated:
         report.status = "differs"
         changed = f"it changed its inputs {', '.join(first.mutated[:5])}"
@@ -279,8 +302,12 @@ def _explain(asked: _Asked, report: CaseReport, candidate: str) -> None:
     report.sentence = "; ".join(filter(None, (report.sentence, said)))
     if report.first is None:
         return
-    name = _base(report.first.tensor)
-    value, _, _ = arrange(asked.truth, asked.truth[name], asked.given[report.first.tensor])
+    name, given = _base(report.first.tensor), asked.given[report.first.tensor]
+    phrase = explain(name, given, None, asked.truth, asked.dtype)
+    if phrase is not None:
+        note = "; ".join(filter(None, (phrase, report.first.note)))
+        report.first = replace(report.first, note=note)
+    value, _, _ = arrange(asked.truth, name, given)
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)

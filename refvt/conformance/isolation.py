@@ -111,7 +111,7 @@ def answer(candidate: Candidate, request: Request) -> Answer:
         return Answer("error", sentence=_sentence(error))
     after = _inputs(case)
     mutated = [name for name, value in before.items() if not np.array_equal(after[name], value, equal_nan=True)]
-    known = {name: value for name, value in found.items() if name in request.names}
+    known = {name: value for name, value in found.items() if name.rpartition(": ")[2] in request.names}
     unknown = tuple(sorted(set(found) - set(known)))[:20]
     status = "given" if known else "not given"
     sentence = "" if found else "it returned nothing"
