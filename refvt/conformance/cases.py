@@ -26,7 +26,7 @@ from refvt.model.decisions import Decisions
 from refvt.model.drop_path import DropPath, draw_drop_path
 from refvt.ops import operations
 
-__all__ = ["ModelCase", "Truth", "TruthTensor", "layout_of", "model_case", "truth_of"]
+__all__ = ["ModelCase", "OperationCase", "Truth", "TruthTensor", "layout_of", "model_case", "operation_case", "truth_of"]
 
 LOSS_SETTINGS = ("ponder_weight", "motion_weight", "label_smoothing")
 
@@ -40,7 +40,7 @@ class ModelCase:
     of the truth; they are to be imposed where ``force_decisions`` is true, by a candidate that can. drop_path: the
     scales of every residual branch, in ``.glimpser[i].temporal [B, S]``, ``.spatial [B, T]``, ``.mlp [B]`` and
     ``.joint [L, 2, B]``; None in a case without stochastic depth. Floats are float64 for a candidate in float64, else
-    float32 (for float16 and bfloat16 too: the candidate rounds them itself).
+    float32 (for float16 and bfloat16 too: the candidate rounds them itself). dtype: the one that is checked.
     """
 
     name: str
@@ -53,6 +53,21 @@ class ModelCase:
     decisions: Decisions
     force_decisions: bool = False
     drop_path: DropPath | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class OperationCase:
+    """What an operation of a candidate is given: arrays by the names of its arguments, plain settings, cotangents.
+
+    Floats are float64, float32 or float16, as the candidate's dtype is; float32 for bfloat16, which NumPy lacks.
+    """
+
+    name: str
+    operation: str
+    arguments: dict[str, Array]
+    settings: dict[str, Any]
+    cotangents: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,20 @@ def model_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float32", 
         ),
         force_decisions=force,
         drop_path=drop_path,
+        dtype=dtype,
     )
+
+
+def operation_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float32") -> OperationCase:
+    """The case of one operation, from a golden case and its arrays."""
+    assert case.operation is not None
+    given = "float32" if dtype == "bfloat16" else dtype
+
+    def part(prefix: str) -> dict[str, Array]:
+        found = {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
+        return {n: np.array(v, dtype=given if v.dtype.kind == "f" else v.dtype) for n, v in found.items()}
+
+    return OperationCase(case.name, case.operation, part("argument/"), dict(case.settings), part("cotangent/"))
 
 
 # ---- the truth
