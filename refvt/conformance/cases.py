@@ -26,7 +26,16 @@ from refvt.model.decisions import Decisions
 from refvt.model.drop_path import DropPath, draw_drop_path
 from refvt.ops import operations
 
-__all__ = ["ModelCase", "OperationCase", "Truth", "TruthTensor", "layout_of", "model_case", "operation_case", "truth_of"]
+__all__ = [
+    "ModelCase",
+    "OperationCase",
+    "Truth",
+    "TruthTensor",
+    "layout_of",
+    "model_case",
+    "operation_case",
+    "truth_of",
+]
 
 LOSS_SETTINGS = ("ponder_weight", "motion_weight", "label_smoothing")
 

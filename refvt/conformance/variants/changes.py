@@ -90,7 +90,7 @@ class _OtherCount(HaltingVTConfig):
 
 
 def count_by(rule: str) -> Change:
-    """k by "floor", "round", "exact" (the product without its rounding error) or "with-cls" (CLS counted as a patch)."""
+    """k by "floor", "round", "exact" (no rounding error in the product) or "with-cls" (CLS counted as a patch)."""
 
     def change(recipe: Recipe) -> bool:
         before = recipe.config
@@ -158,17 +158,17 @@ def choose(rule: Callable[[Array, int], Array]) -> Change:
 
 def by_index(scores: Array, k: int) -> Array:
     """The k highest scores, in the order of their indices."""
-    return np.sort(best(scores, k), axis=1)
+    return np.asarray(np.sort(best(scores, k), axis=1))
 
 
 def best(scores: Array, k: int) -> Array:
     """The k highest scores in descending order; equal scores: the lower index first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.asarray(np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
 def higher_index_first(scores: Array, k: int) -> Array:
     """The k highest scores in descending order; equal scores: the higher index first."""
-    return scores.shape[1] - 1 - best(scores[:, ::-1], k)
+    return np.asarray(scores.shape[1] - 1 - best(scores[:, ::-1], k))
 
 
 def lowest(scores: Array, k: int) -> Array:
@@ -206,6 +206,12 @@ def dense_masks(kind: str) -> Change:
         return True
 
     return change
+
+
+def unmask_logits(recipe: Recipe) -> bool:
+    """The logits of halted tokens are shown as they are, not as zero."""
+    recipe.unmask_logits = True
+    return bool(recipe.batch)
 
 
 # ---- parameters
@@ -312,8 +318,9 @@ def loss_rows(name: str, change_rows: Callable[[Recipe, Array, float], Array]) -
     """Other targets of ``cross_entropy`` or ``motion_loss``: change_rows(recipe, rows [B, K], s) → [B, K]."""
 
     def change(recipe: Recipe) -> bool:
-        operation = recipe.ops[name]
-        setattr(recipe.ops, name, forms.with_targets(operation, lambda rows, s: change_rows(recipe, rows, s)))
+        loss: Any = recipe.ops[name]
+        op = forms.with_targets(loss, lambda rows, s: change_rows(recipe, rows, s))
+        setattr(recipe.ops, name, op)
         return True
 
     return change
@@ -321,17 +328,17 @@ def loss_rows(name: str, change_rows: Callable[[Recipe, Array, float], Array]) -
 
 def smooth(rows: Array, s: float) -> Array:
     """(1 − s) · p + s/K."""
-    return (1 - s) * rows + s / rows.shape[1]
+    return np.asarray((1 - s) * rows + s / rows.shape[1])
 
 
 def smooth_others(recipe: Recipe, rows: Array, s: float) -> Array:
     """(1 − s) · p + s · (1 − p)/(K − 1): the true class gets none of the s."""
-    return (1 - s) * rows + s * (1 - rows) / max(rows.shape[1] - 1, 1)
+    return np.asarray((1 - s) * rows + s * (1 - rows) / max(rows.shape[1] - 1, 1))
 
 
 def with_smoothing(change: Change) -> Change:
     """A change that needs label smoothing."""
-    return lambda recipe: recipe.settings.get("label_smoothing", 0) > 0 and change(recipe)
+    return lambda recipe: bool(recipe.settings.get("label_smoothing", 0) > 0) and change(recipe)
 
 
 def moving_only(mean: bool) -> Change:
@@ -339,7 +346,7 @@ def moving_only(mean: bool) -> Change:
 
     def rows(recipe: Recipe, targets: Array, s: float) -> Array:
         moving = recipe.motion_labels.astype(targets.dtype)[:, None]
-        return smooth(targets, s) * moving * (len(moving) / max(moving.sum(), 1) if mean else 1)
+        return np.asarray(smooth(targets, s) * moving * (len(moving) / max(moving.sum(), 1) if mean else 1))
 
     def change(recipe: Recipe) -> bool:
         mixed = 0 < recipe.motion_labels.sum() < recipe.batch

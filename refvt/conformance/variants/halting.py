@@ -26,6 +26,7 @@ class HaltingRule:
     - cls: "halts"; "never" (score 0 until the last layer, so that y is its last state); "held" (its scores count, but
       it goes on to the last layer, where it gets 1 − Σ h, below 0 if they sum to more).
     - tokens_per_clip: for ``cls``, the places of CLS.
+    - ending: no setting; the tokens that halt in the layer just computed.
     """
 
     strict: bool = True
@@ -35,7 +36,9 @@ class HaltingRule:
     ponder_gradient: bool = True
     cls: str = "halts"
     tokens_per_clip: int = 0
-    ending: Array = field(default_factory=lambda: np.zeros(0, bool), compare=False)  # tokens that halt in the layer just computed
+    ending: Array = field(
+        default_factory=lambda: np.zeros(0, bool), compare=False
+    )  # tokens that halt in the layer just computed
 
     def implementations(self, table: Any) -> dict[str, Implementation]:
         """``halt``, ``accumulate`` and ``halt_tokens`` under this rule."""

@@ -1,7 +1,7 @@
 """Other people's forms of single operations, forward and backward, in NumPy.
 
-Each function returns an ``Implementation`` with the contract of ``refvt.ops``; the caches are private. Only what differs
-from ``refvt/ops/*/reference.py`` is written here: the rest is the reference itself.
+Each function returns an ``Implementation`` with the contract of ``refvt.ops``; the caches are private. Only what
+differs from ``refvt/ops/*/reference.py`` is written here: the rest is the reference itself.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def scale_logits(attention: Implementation, factor: Callable[[int, int], float])
 def restrict_scores(
     cls_scores: Implementation, heads: slice = slice(None), patches_alone: bool = False, highest: bool = False
 ) -> Implementation:
-    """``cls_scores`` from some heads only, with the softmax over the patches alone, or with the highest of the heads."""
+    """``cls_scores`` from some heads only, with a softmax over the patches alone, or by the highest of the heads."""
     first = int(patches_alone)  # the first key of the softmax: CLS, or the first patch
 
     def forward(q: Array, k: Array, offsets: Array, num_heads: int, keep: bool = True) -> Any:
@@ -267,7 +267,9 @@ def with_targets(cross_entropy: Implementation, change: Callable[[Array, float],
     """
     named = list(cross_entropy.operation.arguments)[1]
 
-    def forward(logits: Array, targets: Any = None, label_smoothing: float = 0.0, keep: bool = True, **more: Any) -> Any:
+    def forward(
+        logits: Array, targets: Any = None, label_smoothing: float = 0.0, keep: bool = True, **more: Any
+    ) -> Any:
         targets = more.get(named, targets)
         K = logits.shape[1]
         rows = np.eye(K, dtype=logits.dtype)[targets] if targets.ndim == 1 else targets.astype(logits.dtype)

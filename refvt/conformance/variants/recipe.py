@@ -26,14 +26,10 @@ from refvt.model.drop_path import DropPath
 from refvt.model.network import NetworkResult, network_backward, network_forward, network_result
 from refvt.model.plan import Execution
 
-__all__ = ["Recipe", "Stop", "Visit", "call_operation", "recipe_of", "run_model"]
+__all__ = ["Recipe", "Tensors", "call_operation", "recipe_of", "run_model"]
 
-Visit = Callable[[str, Array, "Array | None"], None]
-"""Called with the name of every tensor, its value, and which of its rows count (None: all)."""
-
-
-class Stop(Exception):  # noqa: N818 - raised by a visit to end a run, no error
-    """Raised by a visit that has seen enough."""
+Tensors = dict[str, tuple[Array, "Array | None"]]
+"""Named tensors in the order of computation, each with the rows that count (None: all)."""
 
 
 @dataclass
@@ -92,15 +88,19 @@ def recipe_of(case: ModelCase) -> Recipe:
 # ---- a run of the model
 
 
-def run_model(recipe: Recipe, visit: Visit, decisions: Decisions | None = None, backward: bool = True) -> None:
-    """Show every named tensor, decision, output, loss and gradient to ``visit``, in the order of computation.
+def run_model(
+    recipe: Recipe, decisions: Decisions | None = None, go_on: Callable[[Tensors], bool] = lambda forward: True
+) -> Tensors:
+    """Every named tensor, decision, output, loss and gradient, in the order of computation.
 
-    decisions: imposed where they fit the recipe's configuration. Without ``backward`` the run ends after the losses.
+    decisions: imposed where they fit the recipe's configuration. go_on is called after the forward pass and the losses
+    with what they gave; if it returns False there is no backward pass.
     """
-    config, B, L = recipe.config, recipe.batch, recipe.config.joint_depth
+    config, B = recipe.config, recipe.batch
     table = recipe.table()
     living = [np.ones(B * config.joint_tokens, bool)]  # the tokens that enter each layer
     table.halt = _noting(table.halt, living)
+    tensors: Tensors = {}
 
     def show(name: str, value: Array) -> None:
         if name in recipe.undefined:
@@ -109,25 +109,26 @@ def run_model(recipe: Recipe, visit: Visit, decisions: Decisions | None = None, 
         for arrange in recipe.arrange:
             value = arrange(name, value)
             rows = rows if rows is None else arrange(name, rows)
-        visit(name, value, rows)
+        tensors[name] = np.array(value), rows
 
     def record(name: str, value: Array) -> None:
-        if recipe.unmask_logits and name.startswith("joint.") and name.endswith(".logit") and name != f"joint.{L}.logit":
-            value = last_state[0][:, 0]
-        if name.endswith(".mlp"):
-            last_state[0] = value
-        if name == "ponder":
-            return  # shown with the outputs
-        show(name, np.array(value))
+        if name != "ponder":  # shown with the outputs
+            show(name, value)
+        block = f"blocks.{name.split('.')[1]}.mlp" if name.startswith("blocks.") else ""
+        if recipe.unmask_logits and name == block:
+            unmasked[0] = np.array(value[:, 0])
+        if recipe.unmask_logits and name.endswith(".logit") and name in tensors:
+            last = name == f"joint.{config.joint_depth}.logit"
+            tensors[name] = tensors[name][0] if last else unmasked[0], None
 
-    last_state = [np.zeros((0, 1))]
+    unmasked = [np.zeros(0)]  # channel 0 of every token, halted or not
     context = Context(table, recipe.parameters, record=record, keep=True)
     found, cache = network_forward(context, config, recipe.clips, _execution(recipe, decisions))
     result, cache = network_result(context, config, found, B, False, cache)
     ponder = _show_outputs(recipe, result, show)
     dlogits, dmotion_logits, dponder = _losses(recipe, table, result, ponder, show)
-    if not backward:
-        return
+    if not go_on(tensors):
+        return tensors
     assert cache is not None
     reaching = dponder if recipe.rule.ponder_has_gradient else np.zeros_like(dponder)
     network_backward(context, config, dlogits, dmotion_logits, reaching, cache)
@@ -135,6 +136,7 @@ def run_model(recipe: Recipe, visit: Visit, decisions: Decisions | None = None, 
         for step in recipe.back.get(name, ()):
             gradient = step(gradient)
         show(f"d({name})", gradient)
+    return tensors
 
 
 def _execution(recipe: Recipe, decisions: Decisions | None) -> Execution:

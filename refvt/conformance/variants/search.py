@@ -4,69 +4,65 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.cases import ModelCase, Truth, TruthTensor, layout_of
-from refvt.conformance.variants.recipe import Recipe, Stop, call_operation, recipe_of, run_model
+from refvt.conformance.cases import ModelCase, OperationCase, Truth, TruthTensor, layout_of
+from refvt.conformance.variants.recipe import Recipe, Tensors, call_operation, recipe_of, run_model
 from refvt.conformance.variants.table import VARIANTS
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 
-__all__ = ["Evidence", "Finder", "Judge", "compute", "compute_operation", "find"]
+__all__ = ["Evidence", "Finder", "Judge", "Names", "compute", "find"]
 
-Judge = Callable[[TruthTensor, Array], bool]
-"""Whether what a candidate returned under the tensor's name agrees with the tensor, within its budget."""
+Judge = Callable[[Truth, str, Array], bool]
+"""judge(truth, name, value): whether a value agrees with the truth's tensor of that name, within its budget."""
 
-Names = tuple[str, ...]  # of one variant, or of a pair
-
-
-# ---- the tensors of a variant
+Names = tuple[str, ...]
+"""The name of one variant, or of two that hold together."""
 
 
 def compute(
-    case: ModelCase, names: Sequence[str] = (), decisions: Decisions | None = None, only: Sequence[str] | None = None
+    case: ModelCase | OperationCase, names: Sequence[str] = (), decisions: Decisions | None = None
 ) -> dict[str, Array] | None:
-    """All tensors of the case in float64 under these variants (``VARIANTS``), with the names of ``cases.Truth``.
+    """All tensors of a case in float64 under these variants (names of ``VARIANTS``), with the names of ``Truth``.
 
-    Forward and backward, outputs, losses and the gradients of the parameters, in the order of computation. decisions:
-    imposed; None: the variant decides. only: the names that are wanted. None if one of the variants is the case itself
-    or means nothing there. ValueError for a name that is not in ``VARIANTS``. A variant that changes the order of
-    tokens gives its tensors in that order.
+    Results and gradients of an operation; of a model every named tensor, decision, output, loss and gradient, in the
+    order of computation. decisions: imposed on a model; None: it decides under the variants. None is returned if one of
+    the variants is the case itself or means nothing there. A variant that changes the order of tokens gives them in
+    that order. ValueError for an unknown name.
     """
-    recipe = recipe_of(case)
-    if not _apply(recipe, names):
+    recipe = _recipe(case, names)
+    if recipe is None:
         return None
-    found: dict[str, Array] = {}
-
-    def visit(name: str, value: Array, rows: Array | None) -> None:
-        if only is None or name in only:
-            found[name] = value
-
-    run_model(recipe, visit, decisions)
-    return found
+    tensors = _tensors(case, recipe, decisions, lambda forward: True)
+    return {name: value for name, (value, _) in tensors.items()}
 
 
-def compute_operation(
-    operation: str,
-    names: Sequence[str],
-    arguments: Mapping[str, Array],
-    settings: Mapping[str, object],
-    cotangents: Mapping[str, Array],
-) -> dict[str, Array] | None:
-    """Results and gradients ``d(argument)`` of one operation under these variants; None as in ``compute``."""
-    recipe = Recipe(config=HaltingVTConfig(), settings=dict(settings))
-    return call_operation(recipe, operation, arguments, cotangents) if _apply(recipe, names) else None
-
-
-def _apply(recipe: Recipe, names: Sequence[str]) -> bool:
+def _recipe(case: ModelCase | OperationCase, names: Sequence[str]) -> Recipe | None:
+    """The case under these variants; None if one of them is the case itself or means nothing there."""
+    if isinstance(case, OperationCase):
+        recipe = Recipe(config=HaltingVTConfig(), settings=dict(case.settings))
+    else:
+        recipe = recipe_of(case)
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"names: expected names of refvt.conformance.variants.VARIANTS, got {name!r}")
-    return all(VARIANTS[name].change(recipe) for name in names)
+    return recipe if all(VARIANTS[name].change(recipe) for name in names) else None
+
+
+def _tensors(
+    case: ModelCase | OperationCase, recipe: Recipe, decisions: Decisions | None, go_on: Callable[[Tensors], bool]
+) -> Tensors:
+    """The tensors of a recipe; go_on as in ``run_model``."""
+    if isinstance(case, ModelCase):
+        return run_model(recipe, decisions, go_on)
+    results = call_operation(recipe, case.operation, case.arguments, case.cotangents)
+    return {name: (value, None) for name, value in results.items()}
 
 
 # ---- one case
@@ -74,110 +70,150 @@ def _apply(recipe: Recipe, names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a candidate returned in one case, and how it is judged.
+    """What a candidate returned in one case: the case as it was given, its truth, the tensors, and a judge."""
 
-    truth: of the case. given: what the candidate returned, by name. judge: see ``Judge``. case: what a candidate that
-    computes the whole model was given; for an operation, arguments and cotangents by name instead.
-    """
-
+    case: ModelCase | OperationCase
     truth: Truth
     given: Mapping[str, Array]
     judge: Judge
-    case: ModelCase | None = None
-    arguments: Mapping[str, Array] = field(default_factory=dict)
-    cotangents: Mapping[str, Array] = field(default_factory=dict)
-
-    def explained_by(self, names: Names) -> _Trial:
-        """How far these variants explain what was given."""
-        if self.case is None:
-            return self._trial_of_operation(names)
-        trial = self._trial_of_model(names, self.case.decisions if self.case.force_decisions else None)
-        if self.case.force_decisions and not trial.fits:  # the candidate may have decided all the same
-            free = self._trial_of_model(names, None)
-            return free if free.agreed >= trial.agreed else trial
-        return trial
-
-    def differs_from_truth(self, names: Names) -> bool:
-        """Whether a candidate with these variants would have shown it in what was given here."""
-        return _Trial(self, stop=False).run(names, None).distinct
-
-    def _trial_of_model(self, names: Names, decisions: Decisions | None) -> _Trial:
-        return _Trial(self).run(names, decisions)
-
-    def _trial_of_operation(self, names: Names) -> _Trial:
-        return _Trial(self).run(names, None)
 
 
+@dataclass
 class _Trial:
-    """One run under some variants, compared with what was given, until the first tensor that does not agree.
+    """How far some variants explain what was given.
 
-    agreed: how many given tensors agree before that. changed: the number of given tensors before the first that the
-    variants change, None if they change none of those seen. fits: all that was given agrees, and somewhere the truth
-    does not.
+    applies: they mean something in this case. agreed: how many given tensors agree before the first that does not.
+    changed: the number of given tensors before the first that the variants change; None if none was seen. explains:
+    somewhere the truth does not agree and the variants do. failed: some tensor does not agree.
     """
 
-    def __init__(self, evidence: Evidence, stop: bool = True) -> None:
-        self.evidence, self.stop = evidence, stop
-        self.agreed, self.seen = 0, 0
-        self.changed: int | None = None
-        self.failed = False
-        self.distinct = False  # a tensor that was given differs between truth and variants
-        self.explains = False  # and there the candidate follows the variants
-        self.applies = True
+    applies: bool = True
+    seen: int = 0
+    agreed: int = 0
+    changed: int | None = None
+    explains: bool = False
+    failed: bool = False
 
     @property
     def fits(self) -> bool:
-        """Whether these variants explain everything."""
-        return self.applies and not self.failed and self.explains
+        """Whether these variants explain everything that was given."""
+        return self.applies and self.explains and not self.failed
 
-    def run(self, names: Names, decisions: Decisions | None) -> _Trial:
-        evidence, case = self.evidence, self.evidence.case
-        if case is None:
-            assert evidence.truth.operation is not None
-            settings = evidence.truth.settings
-            tensors = compute_operation(
-                evidence.truth.operation, names, evidence.arguments, settings, evidence.cotangents
-            )
-            self.applies = tensors is not None
-            for name, value in (tensors or {}).items():
-                if not self.failed or not self.stop:
-                    self._see(name, value, None, None)
-            return self
-        recipe = recipe_of(case)
-        self.applies = _apply(recipe, names)
-        if not self.applies:
-            return self
 
-        def visit(name: str, value: Array, rows: Array | None) -> None:
-            self._see(name, value, rows, recipe.config)
-            if self.failed and self.stop:
-                raise Stop
+class _Runs:
+    """The runs that explain one case's evidence. Tensors that a variant leaves as they are need no second judgement."""
 
-        backward = any(name.startswith("d(") for name in evidence.given)
-        try:
-            with np.errstate(all="ignore"):
-                run_model(recipe, visit, decisions, backward)
-        except Stop:
-            pass
-        return self
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self._plain: dict[bool, Tensors] = {}  # without variants, free and with imposed decisions
+        self._truth_agrees: dict[str, bool] = {}
 
-    def _see(self, name: str, value: Array, rows: Array | None, config: HaltingVTConfig | None) -> None:
-        evidence = self.evidence
-        if name not in evidence.given or name not in evidence.truth:
-            return
-        truth = evidence.truth[name]
-        tensor = replace(truth, value=value, rows=rows)
-        if config is not None and truth.layout != "parameter":
+    def truth_agrees(self, name: str) -> bool:
+        """Whether what was given under this name agrees with the truth."""
+        if name not in self._truth_agrees:
+            self._truth_agrees[name] = self.evidence.judge(self.evidence.truth, name, self.evidence.given[name])
+        return self._truth_agrees[name]
+
+    def trial(self, names: Names, to_the_end: bool = False) -> _Trial:
+        """Compare with these variants. The candidate may have followed imposed decisions, or decided by itself."""
+        case = self.evidence.case
+        if not isinstance(case, ModelCase) or not case.force_decisions:
+            return self._run(names, None, to_the_end)
+        imposed = self._run(names, case.decisions, to_the_end)
+        if imposed.fits or not imposed.applies:
+            return imposed
+        free = self._run(names, None, to_the_end)
+        return free if free.fits or free.agreed > imposed.agreed else imposed
+
+    def _run(self, names: Names, decisions: Decisions | None, to_the_end: bool) -> _Trial:
+        trial = _Trial()
+        wants_gradients = any(name.startswith("d(") for name in self.evidence.given)
+        plain = self._without_variants(decisions)
+        compared: list[str] = []
+
+        def after_forward(forward: Tensors) -> bool:
+            compared.extend(forward)
+            self._compare(trial, _Found(forward, plain, config), compared, to_the_end)
+            return wants_gradients and (to_the_end or not trial.failed)
+
+        with np.errstate(all="ignore"):
+            recipe = _recipe(self.evidence.case, names)
+            if recipe is None:
+                return _Trial(applies=False)
+            config = recipe.config if isinstance(self.evidence.case, ModelCase) else None
+            tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
+        rest = [name for name in tensors if name not in set(compared)]
+        self._compare(trial, _Found(tensors, plain, config), rest, to_the_end)
+        return trial
+
+    def _without_variants(self, decisions: Decisions | None) -> Tensors:
+        imposed = decisions is not None
+        if imposed not in self._plain:
+            recipe = _recipe(self.evidence.case, ())
+            assert recipe is not None
+            self._plain[imposed] = _tensors(self.evidence.case, recipe, decisions, lambda forward: True)
+        return self._plain[imposed]
+
+    def _compare(self, trial: _Trial, found: _Found, names: Sequence[str], to_the_end: bool) -> None:
+        """Carry the trial on over the tensors of these names, to the first that does not agree."""
+        evidence, variant = self.evidence, None
+        for name in names:
+            if name not in evidence.given or name not in evidence.truth or (trial.failed and not to_the_end):
+                continue
+            agrees = self.truth_agrees(name)
+            if not found.unchanged(name):
+                variant = variant or _truth_with(evidence.truth, found.tensors, found.config)
+                follows = evidence.judge(variant, name, evidence.given[name])
+                if not evidence.judge(evidence.truth, name, found.tensors[name][0]):  # the variants change this tensor
+                    trial.changed = trial.seen if trial.changed is None else trial.changed
+                    trial.explains |= follows and not agrees
+                agrees = follows
+            trial.seen += 1
+            trial.failed |= not agrees
+            trial.agreed += not trial.failed
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The tensors of one run, those of the run without variants, and the configuration that the variants lead to."""
+
+    tensors: Tensors
+    plain: Tensors
+    config: HaltingVTConfig | None
+
+    def unchanged(self, name: str) -> bool:
+        """Whether the variants left a tensor, and the rows of it that count, bit for bit as they were."""
+        if name not in self.plain:
+            return False
+        (value, rows), (before, rows_before) = self.tensors[name], self.plain[name]
+        same_rows = rows is rows_before or np.array_equal(rows, rows_before)  # type: ignore[arg-type]
+        return same_rows and value.shape == before.shape and bool(np.array_equal(value, before))
+
+
+def _truth_with(truth: Truth, tensors: Tensors, config: HaltingVTConfig | None) -> Truth:
+    """The truth with other values, and with the rows and layouts that go with them."""
+    changed = dict(truth.tensors)
+    for name, (value, rows) in tensors.items():
+        if name not in changed:
+            continue
+        tensor = changed[name]
+        entry = _entry(truth, tensor, value)
+        layout, patches = tensor.layout, tensor.patches
+        if config is not None and layout != "parameter":
             layout, patches = layout_of(name.removeprefix("d(").removesuffix(")"), config)
-            tensor = replace(tensor, layout=layout, patches=patches)
-        agrees = evidence.judge(tensor, evidence.given[name])
-        if not evidence.judge(truth, value):
-            self.distinct = True
-            self.changed = self.seen if self.changed is None else self.changed
-            self.explains |= agrees and not evidence.judge(truth, evidence.given[name])
-        self.seen += 1
-        self.failed |= not agrees
-        self.agreed += not self.failed
+        changed[name] = replace(tensor, value=value, rows=rows, entry=entry, layout=layout, patches=patches)
+    return replace(truth, tensors=changed, config=truth.config if config is None else config)
+
+
+def _entry(truth: Truth, tensor: TruthTensor, value: Array) -> Mapping[str, Any]:
+    """The manifest's entry; where the truth is zero and the variant is not, that of the least exact tensor."""
+    if not tensor.entry.get("absolute") or not np.any(value):
+        return tensor.entry
+    others = [t.entry for t in truth.tensors.values() if t.entry.get("float32_error") and not t.entry.get("absolute")]
+    return max(others, key=lambda entry: float(entry["float32_error"]), default=tensor.entry)
+
+
+# ---- singles and pairs
 
 
 def find(evidence: Evidence, known: Sequence[Names] = (), seconds: float = 5.0) -> list[Names]:
@@ -186,34 +222,36 @@ def find(evidence: Evidence, known: Sequence[Names] = (), seconds: float = 5.0) 
     known: what explained other cases, tried first. Pairs are tried for ``seconds`` at most, and only those that can
     explain the first tensor that differs: one of them gives it as it is, or both change it.
     """
-    singles = {name: evidence.explained_by((name,)) for name in VARIANTS}
+    runs = _Runs(evidence)
+    singles = {name: runs.trial((name,)) for name in VARIANTS}
     fitting: list[Names] = [(name,) for name, trial in singles.items() if trial.fits]
     if fitting:
         return fitting
-    again = [names for names in known if len(names) > 1 and evidence.explained_by(names).fits]
+    again = [names for names in known if len(names) > 1 and runs.trial(names).fits]
     if again:
         return again
-    first = _first_difference(evidence)
-    reached = [n for n, trial in singles.items() if trial.applies and trial.agreed > first]
-    changing = [n for n, trial in singles.items() if trial.applies and trial.changed == first and n not in reached]
-    pairs = [(a, b) for a in reached for b in VARIANTS if b not in reached] + [
-        *combinations(reached, 2),
-        *combinations(changing, 2),
-    ]
     end = time.monotonic() + seconds
-    for a, b in pairs:
+    for pair in _pairs(singles, runs.trial(()).agreed):
         if time.monotonic() > end:
             break
-        if VARIANTS[a].part == VARIANTS[b].part or not singles[b].applies:
-            continue
-        if evidence.explained_by((a, b)).fits:
-            fitting.append((a, b))
+        if runs.trial(pair).fits:
+            fitting.append(pair)
     return fitting
 
 
-def _first_difference(evidence: Evidence) -> int:
-    """How many given tensors agree with the truth before the first that does not."""
-    return _Trial(evidence).run((), None).agreed
+def _pairs(singles: Mapping[str, _Trial], first: int) -> list[Names]:
+    """The pairs that can explain the first tensor that differs: one of the two gives it, or both change it there.
+
+    first: how many given tensors agree with the truth before that one.
+    """
+    applying = [name for name, trial in singles.items() if trial.applies]
+    reaching = [name for name in applying if singles[name].agreed > first]
+    changing = [name for name in applying if singles[name].changed == first and name not in reaching]
+    pairs = [(a, b) for a in reaching for b in applying if b not in reaching]
+    pairs += [*combinations(reaching, 2), *combinations(changing, 2)]
+    order = list(VARIANTS)
+    ordered = [(a, b) if order.index(a) < order.index(b) else (b, a) for a, b in pairs]
+    return [(a, b) for a, b in ordered if VARIANTS[a].part != VARIANTS[b].part]
 
 
 # ---- all cases of a candidate
@@ -250,7 +288,7 @@ class Finder:
         for fits in self._fits.values():
             for names in fits:
                 counts[names] = counts.get(names, 0) + 1
-        refuted = {names for names in counts if any(_would_show(names, case) for case in self._agreeing)}
+        refuted = {names for names in counts if any(_shows(names, case) for case in self._agreeing)}
         found: dict[str, str | None] = {}
         for case, fits in self._fits.items():
             likely = [names for names in fits if names not in refuted]
@@ -259,8 +297,9 @@ class Finder:
         return found
 
 
-def _would_show(names: Names, evidence: Evidence) -> bool:
-    return evidence.differs_from_truth(names)
+def _shows(names: Names, evidence: Evidence) -> bool:
+    """Whether a candidate with these variants would differ from the truth in what was given here."""
+    return _Runs(evidence).trial(names, to_the_end=True).changed is not None
 
 
 def _text(fits: Sequence[Names]) -> str | None:

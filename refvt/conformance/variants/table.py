@@ -77,7 +77,7 @@ _ALL = (
     Variant("CLS held to the last layer", "CLS", "The scores of CLS count, but it does not halt before the last layer, "
             "where it gets 1 − Σh.", MISTAKE, halt_by(cls="held")),
     Variant("logits before masking", "logits", "The logit of a token that halted before is channel 0 of its unused "
-            "state; here it is zero.", AVIT, lambda recipe: bool(recipe.batch) and _unmask(recipe)),
+            "state; here it is zero.", AVIT, do.unmask_logits),
     # ponder
     Variant("ponder=N", "ponder", "ρ = N alone, which has no gradient.", MISTAKE, halt_by(ponder="N")),
     Variant("ponder=N−1+r", "ponder", "ρ = N − 1 + r: layers are counted from 0.", MISTAKE, halt_by(ponder="N-1+r")),
@@ -108,8 +108,8 @@ _ALL = (
             MISTAKE, do.only_with_fuse(operation("fuse_dropped", by=forms.without_score_gradient))),
     Variant("kept patches in index order", "order of kept patches", "The kept patches stay in the order of their "
             "indices, not of their scores.", MISTAKE, do.choose(do.by_index)),
-    Variant("ties to the higher index", "order of kept patches", "Of equal scores the patch with the higher index comes "
-            "first.", "some devices", do.choose(do.higher_index_first)),
+    Variant("ties to the higher index", "order of kept patches", "Of equal scores the patch with the higher index "
+            "comes first.", "some devices", do.choose(do.higher_index_first)),
     Variant("lowest scores kept", "order of kept patches", "The patches with the lowest scores are kept.", MISTAKE,
             do.choose(do.lowest)),
     Variant("same patches in all frames", "order of kept patches", "All frames of a clip keep the patches with the "
@@ -124,9 +124,11 @@ _ALL = (
     Variant("k by round", "k", "k = R · S, rounded to the nearest.", MISTAKE, do.count_by("round")),
     Variant("k without rounding error", "k", "k = ⌈R · S⌉ of the decimal product, without the rounding of the double "
             "product.", CHOICE, do.count_by("exact")),
-    Variant("k of all tokens", "k", "k = ⌈R · (1 + S)⌉: CLS is counted as a patch.", MISTAKE, do.count_by("with-cls")),
+    Variant("k of all tokens", "k", "k = ⌈R · (1 + S)⌉: CLS is counted as a patch.", MISTAKE,
+            do.count_by("with-cls")),
     # operations
-    Variant("gelu=tanh", "activation", "GELU by its tanh formula.", "BERT, GPT-2, JAX's default", do.activation("tanh")),
+    Variant("gelu=tanh", "activation", "GELU by its tanh formula.", "BERT, GPT-2, JAX's default",
+            do.activation("tanh")),
     Variant("gelu=sigmoid", "activation", "x · σ(1.702 x) in the place of GELU.", "CLIP", do.activation("sigmoid")),
     Variant("activation=silu", "activation", "SiLU in the place of GELU.", OTHERS, do.activation("silu")),
     Variant("activation=relu", "activation", "ReLU in the place of GELU.", OTHERS, do.activation("relu")),
@@ -171,7 +173,8 @@ _ALL = (
             "the released configurations, whose value the released loss does not read", weigh("motion_weight", 0.001)),
     Variant("motion weight 1", "motion weight", "The motion loss has weight 1, whatever the settings say.", RELEASED,
             weigh("motion_weight", 1.0)),
-    Variant("no motion loss", "motion weight", "The motion loss is not in the total.", AVIT, weigh("motion_weight", 0.0)),
+    Variant("no motion loss", "motion weight", "The motion loss is not in the total.", AVIT,
+            weigh("motion_weight", 0.0)),
     Variant("ponder weight 0.0005", "ponder weight", "The ponder loss has weight 5e-4, whatever the settings say.",
             RELEASED, weigh("ponder_weight", 5e-4)),
     Variant("ponder weight 1", "ponder weight", "The ponder loss has weight 1.", MISTAKE, weigh("ponder_weight", 1.0)),
@@ -182,11 +185,6 @@ _ALL = (
     Variant("DropPath not rescaled", "DropPath", "Branches that survive are not divided by the keep probability.",
             MISTAKE, do.drop_path(lambda scales: (scales > 0).astype(scales.dtype))),
 )  # fmt: skip
-
-
-def _unmask(recipe: "do.Recipe") -> bool:
-    recipe.unmask_logits = True
-    return True
 
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
