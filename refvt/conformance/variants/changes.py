@@ -262,7 +262,7 @@ def pixels_channels_last(recipe: Recipe) -> bool:
     D, C, P, _ = recipe.parameters[name].shape
     recipe.parameters[name] = recipe.parameters[name].reshape(D, P, P, C).transpose(0, 3, 1, 2).copy()
     recipe.back.setdefault(name, []).insert(0, lambda g: g.transpose(0, 2, 3, 1).reshape(D, C, P, P))
-    return C > 1 and P > 1
+    return bool(C > 1 and P > 1)
 
 
 # ---- the order of tokens
@@ -275,7 +275,7 @@ def frame_major(mixed: bool) -> Change:
         """For each row in frame-major order, the row in patch-major order [B·N]."""
         N = 1 + S * T
         patches = 1 + np.arange(S * T).reshape(S, T).T.ravel()
-        return (np.arange(B)[:, None] * N + np.concatenate([[0], patches])).ravel()
+        return np.asarray(np.arange(B)[:, None] * N + np.concatenate([[0], patches])).ravel()
 
     def change(recipe: Recipe) -> bool:
         config, B, T = recipe.config, recipe.batch, recipe.config.num_frames

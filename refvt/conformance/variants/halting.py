@@ -19,6 +19,7 @@ class HaltingRule:
     """How tokens halt. The defaults are SPEC's rule; every field is a place where implementations differ.
 
     - strict: c > 1 − ε; otherwise c ≥ 1 − ε.
+    - epsilon: ε, whatever the configuration says; None: the configuration's. In the last layer every token halts.
     - remainder: "gradient"; "detached" (r is a constant); "score" (a token that halts weighs h, not 1 − Σ h).
     - output: "mean" of the states under the weights, or the "last" state, x at N_k.
     - ponder: "N+r"; "N" alone, which has no gradient; "N-1+r", layers counted from 0; "r" alone.
@@ -30,6 +31,7 @@ class HaltingRule:
     """
 
     strict: bool = True
+    epsilon: float | None = None
     remainder: str = "gradient"
     output: str = "mean"
     ponder: str = "N+r"
@@ -69,7 +71,8 @@ class HaltingRule:
         if self.cls == "never" and not last:
             score = np.where(is_cls, 0, score)
         total = used + score
-        halted = total > 1 - epsilon if self.strict else total >= 1 - epsilon
+        threshold = 1 - (epsilon if self.epsilon is None else self.epsilon)
+        halted = (total > threshold if self.strict else total >= threshold) | last
         if forced is not None:
             halted = forced.astype(bool)
         elif not last:
@@ -92,14 +95,14 @@ class HaltingRule:
 
     def accumulate_forward(self, y: Array, x: Array, weight: Array, keep: bool = True) -> Any:
         """y + weight · x, or x itself where the token halts."""
-        if self.output == "mean":
-            return y + weight[:, None] * x, (x, weight) if keep else None
         ending = self.ending
+        if self.output == "mean" or len(ending) != len(x):  # a call of ``accumulate`` alone knows of no halting
+            return y + weight[:, None] * x, (x, weight) if keep else None
         return np.where(ending[:, None], x, y), ending if keep else None
 
     def accumulate_backward(self, dy_next: Array, cache: Any) -> Any:
         """dy, dx, dweight."""
-        if self.output == "mean":
+        if isinstance(cache, tuple):
             x, weight = cache
             return dy_next.copy(), weight[:, None] * dy_next, (dy_next * x).sum(axis=-1)
         zero = np.zeros_like(dy_next)
@@ -130,7 +133,7 @@ class HaltingRule:
         keep: bool = True,
     ) -> Any:
         """y, ponder and halting_layer of ``halt_tokens`` under this rule; states [L, N, D]."""
-        check_states(states, max(epsilon, 5e-324))
+        check_states(states, epsilon)
         L, N, _ = states.shape
         y, used = np.zeros_like(states[0]), np.zeros_like(states[0, :, 0])
         remainder, layers, caches = np.zeros_like(used), np.zeros(N, np.int64), []

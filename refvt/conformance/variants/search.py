@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refvt import backends
 from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, Truth, TruthTensor, layout_of
 from refvt.conformance.variants.recipe import Recipe, Tensors, call_operation, recipe_of, run_model
@@ -52,7 +53,15 @@ def _recipe(case: ModelCase | OperationCase, names: Sequence[str]) -> Recipe | N
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"names: expected names of refvt.conformance.variants.VARIANTS, got {name!r}")
-    return recipe if all(VARIANTS[name].change(recipe) for name in names) else None
+    if not all(VARIANTS[name].change(recipe) for name in names):
+        return None
+    return None if names and isinstance(case, OperationCase) and _is_plain(recipe, case) else recipe
+
+
+def _is_plain(recipe: Recipe, case: OperationCase) -> bool:
+    """Whether the operation and its settings are as they were."""
+    same = recipe.table()[case.operation] is backends.get("reference")[case.operation]
+    return same and recipe.settings == case.settings
 
 
 def _tensors(
@@ -136,11 +145,11 @@ class _Runs:
             self._compare(trial, _Found(forward, plain, config), compared, to_the_end)
             return wants_gradients and (to_the_end or not trial.failed)
 
+        recipe = _recipe(self.evidence.case, names)
+        if recipe is None:
+            return _Trial(applies=False)
+        config = recipe.config if isinstance(self.evidence.case, ModelCase) else None
         with np.errstate(all="ignore"):
-            recipe = _recipe(self.evidence.case, names)
-            if recipe is None:
-                return _Trial(applies=False)
-            config = recipe.config if isinstance(self.evidence.case, ModelCase) else None
             tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
         rest = [name for name in tensors if name not in set(compared)]
         self._compare(trial, _Found(tensors, plain, config), rest, to_the_end)

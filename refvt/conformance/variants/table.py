@@ -54,7 +54,7 @@ _ALL = (
     # halting
     Variant("halting at ≥", "comparison", "A token halts where Σh ≥ 1 − ε; here only where Σh > 1 − ε.", MISTAKE,
             halt_by(strict=False)),
-    Variant("epsilon=0", "epsilon", "ε = 0: no token can halt after one layer.", MISTAKE, configure(epsilon=5e-324)),
+    Variant("epsilon=0", "epsilon", "ε = 0: no token can halt after one layer.", MISTAKE, halt_by(epsilon=0.0)),
     Variant("epsilon=0.01", "epsilon", "ε = 0.01, whatever the configuration says.", MISTAKE, configure(epsilon=0.01)),
     Variant("halting score σ(γ(x − β))", "centre", "The centre is subtracted before the scale: h = σ(γ · (x[0] − β)).",
             MISTAKE, do.center_of(lambda scale, center: scale * center)),
