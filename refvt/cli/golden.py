@@ -30,11 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate = actions.add_parser("generate", help="write the golden files again (needs torch and a checkout)")
     generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
     generate.add_argument("--check", action="store_true", help="compare with the files that exist, change nothing")
+    export = actions.add_parser("export", help="write the cases as .npy files, for a program in any language")
+    export.add_argument("folder", metavar="DIR", type=Path, help="a folder that is empty or not there yet")
+    export.add_argument("--cases", metavar="GLOB", default="*", help="only cases whose names match, such as 'tiny-*'")
+    add_dtype(export)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify or generate; 0, or 1 if a case does not hold. ValueError or OSError for a request that cannot be met."""
-    return _verify(options) if options.action == "verify" else _generate(options)
+    """Verify, generate or export; 0, or 1 if a case does not hold. ValueError or OSError for a wrong request."""
+    return {"verify": _verify, "generate": _generate, "export": _export}[options.action](options)
 
 
 def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[Any]:
@@ -102,3 +106,13 @@ def _generate(options: argparse.Namespace) -> int:
     arguments = ["--check"] if options.check else []
     arguments += [] if options.out is None else ["--out", str(options.out)]
     return int(generate(arguments) or 0)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from refvt.conformance.check import select_cases
+    from refvt.conformance.exchange import export
+
+    count = export(options.folder, select_cases(options.cases), options.dtype)
+    print(f"{count} cases in {options.folder}; write results to {options.folder}/<case>/results/<name>.npy")
+    print(f"then: refvt check {options.folder}")
+    return 0

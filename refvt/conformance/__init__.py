@@ -38,3 +38,8 @@ Check a LayerNorm of your own with the laws::
 ``adapters.on_host`` gives the operations of a GPU backend NumPy arguments and results. There is no command yet that
 checks a whole model from outside refvt: load a model case, run your model on its parameters and clips, and ``compare``.
 """
+
+from refvt.conformance.check import check
+from refvt.conformance.reproduce import compare_tensor, load_case, load_truth
+
+__all__ = ["check", "compare_tensor", "load_case", "load_truth"]

@@ -106,7 +106,7 @@ class Geometry:
         if bare == "embed":
             return self._state(0)
         if bare == "y":
-            return self._state(config.glimpser_depth)
+            return self._state(config.glimpser_depth, cls_alone=True)
         if bare == "ponder":
             return self._state(config.glimpser_depth, channels=1)
         if found := _HALTING.match(bare):
@@ -184,7 +184,8 @@ class Geometry:
                 yield Arrangement("", index[chosen], plain=True)
             if rows.cls_alone:
                 yield Arrangement("", index[:, 0][alive[:, 0]], plain=True)
-                yield Arrangement("", index[:, :1], plain=True)
+        if rows.cls_alone:
+            yield Arrangement("", index[:, :1], plain=True)
 
     def _state_orders(self, rows: Rows, index: Array) -> Iterator[Arrangement]:
         B, T = self.batch, self.config.num_frames

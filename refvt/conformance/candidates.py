@@ -31,7 +31,7 @@ class CannotFollow(Exception):  # noqa: N818 - no error: the candidate does not 
 
 @dataclass(frozen=True)
 class OperationCandidate:
-    """One operation of a candidate. ``backward`` is None if it was not given; ``cached``: forward returns (y, cache)."""
+    """One operation of a candidate; backward: None if it was not given; cached: the forward returns (y, cache)."""
 
     operation: Operation
     forward: Callable[..., Any]
@@ -121,7 +121,7 @@ def _call(op: OperationCandidate, arguments: Mapping[str, Array], settings: Mapp
 
 
 def to_array(name: str, value: Any) -> Array:
-    """A NumPy array from anything with ``__array__`` or DLPack, a number or a list. TypeError if it is none of these."""
+    """A NumPy array from anything with ``__array__`` or DLPack, a number or a list. TypeError for anything else."""
     if isinstance(value, np.ndarray):
         array: Array = value
     elif hasattr(value, "detach") and hasattr(value, "cpu"):  # PyTorch

@@ -17,7 +17,8 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.budgets import Budget, budget_of
-from refvt.conformance.cases import Truth, TruthTensor
+from refvt.conformance.cases import Truth
+from refvt.conformance.layouts import LayoutError, rearrange
 from refvt.conformance.report import TensorReport
 
 __all__ = ["POISON", "arrange", "judge", "left_early"]
@@ -39,7 +40,7 @@ def judge(truth: Truth, name: str, value: Any, dtype: str, rows: Array | None = 
     value = np.asarray(value)
     if value.dtype.kind not in "biuf":
         return _differs(report, f"expected numbers, got {value.dtype}")
-    value, mask, note = arrange(truth, tensor, value)
+    value, mask, note = arrange(truth, name, value)
     if value is None:
         return _differs(report, note)
     keep = [m for m in (mask, tensor.rows, rows) if m is not None]
@@ -56,14 +57,16 @@ def judge(truth: Truth, name: str, value: Any, dtype: str, rows: Array | None = 
     return replace(found, note="; ".join(filter(None, (found.note, _precision(value, dtype, found)))))
 
 
-def arrange(truth: Truth, tensor: TruthTensor, value: Array) -> tuple[Array | None, Array | None, str]:
+def arrange(truth: Truth, name: str, value: Array) -> tuple[Array | None, Array | None, str]:
     """A candidate's array in the layout of the truth, which of its rows count, and, if it does not fit, why not."""
-    if value.shape == tensor.value.shape:
-        return value, None, ""
-    if tensor.value.size == 1 and value.size == 1:
-        return value.reshape(tensor.value.shape), None, ""
-    wrong = f"shape {list(value.shape)}, expected {list(tensor.value.shape)}"
-    return None, None, wrong
+    expected = truth[name].value
+    if expected.size == 1 and value.size == 1:
+        return value.reshape(expected.shape), None, ""
+    try:
+        arranged, rows = rearrange(name, value, None, truth)
+    except LayoutError:
+        return None, None, f"shape {list(value.shape)}, expected {list(expected.shape)}"
+    return arranged, rows, ""
 
 
 def _as_rows(mask: Array, value: Array) -> Array:

@@ -93,8 +93,8 @@ class CaseReport:
 
     @property
     def compared(self) -> int:
-        """How many of the case's tensors were compared."""
-        return sum(tensor.status in ("agrees", "differs") for tensor in self.tensors)
+        """How many of the case's tensors were compared; one that several runs gave ("compact: logits") counts once."""
+        return len({t.name.rpartition(": ")[2] for t in self.tensors if t.status in ("agrees", "differs")})
 
     @property
     def share(self) -> float:
