@@ -13,12 +13,13 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, Truth, TruthTensor, layout_of
+from refvt.conformance.judgement import judge
 from refvt.conformance.variants.recipe import Recipe, Tensors, call_operation, recipe_of, run_model
 from refvt.conformance.variants.table import VARIANTS
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 
-__all__ = ["Evidence", "Finder", "Judge", "Names", "compute", "find"]
+__all__ = ["Evidence", "Finder", "Judge", "Names", "compute", "evidence_of", "find"]
 
 Judge = Callable[[Truth, str, Array], bool]
 """judge(truth, name, value): whether a value agrees with the truth's tensor of that name, within its budget."""
@@ -85,6 +86,11 @@ class Evidence:
     truth: Truth
     given: Mapping[str, Array]
     judge: Judge
+
+
+def evidence_of(case: ModelCase | OperationCase, truth: Truth, given: Mapping[str, Array], dtype: str) -> Evidence:
+    """Evidence with the judge of ``check``: the budgets of a candidate in this dtype."""
+    return Evidence(case, truth, given, lambda truth, name, value: judge(truth, name, value, dtype).status == "agrees")
 
 
 @dataclass
