@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check; 0: all that was given agrees, 1: something differs, 2: it could not be checked."""
-    from refvt.conformance.check import check
+    from refvt.conformance.checking import check
 
     to_output = options.json is not None and str(options.json) == "-"
     printer = Printer(sys.stderr if to_output else sys.stdout)

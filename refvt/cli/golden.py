@@ -109,7 +109,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from refvt.conformance.check import select_cases
+    from refvt.conformance.checking import select_cases
     from refvt.conformance.exchange import export
 
     count = export(options.folder, select_cases(options.cases), options.dtype)

@@ -39,7 +39,20 @@ Check a LayerNorm of your own with the laws::
 checks a whole model from outside refvt: load a model case, run your model on its parameters and clips, and ``compare``.
 """
 
-from refvt.conformance.check import check
-from refvt.conformance.reproduce import compare_tensor, load_case, load_truth
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refvt.conformance.checking import check
+    from refvt.conformance.reproduce import compare_tensor, load_case, load_truth
 
 __all__ = ["check", "compare_tensor", "load_case", "load_truth"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the pytest plugin of this folder costs nothing where it is unused."""
+    if name not in __all__:
+        raise AttributeError(f"module 'refvt.conformance' has no attribute {name!r}")
+    module = "checking" if name == "check" else "reproduce"
+    found = globals()[name] = getattr(import_module(f"refvt.conformance.{module}"), name)
+    return found

@@ -22,7 +22,7 @@ from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase
 from refvt.ops import Operation, operations
 
-__all__ = ["Candidate", "CannotFollow", "OperationCandidate", "resolve", "to_array", "wrap"]
+__all__ = ["Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
 
 
 class CannotFollow(Exception):  # noqa: N818 - no error: the candidate does not do what a case needs
@@ -64,7 +64,7 @@ class Candidate:
         if op is None:
             raise CannotFollow(f"the candidate has no {case.operation}")
         arguments = {**case.arguments, **(forced or {})}
-        answer = _call(op, arguments, case.settings)
+        answer = call(op, arguments, case.settings)
         cache = None
         if op.cached:
             if not isinstance(answer, tuple) or len(answer) != 2:
@@ -93,7 +93,7 @@ def _named(names: tuple[str, ...], answer: Any, what: str) -> dict[str, Array]:
     return {name: to_array(name, value) for name, value in zip(names, values, strict=True) if value is not None}
 
 
-def _call(op: OperationCandidate, arguments: Mapping[str, Array], settings: Mapping[str, Any]) -> Any:
+def call(op: OperationCandidate, arguments: Mapping[str, Array], settings: Mapping[str, Any]) -> Any:
     """Call a forward: by name if it knows the names, else in the order of the contract."""
     given = {**arguments, **settings}
     try:

@@ -104,7 +104,10 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class LawReport:
-    """One law of one operation: "agrees", "differs" with a shrunk counterexample as runnable text, or "error"."""
+    """One law of one operation: "agrees", "differs", "not given" or "error"; the sentence says why.
+
+    reproduce: a Python program with the smallest inputs that were found to break the law, for "differs" and "error".
+    """
 
     operation: str
     law: str
@@ -148,8 +151,8 @@ class Report:
         counts = {status: sum(case.status == status for case in self.cases) for status in STATUSES}
         listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no case"
         total = sum(case.total for case in self.cases)
-        broken = sum(law.status in ("differs", "error") for law in self.laws)
-        laws = f"; laws: {len(self.laws) - broken} of {len(self.laws)} hold" if self.laws else ""
+        asked = [law.status for law in self.laws if law.status != "not given"]
+        laws = f"; laws: {asked.count('agrees')} of {len(asked)} hold" if self.laws else ""
         verdict = ("agrees", "differs", "could not be checked")[self.exit_code]
         tensors = f"{self.compared} of {total} tensors were compared"
         return f"{self.candidate} {verdict}: {len(self.cases)} cases, {listed}; {tensors}{laws}"

@@ -76,13 +76,13 @@ def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
         raise LawBroken("halt_tokens: a halting layer outside 1 … L")
 
 
-def nothing_after_halting_matters(op: Computes, inputs: Inputs) -> None:
+def nothing_after_halting_matters(op: Computes, inputs: Inputs, poison: float = np.nan) -> None:
     """States after N_k may be anything, even NaN: no bit of y or ρ changes, and they get no gradient."""
     results, cache = forward(op, inputs)
     gradient = backward(op, cotangents(op, results, seed=20), cache)["states"]
     later = np.arange(1, len(inputs["states"]) + 1)[:, None] > results["halting_layer"]  # [L, N]
     poisoned = inputs["states"].copy()
-    poisoned[later] = np.nan
+    poisoned[later] = poison
     again, _ = forward(op, {**inputs, "states": poisoned})
     if any(not np.array_equal(results[name], again[name]) for name in results):
         raise LawBroken("halt_tokens: a state after halting changed the result")
