@@ -33,6 +33,7 @@ __all__ = [
     "TrainingCase",
     "Truth",
     "TruthTensor",
+    "layout_of",
     "model_case",
     "operation_case",
     "training_case",
@@ -266,7 +267,7 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
             base = name.removeprefix("d(").removesuffix(")")
             layout, patches, rows = ("parameter", 0, None)
             if not key.startswith("gradients/"):
-                layout, patches = _layout(base, config)
+                layout, patches = layout_of(base, config)
                 rows = _living(base, layout, config, arrays["output/alive"])
             tensors[name] = TruthTensor(name, arrays[key], direction, layout, case.tensors[key], rows, patches)
 
@@ -332,7 +333,7 @@ def _read_from(parameter: str) -> str:
     return stem.removesuffix(".fc1").removesuffix(".fc2")
 
 
-def _layout(name: str, config: HaltingVTConfig) -> tuple[str, int]:
+def layout_of(name: str, config: HaltingVTConfig) -> tuple[str, int]:
     """Layout and S of a named tensor of the model (see ``TruthTensor``)."""
     entering, G = config.patches_entering(), config.glimpser_depth
     if name.startswith(("decisions.", "alive", "tokens_per_layer")):

@@ -1,0 +1,124 @@
+"""Variants, computed by the model's own text under changed operations, and found again from what they return."""
+
+import numpy as np
+import pytest
+
+from refvt.conformance.cases import model_case, operation_case, truth_of
+from refvt.conformance.golden import load_arrays, load_manifest
+from refvt.conformance.judgement import judge
+from refvt.conformance.variants import Finder, compute, evidence_of, find
+
+CASES = load_manifest()
+
+
+def evidence(name, change=None, dtype="float64", only=None):
+    """A case, with what a candidate gives that computes it right, but for ``change(tensors)``."""
+    golden = CASES[name]
+    arrays = load_arrays(golden)
+    case = (operation_case if golden.kind == "op" else model_case)(golden, arrays, dtype)
+    truth = truth_of(golden, arrays)
+    given = {key: truth[key].value.copy() for key in truth if only is None or key in only}
+    return evidence_of(case, truth, given if change is None else change(case, given), dtype)
+
+
+def under(*names, only=None):
+    """What a candidate gives that has these variants."""
+
+    def change(case, given):
+        found = compute(case, names)
+        assert found is not None
+        return {key: found[key] for key in given if key in found and (only is None or key in only)}
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["tiny-model-zero", "tiny-model-masked", "tiny-model-fuse", "op-halt_tokens-beta5"])
+def test_without_variants_all_tensors_of_the_case_are_the_truth(name):
+    found = evidence(name)
+    computed = compute(found.case)
+    assert set(found.truth) <= set(computed)
+    for key in found.truth:
+        report = judge(found.truth, key, computed[key], "float64")
+        assert report.status == "agrees", (key, report)
+    assert find(found) == []
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="names: expected names of"):
+        compute(evidence("tiny-model-zero").case, ["gelu=tan"])
+
+
+def test_a_variant_that_means_nothing_in_a_case_gives_nothing():
+    assert compute(evidence("tiny-model-zero").case, ["halted_keys=zero"]) is None
+    assert compute(evidence("tiny-op-layernorm-basic").case, ["gelu=tanh"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("tiny-model-zero", ("halted_keys=masked", "gelu=tanh")),
+        ("tiny-model-fuse", ("gelu=tanh", "motion labels swapped")),
+        ("tiny-model-fuse", ("epsilon=0", "layernorm eps=1e-5")),
+        ("tiny-model-masked", ("no 1/√d", "qkv order k, q, v")),
+        ("tiny-model-zero", ("remainder detached", "ponder weight 1")),
+    ],
+)
+def test_a_pair_is_found(name, variants):
+    assert find(evidence(name, under(*variants)), seconds=60) == [variants]
+
+
+def test_a_pair_is_found_from_outputs_alone():
+    only = ("logits", "motion_logits", "ponder", "loss.total")
+    names = ("gelu=tanh", "no 1/√d")
+    assert find(evidence("tiny-model-zero", under(*names, only=only)), seconds=60) == [names]
+
+
+def test_two_that_cannot_be_told_apart_are_both_named():
+    finder = Finder()
+    text = finder.look(evidence("op-halt_tokens-first", under("ponder=N")))
+    assert text == "ponder=N or ponder=N−1+r or ponder=r; this case cannot tell them apart"
+    # another case tells them apart, and answers for both
+    assert finder.look(evidence("op-halt_tokens-beta5", under("ponder=N"))) == "ponder=N"
+    assert finder.answers() == {"op-halt_tokens-first": "ponder=N", "op-halt_tokens-beta5": "ponder=N"}
+
+
+def test_a_case_that_agrees_refutes_a_variant():
+    finder = Finder()
+    assert finder.look(evidence("op-halt_tokens-beta20", under("ponder=N"))) == "ponder=N"
+    finder.agreed(evidence("op-halt_tokens-beta5"))
+    assert finder.answers() == {"op-halt_tokens-beta20": None}
+
+
+def scaled(key, factor):
+    return lambda case, given: given | {key: given[key] * factor}
+
+
+def with_wrong_element(key):
+    def change(case, given):
+        given[key].reshape(-1)[3] += 1
+        return given
+
+    return change
+
+
+BUGS = {
+    "a gradient off by a thousandth": scaled("d(blocks.1.attn.qkv.weight)", 1.001),
+    "a gradient with the opposite sign": scaled("d(joint.1.weight)", -1),
+    "a tensor of zeros": scaled("blocks.1.attn.y", 0),
+    "one wrong element": with_wrong_element("blocks.2.mlp"),
+    "twice the ponder": scaled("loss.ponder", 2),
+    "logits with noise": lambda case, given: given | {"logits": given["logits"] + 0.01 * np.arange(3)},
+    "q and k exchanged": lambda case, given: (
+        given | {"blocks.1.attn.q": given["blocks.1.attn.k"], "blocks.1.attn.k": given["blocks.1.attn.q"]}
+    ),
+    "a halting layer too late": lambda case, given: (
+        given | {"decisions.halting_layer": np.minimum(given["decisions.halting_layer"] + 1, 2)}
+    ),
+    "a mean that is a sum, in one gradient": scaled("d(ponder)", 9.0),
+    "NaN": lambda case, given: given | {"features": given["features"] * np.nan},
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_nothing_is_claimed_for_a_bug(bug):
+    assert find(evidence("tiny-model-zero", BUGS[bug]), seconds=2) == []
