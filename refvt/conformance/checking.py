@@ -19,7 +19,7 @@ from refvt.conformance.cases import Truth, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
 from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
-from refvt.conformance.isolation import Answer, LawRequest, Runner, runner_for
+from refvt.conformance.isolation import Answer, Runner, runner_for
 from refvt.conformance.judgement import arrange
 from refvt.conformance.layouts import explain, geometry_of
 from refvt.conformance.report import CaseReport, Report
@@ -71,8 +71,6 @@ def check(
             report.cases.append(found)
             if progress is not None:
                 progress(found)
-        for operation, law in runner.laws() if laws else ():
-            report.laws.append(runner.ask_law(LawRequest(operation, law, dtype)))
     finally:
         runner.close()
     report.seconds = time.perf_counter() - start

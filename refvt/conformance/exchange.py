@@ -29,8 +29,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, model_case, operation_case, truth_of
 from refvt.conformance.golden import Case, load_arrays
-from refvt.conformance.isolation import Answer, LawRequest, Request
-from refvt.conformance.report import LawReport
+from refvt.conformance.isolation import Answer, Request
 
 __all__ = ["FORMAT", "ExchangeFolder", "export"]
 
@@ -158,14 +157,6 @@ class ExchangeFolder:
                 return Answer("error", sentence=f"results/{path.name} cannot be read: {text or type(error).__name__}")
         sentence = "" if found else "there are no results"
         return Answer("given" if found else "not given", found, sentence, tuple(unknown[:20]))
-
-    def laws(self) -> list[tuple[str, str]]:
-        """None: files cannot be asked again."""
-        return []
-
-    def ask_law(self, request: LawRequest) -> LawReport:
-        """Not given: files cannot be asked again."""
-        return LawReport(request.operation, request.law, "not given", "results in a folder cannot be computed again")
 
     def close(self) -> None:
         """Nothing was started."""

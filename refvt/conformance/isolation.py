@@ -28,9 +28,8 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.candidates import Candidate, CannotFollow
 from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
-from refvt.conformance.report import LawReport
 
-__all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "LawRequest", "Request", "Runner", "runner_for"]
+__all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
 
 M_PERTURB = -6
 PERTURBATION = 0x01  # glibc fills what it hands out with the complement of this byte: POISON
@@ -64,26 +63,11 @@ class Answer:
     mutated: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LawRequest:
-    """One law of one operation; ``operation`` empty: which laws there are for this candidate, as pairs of names."""
-
-    operation: str = ""
-    law: str = ""
-    dtype: str = "float32"
-
-
 class Runner(Protocol):
     """Something that asks a candidate."""
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error of the candidate is an answer too."""
-
-    def laws(self) -> list[tuple[str, str]]:
-        """The laws of the candidate's operations, as pairs (operation, law)."""
-
-    def ask_law(self, request: LawRequest) -> LawReport:
-        """Whether a law holds for the candidate."""
 
     def close(self) -> None:
         """End what was started."""
@@ -155,22 +139,6 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
-def answer_law(candidate: Candidate, request: LawRequest) -> LawReport | list[tuple[str, str]]:
-    """Run one law in this process, or list the laws. An exit of the candidate is an error of the law."""
-    from refvt.conformance.law_runs import laws_for, run_law
-
-    if not request.operation:
-        return laws_for(candidate)
-    try:
-        return run_law(candidate, request.operation, request.law, request.dtype)
-    except SystemExit as error:
-        return _broken(request, f"it called sys.exit({error.code})")
-
-
-def _broken(request: LawRequest, sentence: str) -> LawReport:
-    return LawReport(request.operation, request.law, "error", sentence)
-
-
 # ---- in this process
 
 
@@ -189,16 +157,6 @@ class InProcess:
         thread.start()
         thread.join(self.timeout)
         return found[0] if found else _too_long(self.timeout)
-
-    def laws(self) -> list[tuple[str, str]]:
-        """The laws of the candidate's operations."""
-        found = answer_law(self.candidate, LawRequest())
-        return found if isinstance(found, list) else []
-
-    def ask_law(self, request: LawRequest) -> LawReport:
-        """Whether a law holds; Hypothesis keeps a time limit between inputs."""
-        found = answer_law(self.candidate, request)
-        return found if isinstance(found, LawReport) else _broken(request, "it returned no report")
 
     def close(self) -> None:
         """Nothing was started."""
@@ -222,39 +180,27 @@ class Isolated:
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error if the child hung or died, and the next question gets a new child."""
-        found = self._exchange(request, self.timeout)
-        return found if isinstance(found, Answer) else self._end("its process returned no answer")
-
-    def laws(self) -> list[tuple[str, str]]:
-        """The laws of the candidate's operations."""
-        found = self._exchange(LawRequest(), self.timeout)
-        return found if isinstance(found, list) else []
-
-    def ask_law(self, request: LawRequest) -> LawReport:
-        """Whether a law holds; the time limit is for all inputs together."""
-        found = self._exchange(request, self.timeout)
-        return found if isinstance(found, LawReport) else _broken(request, getattr(found, "sentence", "no report"))
-
-    def _exchange(self, question: Request | LawRequest, timeout: float) -> Any:
-        """What the child answers; an Answer with the status "error" if there is none."""
         try:
             if self._process is None:
                 self._start()
-            self._connection.send(question)
-            if not self._connection.poll(timeout):
-                return self._end(_too_long(timeout).sentence)
-            return self._connection.recv()
+            self._connection.send(request)
+            if not self._connection.poll(self.timeout):
+                return self._end(_too_long(self.timeout))
+            found = self._connection.recv()
         except CannotLoad as error:
-            return self._end(str(error))
+            return self._end(Answer("error", sentence=str(error)))
         except (EOFError, OSError):
             self._process.join(5)
-            return self._end(_death(self._process.exitcode))
+            return self._end(Answer("error", sentence=_death(self._process.exitcode)))
         except Exception as error:  # what came through the pipe is no answer
-            return self._end(f"its process returned no answer ({type(error).__name__})")
+            return self._end(Answer("error", sentence=f"its process returned no answer ({type(error).__name__})"))
+        if not isinstance(found, Answer):
+            return self._end(Answer("error", sentence="its process returned no answer"))
+        return found
 
     def close(self) -> None:
         """End the child."""
-        self._end("")
+        self._end(Answer("not given"))
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -273,17 +219,16 @@ class Isolated:
             self._process.join(5)
             problem = f"while it was loaded, {_death(self._process.exitcode)}"
         if problem is not None:
-            self._end("")
+            self._end(Answer("error"))
             raise CannotLoad(f"candidate: {problem}")
 
-    def _end(self, sentence: str) -> Answer:
-        """End the child; returns the error that says why."""
+    def _end(self, found: Answer) -> Answer:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.join(5)
             self._connection.close()
-        return Answer("error", sentence=sentence)
+        return found
 
 
 def _death(code: int | None) -> str:
@@ -315,10 +260,7 @@ def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> No
             request = connection.recv()
         except (EOFError, OSError):
             return
-        if isinstance(request, LawRequest):
-            connection.send(answer_law(candidate, request))
-        else:
-            connection.send(answer(candidate, request))
+        connection.send(answer(candidate, request))
 
 
 def _silence() -> None:
