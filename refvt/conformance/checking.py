@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from refvt.conformance.golden import Case, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Request, Runner, runner_for
 from refvt.conformance.judgement import arrange, judge, left_early
 from refvt.conformance.layouts import explain, geometry_of
-from refvt.conformance.report import CaseReport, Report, TensorReport
+from refvt.conformance.report import CaseReport, LawReport, Report, TensorReport
 from refvt.conformance.reproduce import snippet
 
 __all__ = ["check", "check_case", "select_cases"]
@@ -60,11 +61,13 @@ def check(
         raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     if not timeout > 0:
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
+    if laws and find_spec("hypothesis") is None:
+        raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
     start = time.perf_counter()
     chosen = select_cases(cases, golden)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
     report = Report(name, dtype)
-    runner = folder or _runner(candidate, name, dtype, timeout)
+    runner: Runner = folder or _runner(candidate, name, dtype, timeout)
     if folder is not None:
         chosen = [case for case in chosen if case.name in folder.cases]
     try:
@@ -73,10 +76,22 @@ def check(
             report.cases.append(found)
             if progress is not None:
                 progress(found)
+        if laws:
+            report.laws = list(_run_laws(runner, dtype, timeout))
     finally:
         runner.close()
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _run_laws(runner: Runner, dtype: str, timeout: float) -> Iterator[LawReport]:
+    """The laws of the candidate's operations, each within the time limit; none for an exchange folder."""
+    from refvt.conformance.law_runs import laws_for, run_law
+
+    pairs = runner.call(laws_for)
+    for operation, law in [] if isinstance(pairs, Answer) else pairs:
+        found = runner.call(run_law, operation, law, dtype, 40, min(10.0, timeout / 2))
+        yield LawReport(operation, law, "error", found.sentence) if isinstance(found, Answer) else found
 
 
 def select_cases(pattern: str = "*", golden: Path | None = None) -> list[Case]:
