@@ -42,7 +42,7 @@ def set_ambiguous_apart(
         again = asked.judge(forced)
         undecided = [t for t in again if _is_decision(asked.truth, base_name(t.name)) and t.status == "differs"]
         if not undecided:
-            asked.given = forced.tensors
+            asked.given, asked.forced = forced.tensors, True
             flipped = {t.name for t in decisions}
             return [replace(t, status="ambiguous") if t.name in flipped else t for t in again]
     if asked.truth.kind == "op":

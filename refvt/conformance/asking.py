@@ -23,6 +23,7 @@ class Asked:
         self.runner, self.case, self.arrays, self.truth, self.dtype = runner, case, arrays, truth, dtype
         self.names = frozenset(truth)
         self.given: dict[str, Array] = {}
+        self.forced = False  # whether ``given`` was computed under imposed decisions
 
     def what(self, force: bool = False) -> AnyCase:
         """What the candidate is given; every question has fresh arrays."""
@@ -31,6 +32,14 @@ class Asked:
         if self.case.kind == "training":
             return training_case(self.case, self.arrays, self.dtype)
         return model_case(self.case, self.arrays, self.dtype, force)
+
+    def what_was_given(self) -> AnyCase:
+        """The case in float64, as it was when ``given`` was computed."""
+        if self.case.kind == "op":
+            return operation_case(self.case, self.arrays, "float64")
+        if self.case.kind == "training":
+            return training_case(self.case, self.arrays, "float64")
+        return model_case(self.case, self.arrays, "float64", self.forced)
 
     def ask(self, force: bool = False) -> Answer:
         """The candidate's answer, with the decisions of the truth imposed or not."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from refvt.conformance.arrangements import bare_name
 from refvt.conformance.asking import Asked, base_name
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
-from refvt.conformance.cases import Truth, truth_of
+from refvt.conformance.cases import TrainingCase, Truth, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
 from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Runner, runner_for
 from refvt.conformance.judgement import arrange
 from refvt.conformance.layouts import explain, geometry_of
-from refvt.conformance.report import CaseReport, Report
+from refvt.conformance.report import CaseReport, LawReport, Report
 from refvt.conformance.reproduce import snippet
+from refvt.conformance.variants import Finder, evidence_of
 
 __all__ = ["check", "check_case", "select_cases"]
 
@@ -58,23 +60,41 @@ def check(
         raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     if not timeout > 0:
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
+    if laws and find_spec("hypothesis") is None:
+        raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
     start = time.perf_counter()
     chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
     report = Report(name, dtype)
-    runner = folder or _runner(candidate, name, dtype, timeout)
+    runner: Runner = folder or _runner(candidate, name, dtype, timeout)
     if folder is not None:
         chosen = [case for case in chosen if case.name in folder.cases]
+    finder = Finder()
     try:
         for case in chosen:
-            found = check_case(runner, case, dtype, name)
+            found = check_case(runner, case, dtype, name, finder)
             report.cases.append(found)
             if progress is not None:
                 progress(found)
+        answers = finder.answers()
+        for found in report.cases:
+            found.variant = answers.get(found.name)
+        if laws:
+            report.laws = list(_run_laws(runner, dtype, timeout))
     finally:
         runner.close()
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _run_laws(runner: Runner, dtype: str, timeout: float) -> Iterator[LawReport]:
+    """The laws of the candidate's operations, each within the time limit; none for an exchange folder."""
+    from refvt.conformance.law_runs import laws_for, run_law
+
+    pairs = runner.call(laws_for)
+    for operation, law in [] if isinstance(pairs, Answer) else pairs:
+        found = runner.call(run_law, operation, law, dtype, 40, min(10.0, timeout / 2))
+        yield LawReport(operation, law, "error", found.sentence) if isinstance(found, Answer) else found
 
 
 def select_cases(pattern: str = "*", golden: Path | None = None, training: bool = False) -> list[Case]:
@@ -115,8 +135,10 @@ def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
 # ---- one case
 
 
-def check_case(runner: Runner, case: Case, dtype: str, candidate: str = "candidate") -> CaseReport:
-    """Ask for one case, judge what comes back, and explain a difference."""
+def check_case(
+    runner: Runner, case: Case, dtype: str, candidate: str = "candidate", finder: Finder | None = None
+) -> CaseReport:
+    """Ask for one case, judge what comes back, and explain a difference; finder: looks for a known variant."""
     start = time.perf_counter()
     try:
         arrays = load_arrays(case)
@@ -132,6 +154,8 @@ def check_case(runner: Runner, case: Case, dtype: str, candidate: str = "candida
         _judge_case(asked, first, report)
         if report.status == "differs":
             _explain(asked, report, candidate)
+        if finder is not None and case.kind != "training" and not first.mutated:
+            report.variant = _variant(asked, report, finder)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -188,3 +212,16 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)
+
+
+def _variant(asked: Asked, report: CaseReport, finder: Finder) -> str | None:
+    """The known variant that a case that differs agrees with, as far as it is known after this case."""
+    case = asked.what_was_given()
+    given = {name: value for name, value in asked.given.items() if base_name(name) == name}
+    if isinstance(case, TrainingCase) or report.status not in ("agrees", "differs") or not given:
+        return None
+    evidence = evidence_of(case, asked.truth, given, asked.dtype)
+    if report.status == "differs":
+        return finder.look(evidence)
+    finder.agreed(evidence)
+    return None
