@@ -61,6 +61,15 @@ class Arrangement:
             return None
         return np.moveaxis(value.reshape(expected), -3, -2).reshape(-1, channels)
 
+    def positions(self, place: int, stored: Rows, heads: int) -> list[int]:
+        """Where the first number of a row stands in the flat array: in ``apply`` and in ``apply_heads_first``."""
+        in_order = place * stored.channels
+        if not stored.has_heads or heads == 1:
+            return [in_order]
+        last = self.rows.shape[-1]
+        outer, inner = divmod(place, last)
+        return [in_order, outer * last * stored.channels + inner * (stored.channels // heads)]
+
 
 def _merges(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
     """Whether ``shape`` results from merging neighbouring axes, or from adding axes of length 1."""
@@ -96,6 +105,7 @@ class Geometry:
         self.config, self.batch = config, batch
         self.halting_layer = np.asarray(halting_layer).reshape(batch, -1)
         self._patches = config.patches_entering()
+        self._known: dict[Rows | None, tuple[Arrangement, ...]] = {}
 
     def rows_of(self, name: str) -> Rows | None:
         """The rows of a named tensor or of its gradient; None for a parameter, a loss or a decision."""
@@ -152,9 +162,14 @@ class Geometry:
         alive: Array = (self.halting_layer >= rows.layer).ravel()
         return alive
 
-    def arrangements(self, name: str) -> Iterator[Arrangement]:
+    def arrangements(self, name: str) -> tuple[Arrangement, ...]:
         """All arrangements of a named tensor; the plain ones first, the stored order before all others."""
         rows = self.rows_of(name)
+        if rows not in self._known:
+            self._known[rows] = tuple(self._arrangements(rows))
+        return self._known[rows]
+
+    def _arrangements(self, rows: Rows | None) -> Iterator[Arrangement]:
         if rows is None:
             return
         index = np.arange(rows.count).reshape(rows.axes)

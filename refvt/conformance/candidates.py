@@ -19,7 +19,7 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
-from refvt.conformance.cases import ModelCase, OperationCase
+from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase
 from refvt.ops import Operation, operations
 
 __all__ = ["Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
@@ -46,6 +46,13 @@ class Candidate:
     name: str
     model: Callable[[ModelCase], Any] | None = None
     operations: Mapping[str, OperationCandidate] = field(default_factory=dict)
+    training: Callable[[TrainingCase], Mapping[str, Array]] | None = None  # refvt's own backends have it
+
+    def answer_training(self, case: TrainingCase) -> dict[str, Array]:
+        """Losses, decisions and final parameters of a training run."""
+        if self.training is None:
+            raise CannotFollow("the candidate does not train")
+        return dict(self.training(case))
 
     def answer_model(self, case: ModelCase) -> dict[str, Array]:
         """The named tensors that the candidate returns for a model's case. TypeError if they cannot be read."""

@@ -27,13 +27,16 @@ from refvt.model.drop_path import DropPath, draw_drop_path
 from refvt.ops import operations
 
 __all__ = [
+    "AnyCase",
     "ModelCase",
     "OperationCase",
+    "TrainingCase",
     "Truth",
     "TruthTensor",
     "layout_of",
     "model_case",
     "operation_case",
+    "training_case",
     "truth_of",
 ]
 
@@ -80,6 +83,21 @@ class OperationCase:
 
 
 @dataclass(frozen=True)
+class TrainingCase:
+    """Some steps of training on one batch, for refvt's own backends: ``start`` are the parameters before the first."""
+
+    name: str
+    config: HaltingVTConfig
+    start: dict[str, Array]
+    batch: dict[str, Array]
+    settings: dict[str, Any]
+    steps: int
+
+
+AnyCase = ModelCase | OperationCase | TrainingCase
+
+
+@dataclass(frozen=True)
 class TruthTensor:
     """One named tensor of the truth.
 
@@ -121,7 +139,7 @@ class Truth:
     """The truth of one case: a mapping from names to ``TruthTensor``, in the order of computation."""
 
     name: str
-    kind: str  # "model" or "op"
+    kind: str  # "model", "op" or "training"
     describes: str
     tensors: dict[str, TruthTensor]
     margins: Mapping[str, float | None]
@@ -189,12 +207,36 @@ def operation_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float3
     return OperationCase(case.name, case.operation, part("argument/"), dict(case.settings), part("cotangent/"))
 
 
+def training_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float32") -> TrainingCase:
+    """The case of a training run, from a golden case and its arrays."""
+    assert case.config is not None
+
+    def cast(value: Array) -> Array:
+        return np.array(value, dtype=dtype if value.dtype.kind == "f" else value.dtype)
+
+    start = {n.removeprefix("start/"): cast(v) for n, v in arrays.items() if n.startswith("start/")}
+    batch = {name: cast(arrays[name]) for name in ("clips", "labels", "motion_labels")}
+    config = HaltingVTConfig(**case.config)
+    return TrainingCase(case.name, config, start, batch, dict(case.settings), len(arrays["losses"]))
+
+
 # ---- the truth
 
 
 def truth_of(case: Case, arrays: Mapping[str, Array]) -> Truth:
-    """The truth of a golden case of a model or of an operation, its tensors in the order of computation."""
-    return _operation_truth(case, arrays) if case.kind == "op" else _model_truth(case, arrays)
+    """The truth of a golden case, its tensors in the order of computation."""
+    kinds = {"op": _operation_truth, "model": _model_truth, "training": _training_truth}
+    return kinds[case.kind](case, arrays)
+
+
+def _training_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
+    tensors = {}
+    for key, value in arrays.items():
+        if key == "losses" or key.startswith(("decisions/", "final/")):
+            name = key.replace("decisions/", "decisions.").replace("final/", "final ")
+            tensors[name] = TruthTensor(name, value, "forward", "operation", case.tensors[key])
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[0].startswith("final"), item[0] == "losses")))
+    return Truth(case.name, "training", case.describes, ordered, case.margins, settings=case.settings)
 
 
 def _operation_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:

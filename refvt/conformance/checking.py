@@ -17,10 +17,19 @@ from refvt.conformance.ambiguity import DERIVED, rounding_explains, scores_of
 from refvt.conformance.arrangements import bare_name
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
-from refvt.conformance.cases import ModelCase, OperationCase, Truth, model_case, operation_case, truth_of
+from refvt.conformance.cases import (
+    AnyCase,
+    ModelCase,
+    TrainingCase,
+    Truth,
+    model_case,
+    operation_case,
+    training_case,
+    truth_of,
+)
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
-from refvt.conformance.golden import Case, load_arrays, load_manifest
+from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Request, Runner, runner_for
 from refvt.conformance.judgement import arrange, judge, left_early
 from refvt.conformance.layouts import explain, geometry_of
@@ -61,7 +70,7 @@ def check(
     if not timeout > 0:
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
     start = time.perf_counter()
-    chosen = select_cases(cases, golden)
+    chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
     report = Report(name, dtype)
     runner = folder or _runner(candidate, name, dtype, timeout)
@@ -79,10 +88,10 @@ def check(
     return report
 
 
-def select_cases(pattern: str = "*", golden: Path | None = None) -> list[Case]:
-    """The golden cases of models and operations whose names match, tiny ones first. ValueError if none does."""
-    found = [case for case in load_manifest(golden).values() if case.kind != "training"]
-    found = [case for case in found if fnmatchcase(case.name, pattern)]
+def select_cases(pattern: str = "*", golden: Path | None = None, training: bool = False) -> list[Case]:
+    """The golden cases whose names match, tiny ones first; those of training are asked for. ValueError if none does."""
+    found = [case for case in load_manifest(golden).values() if fnmatchcase(case.name, pattern)]
+    found = [case for case in found if training or case.kind != "training"]
     if not found:
         raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}")
     return sorted(found, key=lambda case: not case.tiny)
@@ -120,7 +129,10 @@ def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
 def check_case(runner: Runner, case: Case, dtype: str, candidate: str = "candidate") -> CaseReport:
     """Ask for one case, judge what comes back, and explain a difference."""
     start = time.perf_counter()
-    arrays = load_arrays(case)
+    try:
+        arrays = load_arrays(case)
+    except GoldenError as error:
+        return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
     report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
     asked = _Asked(runner, case, arrays, truth, dtype)
@@ -143,15 +155,19 @@ class _Asked:
         self.names = frozenset(truth)
         self.given: dict[str, Array] = {}
 
-    def what(self, force: bool = False) -> ModelCase | OperationCase:
+    def what(self, force: bool = False) -> AnyCase:
         """What the candidate is given; every question has fresh arrays."""
         if self.case.kind == "op":
             return operation_case(self.case, self.arrays, self.dtype)
+        if self.case.kind == "training":
+            return training_case(self.case, self.arrays, self.dtype)
         return model_case(self.case, self.arrays, self.dtype, force)
 
     def ask(self, force: bool = False) -> Answer:
         """The candidate's answer, with the decisions of the truth imposed or not."""
         forced = None
+        if force and self.case.kind == "training":
+            return Answer("not given")
         if force and self.case.kind == "op":
             forced = self._forced()
             if forced is None:
@@ -281,7 +297,7 @@ def _inside_rounding(asked: _Asked, first: Answer, decisions: list[TensorReport]
         case = asked.what()
         if scores is None:
             scores = (
-                {} if isinstance(case, OperationCase) else scores_of(model_case(asked.case, asked.arrays, "float64"))
+                scores_of(model_case(asked.case, asked.arrays, "float64"))
             )
         sentence = rounding_explains(asked.truth, case, name, first.tensors[tensor.name], asked.dtype, scores)
         if sentence is None and found:

@@ -43,6 +43,8 @@ def place(truth: Truth, name: str, index: tuple[int, ...]) -> str:
     tensor = truth[name]
     if truth.kind == "op":
         return _axes(truth, tensor, index)
+    if truth.kind == "training":
+        return f"element {list(index)}"
     parts = _layer(truth, name)
     if tensor.layout == "parameter":
         parts.append(_parameter(truth, name, index))

@@ -27,7 +27,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.candidates import Candidate, CannotFollow
-from refvt.conformance.cases import ModelCase, OperationCase
+from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
 
 __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
 
@@ -44,7 +44,7 @@ class CannotLoad(ValueError):  # noqa: N818 - it reads as what happened
 class Request:
     """One question: the case, and the names that its truth knows. forced: decisions imposed on an operation."""
 
-    case: ModelCase | OperationCase
+    case: AnyCase
     names: frozenset[str]
     forced: Mapping[str, Array] | None = None
 
@@ -99,6 +99,8 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     try:
         if isinstance(case, ModelCase):
             found = candidate.answer_model(case)
+        elif isinstance(case, TrainingCase):
+            found = candidate.answer_training(case)
         else:
             found = candidate.answer_operation(case, request.forced)
     except CannotFollow as reason:
@@ -118,10 +120,12 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     return Answer(status, known, sentence, unknown, tuple(mutated))
 
 
-def _inputs(case: ModelCase | OperationCase) -> dict[str, Array]:
+def _inputs(case: AnyCase) -> dict[str, Array]:
     if isinstance(case, OperationCase):
         found = {f"d({name})": value for name, value in case.cotangents.items()}
         return {**case.arguments, **found}
+    if isinstance(case, TrainingCase):
+        return {**case.start, **case.batch}
     named = {"clips": case.clips, "labels": case.labels, "motion_labels": case.motion_labels}
     return {**case.parameters, **named}
 

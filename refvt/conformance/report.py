@@ -77,7 +77,7 @@ class CaseReport:
     """
 
     name: str
-    kind: str  # "model" or "op"
+    kind: str  # "model", "op" or "training"
     describes: str
     status: str = "not given"
     sentence: str = ""
@@ -97,9 +97,20 @@ class CaseReport:
         return len({t.name.rpartition(": ")[2] for t in self.tensors if t.status in ("agrees", "differs")})
 
     @property
+    def holds(self) -> bool:
+        """True if something was compared and nothing differs but decisions within rounding."""
+        return self.status in ("agrees", "ambiguous") and self.compared > 0
+
+    @property
+    def worst(self) -> TensorReport | None:
+        """The tensor that used the largest share of its budget, of those that were compared."""
+        compared = [tensor for tensor in self.tensors if tensor.status in ("agrees", "differs")]
+        return max(compared, key=lambda tensor: tensor.share, default=None)
+
+    @property
     def share(self) -> float:
         """The largest share of a budget that a tensor of this case used."""
-        return max((tensor.share for tensor in self.tensors if tensor.status != "ambiguous"), default=0.0)
+        return 0.0 if self.worst is None else self.worst.share
 
 
 @dataclass(frozen=True)

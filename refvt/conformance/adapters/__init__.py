@@ -8,5 +8,7 @@ PyTorch and JAX are imported when an adapter is used, never before.
 """
 
 from refvt.conformance.adapters.host import on_host
+from refvt.conformance.adapters.operations import jax_operation, torch_operation
+from refvt.conformance.adapters.torch_candidate import torch_model
 
-__all__ = ["on_host"]
+__all__ = ["jax_operation", "on_host", "torch_model", "torch_operation"]

@@ -12,8 +12,8 @@ Three ways, the surest first:
 3. *By similarity.* A named tensor that is still missing is given the computed tensor that resembles it most, if they
    stand between the same neighbours and differ by less than half of their norm.
 
-Ways 2 and 3 are used only after the last tensor that agrees by value: nothing that lies before it can be wrong. What
-they find is a guess at the name, never a claim about the value.
+Way 3 is used only after the last tensor that agrees by value, way 2 before it only for small errors, which a skip
+connection can hide again: whatever else lies before a tensor that agrees is not the named tensor.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from refvt.array import Array
 from refvt.conformance.adapters.recorder import Event
 from refvt.conformance.arrangements import Arrangement, Geometry, Rows
 
-__all__ = ["Found", "NamedTensors", "discover"]
+__all__ = ["Discovery", "Found", "NamedTensors", "discover"]
 
 SIMILAR = 0.5  # relative error below which a tensor resembles a named one
+DAMPED = 1e-2  # relative error that a skip connection can make too small to be seen
 _RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
 _SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__", "mul", "__mul__", "__rmul__")
 _LAYOUT_ONLY = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to"))
@@ -50,6 +51,11 @@ class Found:
     error: float  # relative to the truth, over the rows that count and are there
     way: str  # "value", "layer", "similarity", "map"
 
+    @property
+    def covers(self) -> int:
+        """The number of rows that the tensor holds."""
+        return self.arrangement.rows.size
+
 
 @dataclass(frozen=True)
 class NamedTensors:
@@ -63,13 +69,13 @@ class NamedTensors:
     def heads(self) -> int:
         return self.geometry.config.num_heads
 
-    def stored(self, found: Found, value: Array) -> Array:
-        """A value of the event as the stored tensor; rows that are not there are taken from the truth."""
+    def stored(self, found: Found, value: Array, fill: Array | None = None) -> Array:
+        """A value of the event as the stored tensor; rows that are not there are taken from the truth (or ``fill``)."""
         rows = self.geometry.rows_of(found.name)
         assert rows is not None
         given = self._placed(found.arrangement, found.heads_first, rows, _part(value, found.part))
         assert given is not None
-        truth = self.truth[found.name]
+        truth = self.truth[found.name] if fill is None else fill
         full = truth.reshape(rows.count, rows.channels).astype(np.float64)
         full[found.arrangement.rows.ravel()] = given
         return full.reshape(truth.shape)
@@ -86,6 +92,8 @@ class NamedTensors:
         value, counts = _part(value, part), self.geometry.counts(name)
         truth = self.truth[name].reshape(rows.count, rows.channels)
         for arrangement in self.geometry.arrangements(name):
+            if arrangement.says == "class token alone" and name != "y":
+                continue  # too little to recognise a tensor by
             for heads_first in (False, True):
                 given = self._placed(arrangement, heads_first, rows, value)
                 if given is None:
@@ -98,7 +106,7 @@ class NamedTensors:
     def best(self, name: str, event: int, value: Array, part: tuple[int, int], way: str) -> Found | None:
         """The arrangement with the smallest error, the fullest one of equals; None if no shape fits."""
         fits = self.fits(name, event, value, part, way)
-        return min(fits, key=lambda f: (f.error, -f.arrangement.rows.size), default=None)
+        return min(fits, key=lambda f: (f.error, -f.covers), default=None)
 
 
 def _part(value: Array, part: tuple[int, int]) -> Array:
@@ -116,25 +124,51 @@ def _error(given: Array, truth: Array) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def discover(events: list[Event], named: NamedTensors) -> tuple[dict[str, list[Found]], dict[str, Found]]:
-    """What agrees by value (for each name all tensors that do, best first), and guesses for the wrong tensors."""
+@dataclass(frozen=True)
+class Discovery:
+    """What was found in a record.
+
+    agreeing: for each name all tensors that have its value, best first. wrong: the tensor that stands in the place of a
+    name whose value no tensor has. misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
+    """
+
+    agreeing: dict[str, list[Found]]
+    wrong: dict[str, Found]
+    misfits: dict[str, int]
+
+
+def discover(events: list[Event], named: NamedTensors) -> Discovery:
+    """Find the named tensors of a case among all that a module computed."""
     agreeing = _by_value(events, named)
-    guesses = _by_layer(events, named)
-    missing = [name for name in named.truth if name not in agreeing]
+    guesses, misfits = _by_layer(events, named)
+    for name, guess in guesses.items():  # a part agrees, but the whole does not: the class token's row, or a patch's
+        if name in agreeing and guess.covers > agreeing[name][0].covers and guess.error > named.allowed[name]:
+            del agreeing[name]
     wrong: dict[str, Found] = {}
-    for name in missing:
+    for name in named.truth:
+        if name in agreeing:
+            continue
+        found = guesses.get(name)
         if _is_after_the_last(name, agreeing, named):
-            found = guesses.get(name) or _by_similarity(name, events, named, agreeing, wrong)
-            if found is not None:
-                wrong[name] = found
-    return agreeing, wrong
+            found = found or _by_similarity(name, events, named, agreeing, wrong)
+        elif found is not None and found.error > DAMPED:
+            continue  # a later tensor agrees, so this is something else than the named tensor
+        if found is not None:
+            wrong[name] = found
+    in_glimpser = [f"blocks.{g}." for g in range(named.geometry.config.glimpser_depth)]
+    unfit = {
+        name: number
+        for name, number in misfits.items()
+        if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
+    }
+    return Discovery(agreeing, wrong, unfit)
 
 
 # ---- 1. by value
 
 
 def _by_value(events: list[Event], named: NamedTensors) -> dict[str, list[Found]]:
-    """All computed tensors that agree with each named tensor, the best first, the earliest of equals."""
+    """All computed tensors that agree with each named tensor: first those with most rows, of these the best."""
     found: dict[str, list[Found]] = {}
     index = _Fingerprints(named)
     for number, event in enumerate(events):
@@ -144,7 +178,7 @@ def _by_value(events: list[Event], named: NamedTensors) -> dict[str, list[Found]
             best = named.best(name, number, event.value, (0, 1), "value")
             if best is not None and best.error <= named.allowed[name]:
                 found.setdefault(name, []).append(best)
-    return {name: sorted(found[name], key=lambda f: f.error) for name in named.truth if name in found}
+    return {n: sorted(found[n], key=lambda f: (-f.covers, f.error)) for n in named.truth if n in found}
 
 
 def _is_constant(value: Array) -> bool:
@@ -152,30 +186,43 @@ def _is_constant(value: Array) -> bool:
 
 
 class _Fingerprints:
-    """A quick test of which named tensors a value can be: the sum of squares of some row must stand at its start."""
+    """A quick test of which named tensors a value can be: its size, and one number that must stand at its place."""
 
     def __init__(self, named: NamedTensors) -> None:
-        heads, geometry = named.heads, named.geometry
-        firsts, self.names, tolerances = [], [], []
+        found: dict[int, list[tuple[int, float, float, str]]] = {}
         for name, truth in named.truth.items():
-            rows = geometry.rows_of(name)
+            rows = named.geometry.rows_of(name)
             if rows is None or _is_constant(truth):
                 continue
-            flat = truth.reshape(rows.count, rows.channels)
-            head = rows.channels // heads if rows.has_heads else rows.channels
-            starts = {int(a.rows.flat[0]) for a in geometry.arrangements(name) if a.rows.size}
-            scale = float(np.abs(flat).max())
-            for start in starts:
-                firsts.append((flat[start, 0], flat[start, head - 1]))
-                self.names.append(name)
-                tolerances.append(named.allowed[name] * max(scale, float(np.linalg.norm(flat))))
-        self.firsts = np.array(firsts).reshape(-1, 2)
-        self.tolerances = np.array(tolerances)
+            flat, counts = truth.reshape(rows.count, rows.channels), named.geometry.counts(name)
+            tolerance = named.allowed[name] * float(np.linalg.norm(flat))
+            for arrangement in named.geometry.arrangements(name):
+                places = arrangement.rows.ravel()
+                living = np.arange(len(places)) if counts is None else np.flatnonzero(counts[places])
+                if not len(living):
+                    continue
+                expected = float(flat[places[living[0]], 0])
+                for position in arrangement.positions(int(living[0]), rows, named.heads):
+                    entry = position, expected, tolerance, name
+                    found.setdefault(len(places) * rows.channels, []).append(entry)
+        self.by_size = {
+            size: (
+                np.array([e[0] for e in entries]),
+                np.array([e[1] for e in entries]),
+                np.array([e[2] for e in entries]),
+                [e[3] for e in entries],
+            )
+            for size, entries in found.items()
+        }
 
     def candidates(self, value: Array) -> list[str]:
-        """Names whose tensor may begin with the first number of the value."""
-        near = np.abs(self.firsts[:, 0] - value.flat[0]) <= self.tolerances
-        return list(dict.fromkeys(self.names[i] for i in np.flatnonzero(near)))
+        """Names whose tensor may be this value."""
+        if value.size not in self.by_size:
+            return []
+        positions, expected, tolerances, names = self.by_size[value.size]
+        with np.errstate(invalid="ignore"):
+            near = np.abs(value.ravel()[positions] - expected) <= tolerances
+        return list(dict.fromkeys(names[i] for i in np.flatnonzero(near)))
 
 
 # ---- 2. by layer
@@ -209,15 +256,21 @@ class _Graph:
         return None
 
 
-def _by_layer(events: list[Event], named: NamedTensors) -> dict[str, Found]:
-    """The named tensors that the layers' parameters identify; a layer that is used more than once identifies none."""
+def _by_layer(events: list[Event], named: NamedTensors) -> tuple[dict[str, Found], dict[str, int]]:
+    """The named tensors that the layers' parameters identify, and the events whose size does not fit.
+
+    A layer that is used more than once identifies none.
+    """
     found: dict[str, Found] = {}
+    misfits: dict[str, int] = {}
     for name, number, part in _roles(events, named):
         if name in named.truth and 0 <= number < len(events):
             best = named.best(name, number, events[number].value, part, "layer")
-            if best is not None and name not in found:
-                found[name] = best
-    return found
+            if best is not None:
+                found.setdefault(name, best)
+            elif part == (0, 1):
+                misfits.setdefault(name, number)
+    return found, misfits
 
 
 def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
