@@ -69,6 +69,9 @@ class Runner(Protocol):
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error of the candidate is an answer too."""
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)`` where the candidate runs; an Answer if that raises, hangs or dies."""
+
     def close(self) -> None:
         """End what was started."""
 
@@ -139,6 +142,13 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
+def _guarded(candidate: Candidate, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(candidate, *arguments)
+    except Exception as error:
+        return Answer("error", sentence=_sentence(error))
+
+
 # ---- in this process
 
 
@@ -150,10 +160,19 @@ class InProcess:
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer, or an error once the time is over."""
+        found: Answer = self.call(answer, request)
+        return found
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)``, or an Answer with the error."""
         if self.timeout is None:
-            return answer(self.candidate, request)
-        found: list[Answer] = []
-        thread = threading.Thread(target=lambda: found.append(answer(self.candidate, request)), daemon=True)
+            return _guarded(self.candidate, function, arguments)
+        found: list[Any] = []
+
+        def work() -> None:
+            found.append(_guarded(self.candidate, function, arguments))
+
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(self.timeout)
         return found[0] if found else _too_long(self.timeout)
@@ -180,13 +199,20 @@ class Isolated:
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error if the child hung or died, and the next question gets a new child."""
+        found = self.call(answer, request)
+        if not isinstance(found, Answer):
+            return self._end(Answer("error", sentence="its process returned no answer"))
+        return found
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)`` in the child; an Answer with the error if it hung or died."""
         try:
             if self._process is None:
                 self._start()
-            self._connection.send(request)
+            self._connection.send((function, arguments))
             if not self._connection.poll(self.timeout):
                 return self._end(_too_long(self.timeout))
-            found = self._connection.recv()
+            return self._connection.recv()
         except CannotLoad as error:
             return self._end(Answer("error", sentence=str(error)))
         except (EOFError, OSError):
@@ -194,9 +220,6 @@ class Isolated:
             return self._end(Answer("error", sentence=_death(self._process.exitcode)))
         except Exception as error:  # what came through the pipe is no answer
             return self._end(Answer("error", sentence=f"its process returned no answer ({type(error).__name__})"))
-        if not isinstance(found, Answer):
-            return self._end(Answer("error", sentence="its process returned no answer"))
-        return found
 
     def close(self) -> None:
         """End the child."""
@@ -257,10 +280,10 @@ def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> No
     connection.send(None)
     while True:
         try:
-            request = connection.recv()
+            function, arguments = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(answer(candidate, request))
+        connection.send(_guarded(candidate, function, arguments))
 
 
 def _silence() -> None:
