@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from refvt.array import Array
+from refvt.backends import Backend
 from refvt.conformance.cases import layout_of
 from refvt.conformance.variants import operations as forms
 from refvt.conformance.variants.recipe import Recipe
@@ -210,7 +211,12 @@ def dense_masks(kind: str) -> Change:
 
 def score_before_block(recipe: Recipe) -> bool:
     """The halting score of a layer is read from the state that enters its block, not from the one that leaves it."""
-    norm, arrays = recipe.ops.layernorm, recipe.ops.arrays
+    recipe.finish.append(_read_score_before_block)
+    return bool(recipe.batch)
+
+
+def _read_score_before_block(table: Backend) -> None:
+    norm, arrays = table.layernorm, table.arrays
     inputs: list[Array] = []  # of the norms: the last but one is the state that entered the last joint block
     pending: list[Array] = []  # dlogit of the layer whose block goes backward now, until its second norm
 
@@ -231,13 +237,10 @@ def score_before_block(recipe: Recipe) -> bool:
         pending[:] = [values]
         return x
 
-    if not recipe.batch:
-        return False
-    recipe.ops.layernorm = replace(norm, forward=forward, backward=backward)
+    table.layernorm = replace(norm, forward=forward, backward=backward)
     functions = {name: getattr(arrays, name) for name in dir(arrays) if not name.startswith("_")}
     others = {"column": lambda x, i: inputs[-2][:, i], "add_to_column": add_to_column}
-    recipe.ops.arrays = cast(Any, SimpleNamespace(**(functions | others)))
-    return True
+    table.arrays = cast(Any, SimpleNamespace(**(functions | others)))
 
 
 def unmask_logits(recipe: Recipe) -> bool:

@@ -169,8 +169,11 @@ class _Runs:
         if recipe is None:
             return _Trial(applies=False)
         config = recipe.config if isinstance(self.evidence.case, ModelCase) else None
-        with np.errstate(all="ignore"):
-            tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
+        try:
+            with np.errstate(all="ignore"):
+                tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
+        except Exception:  # two variants that do not go together end this trial, not the check
+            return _Trial(applies=False)
         rest = [name for name in tensors if name not in set(compared)]
         self._compare(trial, _Found(tensors, plain, config), rest)
         return trial
