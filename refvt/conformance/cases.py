@@ -282,6 +282,8 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
             add("features", "output/features", "forward")
         add(name, f"forward/{name}", "forward")
         add(name, f"output/{name}", "forward")
+        if name.endswith(".scores"):
+            _add_kept(add, config, name)
     for name in ("recognition", "ponder", "motion", "total"):
         add(f"loss.{name}", f"loss/{name}", "forward")
     for name in _backward_order(forward, arrays):
@@ -295,10 +297,10 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
 _OUTPUTS = ("ponder", "features", "logits", "motion_logits")
 
 
-def _add_kept(add: Any, config: HaltingVTConfig, selected: str | None) -> None:
-    """The patches that a Glimpser block keeps come right before its ``selected``; all at once without named tensors."""
+def _add_kept(add: Any, config: HaltingVTConfig, after: str | None) -> None:
+    """The patches that a Glimpser block keeps come right after its scores; all at once without named tensors."""
     for g in range(config.glimpser_depth):
-        if selected is None or selected == f"blocks.{g}.selected":
+        if after is None or after in (f"blocks.{g}.scores", f"blocks.{g}.selected"):
             add(f"decisions.kept.{g}", f"decisions/kept.{g}", "forward")
 
 

@@ -148,10 +148,12 @@ def check_case(
     report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
     asked = Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
-    if first.status != "given":
+    if not first.tensors:
         report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:
         _judge_case(asked, first, report)
+        if first.status == "error" and report.status != "differs":
+            report.status = "error"
         if report.status == "differs":
             _explain(asked, report, candidate)
         if finder is not None and case.kind != "training" and not first.mutated:

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.candidates import Candidate, CannotFollow
+from refvt.conformance.candidates import BackwardFailed, Candidate, CannotFollow
 from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
 
 __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
@@ -108,6 +108,9 @@ def answer(candidate: Candidate, request: Request) -> Answer:
             found = candidate.answer_operation(case, request.forced)
     except CannotFollow as reason:
         return Answer("not given", sentence=str(reason))
+    except BackwardFailed as failed:
+        known = {name: value for name, value in failed.results.items() if name in request.names}
+        return Answer("error", known, f"its backward raised {_sentence(failed.__cause__ or failed)}")
     except KeyboardInterrupt:
         raise
     except SystemExit as error:

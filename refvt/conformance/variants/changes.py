@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
 from refvt.array import Array
+from refvt.backends import Backend
 from refvt.conformance.cases import layout_of
 from refvt.conformance.variants import operations as forms
 from refvt.conformance.variants.recipe import Recipe
 from refvt.model.config import HaltingVTConfig
-from refvt.model.drop_path import DropPath, GlimpserDropPath
 
-__all__ = ["Change", "activation", "both", "configure", "halt_by", "layernorm", "loss_rows", "operation", "weigh"]
+__all__ = ["Change", "activation", "both", "configure", "halt_by", "layernorm", "operation"]
 
 Change = Callable[[Recipe], bool]
 """Edits a recipe; False if the variant is the same as the recipe, or has no meaning there."""
@@ -208,6 +209,40 @@ def dense_masks(kind: str) -> Change:
     return change
 
 
+def score_before_block(recipe: Recipe) -> bool:
+    """The halting score of a layer is read from the state that enters its block, not from the one that leaves it."""
+    recipe.finish.append(_read_score_before_block)
+    return bool(recipe.batch)
+
+
+def _read_score_before_block(table: Backend) -> None:
+    norm, arrays = table.layernorm, table.arrays
+    inputs: list[Array] = []  # of the norms: the last but one is the state that entered the last joint block
+    pending: list[Array] = []  # dlogit of the layer whose block goes backward now, until its second norm
+
+    def forward(x: Array, *parameters: Array, keep: bool = True) -> Any:
+        inputs[:] = [*inputs[-1:], x]
+        return norm.forward(x, *parameters, keep=keep)
+
+    def backward(dy: Array, cache: Any) -> Any:
+        dx, dweight, dbias = norm.backward(dy, cache)
+        if len(pending) == 2:  # norm2 came first
+            dx = arrays.add_to_column(dx, 0, pending[0])
+            pending.clear()
+        elif pending:
+            pending.append(pending[0])
+        return dx, dweight, dbias
+
+    def add_to_column(x: Array, column: int, values: Array) -> Array:
+        pending[:] = [values]
+        return x
+
+    table.layernorm = replace(norm, forward=forward, backward=backward)
+    functions = {name: getattr(arrays, name) for name in dir(arrays) if not name.startswith("_")}
+    others = {"column": lambda x, i: inputs[-2][:, i], "add_to_column": add_to_column}
+    table.arrays = cast(Any, SimpleNamespace(**(functions | others)))
+
+
 def unmask_logits(recipe: Recipe) -> bool:
     """The logits of halted tokens are shown as they are, not as zero."""
     recipe.unmask_logits = True
@@ -306,115 +341,6 @@ def frame_major(mixed: bool) -> Change:
             return value
 
         recipe.arrange.append(arrange)
-        return True
-
-    return change
-
-
-# ---- losses
-
-
-def loss_rows(name: str, change_rows: Callable[[Recipe, Array, float], Array]) -> Change:
-    """Other targets of ``cross_entropy`` or ``motion_loss``: change_rows(recipe, rows [B, K], s) → [B, K]."""
-
-    def change(recipe: Recipe) -> bool:
-        loss: Any = recipe.ops[name]
-        op = forms.with_targets(loss, lambda rows, s: change_rows(recipe, rows, s))
-        setattr(recipe.ops, name, op)
-        return True
-
-    return change
-
-
-def smooth(rows: Array, s: float) -> Array:
-    """(1 − s) · p + s/K."""
-    return np.asarray((1 - s) * rows + s / rows.shape[1])
-
-
-def smooth_others(recipe: Recipe, rows: Array, s: float) -> Array:
-    """(1 − s) · p + s · (1 − p)/(K − 1): the true class gets none of the s."""
-    return np.asarray((1 - s) * rows + s * (1 - rows) / max(rows.shape[1] - 1, 1))
-
-
-def with_smoothing(change: Change) -> Change:
-    """A change that needs label smoothing."""
-    return lambda recipe: bool(recipe.settings.get("label_smoothing", 0) > 0) and change(recipe)
-
-
-def moving_only(mean: bool) -> Change:
-    """Recognition of the moving clips alone, divided by their number (``mean``) or by B."""
-
-    def rows(recipe: Recipe, targets: Array, s: float) -> Array:
-        moving = recipe.motion_labels.astype(targets.dtype)[:, None]
-        return np.asarray(smooth(targets, s) * moving * (len(moving) / max(moving.sum(), 1) if mean else 1))
-
-    def change(recipe: Recipe) -> bool:
-        mixed = 0 < recipe.motion_labels.sum() < recipe.batch
-        return bool(mixed) and loss_rows("cross_entropy", rows)(recipe)
-
-    return change
-
-
-def weigh(name: str, value: float) -> Change:
-    """Another weight of a loss, or another label smoothing."""
-
-    def change(recipe: Recipe) -> bool:
-        if name not in recipe.settings or recipe.settings[name] == value:
-            return False
-        recipe.settings[name] = value
-        return True
-
-    return change
-
-
-def swap_motion_labels(recipe: Recipe) -> bool:
-    """0 for moving, 1 for static."""
-    if recipe.batch:
-        recipe.motion_labels = 1 - recipe.motion_labels
-        return True
-    return loss_rows("motion_loss", lambda _, rows, s: rows[:, ::-1])(recipe)
-
-
-def ponder_loss(weights: Callable[[Recipe, int, int], Array]) -> Change:
-    """The ponder loss as Σ weight · ρ; weights(recipe, B, N) → [B, N]."""
-
-    def change(recipe: Recipe) -> bool:
-        recipe.ops.ponder_loss = forms.ponder_loss_like(
-            recipe.ops.ponder_loss, lambda B, N: np.asarray(weights(recipe, B, N))
-        )
-        return True
-
-    return change
-
-
-def mean_per_layer(recipe: Recipe) -> bool:
-    """The mean of ρ divided by L."""
-    return bool(recipe.batch) and ponder_loss(lambda r, B, N: np.full((B, N), 1 / (B * N * r.config.joint_depth)))(
-        recipe
-    )
-
-
-def patches_only(recipe: Recipe, B: int, N: int) -> Array:
-    """The mean over the patches."""
-    weights = np.full((B, N), 1 / (B * max(N - 1, 1)))
-    weights[:, 0] = 0
-    return weights
-
-
-# ---- stochastic depth
-
-
-def drop_path(keep: Callable[[Array], Array] | None) -> Change:
-    """Other DropPath scales, or none at all."""
-
-    def change(recipe: Recipe) -> bool:
-        if recipe.drop_path is None:
-            return False
-        before = recipe.drop_path
-        recipe.drop_path = None
-        if keep is not None:
-            glimpser = [GlimpserDropPath(*(keep(scales) for scales in block)) for block in before.glimpser]
-            recipe.drop_path = DropPath(glimpser, keep(before.joint))
         return True
 
     return change

@@ -37,7 +37,8 @@ class Recipe:
     """All that one run depends on. A variant changes the fields; ``table`` gives the operations that follow from them.
 
     back: for each parameter that was rearranged, what takes its gradient back. arrange: what is done to a named tensor
-    before it is shown (another order of tokens). undefined: tensors that the variant does not have.
+    before it is shown (another order of tokens). undefined: tensors that the variant does not have. finish: what is
+    done to the table after all else.
     """
 
     config: HaltingVTConfig
@@ -52,6 +53,7 @@ class Recipe:
     back: dict[str, list[Callable[[Array], Array]]] = field(default_factory=dict)
     arrange: list[Callable[[str, Array], Array]] = field(default_factory=list)
     undefined: set[str] = field(default_factory=set)
+    finish: list[Callable[[Backend], None]] = field(default_factory=list)
     unmask_logits: bool = False
 
     @property
@@ -65,6 +67,8 @@ class Recipe:
         if self.rule != HaltingRule():
             for name, implementation in self.rule.implementations(table).items():
                 setattr(table, name, implementation)
+        for finish in self.finish:
+            finish(table)
         return table
 
 

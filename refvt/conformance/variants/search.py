@@ -13,7 +13,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, Truth, TruthTensor, layout_of
-from refvt.conformance.judgement import judge
+from refvt.conformance.judgement import judge, left_early
 from refvt.conformance.variants.recipe import Recipe, Tensors, call_operation, recipe_of, run_model
 from refvt.conformance.variants.table import VARIANTS
 from refvt.model.config import HaltingVTConfig
@@ -89,8 +89,22 @@ class Evidence:
 
 
 def evidence_of(case: ModelCase | OperationCase, truth: Truth, given: Mapping[str, Array], dtype: str) -> Evidence:
-    """Evidence with the judge of ``check``: the budgets of a candidate in this dtype."""
-    return Evidence(case, truth, given, lambda truth, name, value: judge(truth, name, value, dtype).status == "agrees")
+    """Evidence with the judge of ``check``: the budgets of a candidate in this dtype; clips may leave early."""
+
+    def agrees(truth: Truth, name: str, value: Array) -> bool:
+        if judge(truth, name, value, dtype).status == "agrees":
+            return True
+        early = left_early(truth, name)
+        if early is None or early.shape != value.shape:
+            return False
+        if early.dtype.kind != "f":
+            return bool((early == value).all())
+        unknown = np.isnan(early)
+        if value.dtype.kind != "f" or (np.isnan(value) != unknown).any():
+            return False
+        return judge(truth, name, np.where(unknown, truth[name].value, value), dtype).status == "agrees"
+
+    return Evidence(case, truth, given, agrees)
 
 
 @dataclass
@@ -129,18 +143,18 @@ class _Runs:
             self._truth_agrees[name] = self.evidence.judge(self.evidence.truth, name, self.evidence.given[name])
         return self._truth_agrees[name]
 
-    def trial(self, names: Names, to_the_end: bool = False) -> _Trial:
+    def trial(self, names: Names) -> _Trial:
         """Compare with these variants. The candidate may have followed imposed decisions, or decided by itself."""
         case = self.evidence.case
         if not isinstance(case, ModelCase) or not case.force_decisions:
-            return self._run(names, None, to_the_end)
-        imposed = self._run(names, case.decisions, to_the_end)
+            return self._run(names, None)
+        imposed = self._run(names, case.decisions)
         if imposed.fits or not imposed.applies:
             return imposed
-        free = self._run(names, None, to_the_end)
+        free = self._run(names, None)
         return free if free.fits or free.agreed > imposed.agreed else imposed
 
-    def _run(self, names: Names, decisions: Decisions | None, to_the_end: bool) -> _Trial:
+    def _run(self, names: Names, decisions: Decisions | None) -> _Trial:
         trial = _Trial()
         wants_gradients = any(name.startswith("d(") for name in self.evidence.given)
         plain = self._without_variants(decisions)
@@ -148,17 +162,20 @@ class _Runs:
 
         def after_forward(forward: Tensors) -> bool:
             compared.extend(forward)
-            self._compare(trial, _Found(forward, plain, config), compared, to_the_end)
-            return wants_gradients and (to_the_end or not trial.failed)
+            self._compare(trial, _Found(forward, plain, config), compared)
+            return wants_gradients and not trial.failed
 
         recipe = _recipe(self.evidence.case, names)
         if recipe is None:
             return _Trial(applies=False)
         config = recipe.config if isinstance(self.evidence.case, ModelCase) else None
-        with np.errstate(all="ignore"):
-            tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
+        try:
+            with np.errstate(all="ignore"):
+                tensors = _tensors(self.evidence.case, recipe, decisions, after_forward)
+        except Exception:  # two variants that do not go together end this trial, not the check
+            return _Trial(applies=False)
         rest = [name for name in tensors if name not in set(compared)]
-        self._compare(trial, _Found(tensors, plain, config), rest, to_the_end)
+        self._compare(trial, _Found(tensors, plain, config), rest)
         return trial
 
     def _without_variants(self, decisions: Decisions | None) -> Tensors:
@@ -169,11 +186,11 @@ class _Runs:
             self._plain[imposed] = _tensors(self.evidence.case, recipe, decisions, lambda forward: True)
         return self._plain[imposed]
 
-    def _compare(self, trial: _Trial, found: _Found, names: Sequence[str], to_the_end: bool) -> None:
+    def _compare(self, trial: _Trial, found: _Found, names: Sequence[str]) -> None:
         """Carry the trial on over the tensors of these names, to the first that does not agree."""
         evidence, variant = self.evidence, None
         for name in names:
-            if name not in evidence.given or name not in evidence.truth or (trial.failed and not to_the_end):
+            if name not in evidence.given or name not in evidence.truth or trial.failed:
                 continue
             agrees = self.truth_agrees(name)
             if not found.unchanged(name):
@@ -284,18 +301,22 @@ class Finder:
         self._left = seconds
         self._fits: dict[str, list[Names]] = {}
         self._agreeing: list[Evidence] = []
+        self._kind: dict[str, str] = {}
 
     def look(self, evidence: Evidence) -> str | None:
         """What is known after this case: the answer for it."""
         known = list(dict.fromkeys(names for fits in self._fits.values() for names in fits))
+        self._kind[evidence.truth.name] = _kind(evidence)
         begun = time.monotonic()
         self._fits[evidence.truth.name] = find(evidence, known, min(5.0, max(self._left, 0.0)))
         self._left -= time.monotonic() - begun
         return _text(self._fits[evidence.truth.name])
 
     def agreed(self, evidence: Evidence) -> None:
-        """A case in which all that was given agrees with the truth."""
-        self._agreeing.append(evidence)
+        """A case in which all that was given agrees with the truth. Of each kind the first eight are kept."""
+        kind = _kind(evidence)
+        if sum(_kind(other) == kind for other in self._agreeing) < 8:
+            self._agreeing.append(evidence)
 
     def answers(self) -> dict[str, str | None]:
         """The text for every case that differs, by its name."""
@@ -303,7 +324,7 @@ class Finder:
         for fits in self._fits.values():
             for names in fits:
                 counts[names] = counts.get(names, 0) + 1
-        refuted = {names for names in counts if any(_shows(names, case) for case in self._agreeing)}
+        refuted = {names for names in counts if self._is_refuted(names)}
         found: dict[str, str | None] = {}
         for case, fits in self._fits.items():
             likely = [names for names in fits if names not in refuted]
@@ -311,10 +332,16 @@ class Finder:
             found[case] = _text([names for names in likely if counts[names] == most])
         return found
 
+    def _is_refuted(self, names: Names) -> bool:
+        """Whether a case of the kind that these explain agrees with the truth where it would not with them."""
+        kinds = {self._kind[case] for case, fits in self._fits.items() if names in fits}
+        agreeing = [evidence for evidence in self._agreeing if _kind(evidence) in kinds]
+        return any(trial.applies and trial.failed for trial in (_Runs(e).trial(names) for e in agreeing))
 
-def _shows(names: Names, evidence: Evidence) -> bool:
-    """Whether a candidate with these variants would differ from the truth in what was given here."""
-    return _Runs(evidence).trial(names, to_the_end=True).changed is not None
+
+def _kind(evidence: Evidence) -> str:
+    """The operation, or "model": a candidate's operations need not be those of its model."""
+    return evidence.truth.operation or "model"
 
 
 def _text(fits: Sequence[Names]) -> str | None:

@@ -8,9 +8,11 @@ import numpy as np
 
 from refvt.conformance.variants import changes as do
 from refvt.conformance.variants import operations as forms
-from refvt.conformance.variants.changes import Change, both, configure, halt_by, layernorm, operation, weigh
+from refvt.conformance.variants import training
+from refvt.conformance.variants.changes import Change, both, configure, halt_by, layernorm, operation
+from refvt.conformance.variants.training import weigh
 
-__all__ = ["VARIANTS", "Variant"]
+__all__ = ["VARIANTS", "Variant", "markdown_table"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ _ALL = (
             halt_by(cls="never")),
     Variant("CLS held to the last layer", "CLS", "The scores of CLS count, but it does not halt before the last layer, "
             "where it gets 1 − Σh.", MISTAKE, halt_by(cls="held")),
+    Variant("score before the block", "score", "The score of a layer is read from the state that enters its block, not "
+            "from the one that leaves it.", MISTAKE, do.score_before_block),
     Variant("logits before masking", "logits", "The logit of a token that halted before is channel 0 of its unused "
             "state; here it is zero.", AVIT, do.unmask_logits),
     # ponder
@@ -84,11 +88,12 @@ _ALL = (
     Variant("ponder=r", "ponder", "ρ = r: the layers are not counted.", MISTAKE, halt_by(ponder="r")),
     Variant("ponder detached", "ponder gradient", "ρ is a constant for the gradient.", MISTAKE,
             halt_by(ponder_gradient=False)),
-    Variant("ponder loss per layer", "ponder loss", "The ponder loss is the mean of ρ / L.", OTHERS, do.mean_per_layer),
+    Variant("ponder loss per layer", "ponder loss", "The ponder loss is the mean of ρ / L.", OTHERS,
+            training.mean_per_layer),
     Variant("ponder loss summed over tokens", "ponder loss", "The ponder loss is the sum of ρ over the tokens of a "
-            "clip, and the mean over clips.", MISTAKE, do.ponder_loss(_ponder_sum)),
+            "clip, and the mean over clips.", MISTAKE, training.ponder_loss(_ponder_sum)),
     Variant("ponder loss without CLS", "ponder loss", "The ponder loss is the mean of ρ over the patches.", MISTAKE,
-            do.ponder_loss(do.patches_only)),
+            training.ponder_loss(training.patches_only)),
     # Glimpser
     Variant("cls_skip=True", "skip input of CLS", "CLS keeps its skip input in a block that selects.", PAPER,
             do.only_with_selection(configure(cls_skip=True))),
@@ -156,19 +161,21 @@ _ALL = (
             "blocks read them patch by patch.", MISTAKE, do.frame_major(mixed=True)),
     # losses
     Variant("label smoothing over K−1", "smoothing", "Smoothing gives s/(K − 1) to the other classes and nothing to "
-            "the true one.", "some libraries", do.with_smoothing(do.loss_rows("cross_entropy", do.smooth_others))),
+            "the true one.", "some libraries",
+            training.with_smoothing(training.loss_rows("cross_entropy", training.smooth_others))),
     Variant("no label smoothing", "smoothing", "Labels are not smoothed.", MISTAKE, weigh("label_smoothing", 0.0)),
     Variant("motion labels smoothed", "motion smoothing", "The motion labels are smoothed as the classes are.", MISTAKE,
-            lambda recipe: do.with_smoothing(do.loss_rows(
-                "motion_loss", lambda r, rows, s: do.smooth(rows, r.settings["label_smoothing"])))(recipe)
+            lambda recipe: training.with_smoothing(training.loss_rows(
+                "motion_loss", lambda r, rows, s: training.smooth(rows, r.settings["label_smoothing"])))(recipe)
             if recipe.batch else False),
     Variant("recognition summed over clips", "recognition", "The recognition loss is a sum over clips.", MISTAKE,
-            do.loss_rows("cross_entropy", lambda r, rows, s: do.smooth(rows, s) * len(rows))),
+            training.loss_rows("cross_entropy", lambda r, rows, s: training.smooth(rows, s) * len(rows))),
     Variant("twins without class loss", "recognition", "Static clips have no recognition loss; its mean is over the "
-            "moving ones.", OTHERS, do.moving_only(mean=True)),
+            "moving ones.", OTHERS, training.moving_only(mean=True)),
     Variant("twins without class loss, mean over all", "recognition", "Static clips have no recognition loss; it is "
-            "divided by the number of all clips.", OTHERS, do.moving_only(mean=False)),
-    Variant("motion labels swapped", "motion labels", "1 means static and 0 moving.", MISTAKE, do.swap_motion_labels),
+            "divided by the number of all clips.", OTHERS, training.moving_only(mean=False)),
+    Variant("motion labels swapped", "motion labels", "1 means static and 0 moving.", MISTAKE,
+            training.swap_motion_labels),
     Variant("motion weight 0.001", "motion weight", "The motion loss is weighted with 0.001.",
             "the released configurations, whose value the released loss does not read", weigh("motion_weight", 0.001)),
     Variant("motion weight 1", "motion weight", "The motion loss has weight 1, whatever the settings say.", RELEASED,
@@ -181,11 +188,17 @@ _ALL = (
     Variant("no ponder loss", "ponder weight", "The ponder loss is not in the total.", OTHERS,
             weigh("ponder_weight", 0.0)),
     # stochastic depth
-    Variant("no DropPath", "DropPath", "No branch drops.", OTHERS, do.drop_path(None)),
+    Variant("no DropPath", "DropPath", "No branch drops.", OTHERS, training.drop_path(None)),
     Variant("DropPath not rescaled", "DropPath", "Branches that survive are not divided by the keep probability.",
-            MISTAKE, do.drop_path(lambda scales: (scales > 0).astype(scales.dtype))),
+            MISTAKE, training.drop_path(lambda scales: (scales > 0).astype(scales.dtype))),
 )  # fmt: skip
 
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 """All known variants by name."""
+
+
+def markdown_table() -> str:
+    """All variants as the Markdown table of docs/variants.md."""
+    rows = [f"| `{v.name}` | {v.differs} | {v.who} |" for v in VARIANTS.values()]
+    return "\n".join(["| variant | what differs | who does it |", "| --- | --- | --- |", *rows])
