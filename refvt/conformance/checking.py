@@ -19,6 +19,7 @@ from refvt.conformance.candidates import resolve, wrap
 from refvt.conformance.cases import TrainingCase, Truth, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
+from refvt.conformance.fresh import fresh_case
 from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Runner, runner_for
 from refvt.conformance.judgement import arrange
@@ -40,6 +41,7 @@ def check(
     *,
     timeout: float = 60.0,
     golden: Path | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a candidate with every golden case whose name matches, and return the report.
@@ -49,7 +51,8 @@ def check(
     the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
     in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
     the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
-    progress: called with each case as it is finished.
+    seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
+    finished.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -72,7 +75,7 @@ def check(
     finder = Finder()
     try:
         for case in chosen:
-            found = check_case(runner, case, dtype, name, finder)
+            found = check_case(runner, case, dtype, name, finder, seed)
             report.cases.append(found)
             if progress is not None:
                 progress(found)
@@ -136,12 +139,22 @@ def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
 
 
 def check_case(
-    runner: Runner, case: Case, dtype: str, candidate: str = "candidate", finder: Finder | None = None
+    runner: Runner,
+    case: Case,
+    dtype: str,
+    candidate: str = "candidate",
+    finder: Finder | None = None,
+    seed: int | None = None,
 ) -> CaseReport:
-    """Ask for one case, judge what comes back, and explain a difference; finder: looks for a known variant."""
+    """Ask for one case, judge what comes back, and explain a difference.
+
+    finder: looks for a known variant. seed: other inputs than the golden ones.
+    """
     start = time.perf_counter()
     try:
         arrays = load_arrays(case)
+        if seed is not None and case.kind != "training":
+            case, arrays = fresh_case(case, arrays, seed)
     except GoldenError as error:
         return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
