@@ -13,10 +13,10 @@ from typing import Any
 from refvt import backends
 from refvt.conformance.ambiguity import set_ambiguous_apart
 from refvt.conformance.arrangements import bare_name
-from refvt.conformance.asking import Asked, base_name
+from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
-from refvt.conformance.cases import TrainingCase, Truth, truth_of
+from refvt.conformance.cases import TrainingCase, Truth, base_name, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
 from refvt.conformance.fresh import fresh_case
@@ -215,7 +215,7 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     """Find the first divergence, and say what else is known about it."""
     report.first = first_divergence(asked.truth, report.tensors)
     said = narrow_down(asked.truth, report, {base_name(k): v for k, v in asked.given.items()})
-    report.sentence = "; ".join(filter(None, (report.sentence, said)))
+    report.sentence = "; ".join(filter(None, (report.sentence, said, _under_imposed_decisions(asked, report))))
     if report.first is None:
         return
     name, given = base_name(report.first.tensor), asked.given[report.first.tensor]
@@ -227,6 +227,17 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)
+
+
+def _under_imposed_decisions(asked: Asked, report: CaseReport) -> str:
+    """Whether a candidate that can be forced is right but for its decisions."""
+    first = report.first
+    is_decision = first is not None and asked.truth[base_name(first.tensor)].layout in ("decision", "halting")
+    if not is_decision or asked.truth.kind != "model" or asked.forced:
+        return ""
+    forced = asked.ask(force=True)
+    wrong = [tensor for tensor in asked.judge(forced) if tensor.status == "differs"] if forced.tensors else [None]
+    return "" if wrong else "with the decisions of the truth imposed, everything agrees"
 
 
 def _variant(asked: Asked, report: CaseReport, finder: Finder) -> str | None:
