@@ -1,12 +1,15 @@
 """Variants, computed by the model's own text under changed operations, and found again from what they return."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from refvt.conformance.cases import model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
-from refvt.conformance.variants import Finder, compute, evidence_of, find
+from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find
+from refvt.conformance.variants.table import markdown_table
 
 CASES = load_manifest()
 
@@ -87,6 +90,39 @@ def test_a_case_that_agrees_refutes_a_variant():
     assert finder.look(evidence("op-halt_tokens-beta20", under("ponder=N"))) == "ponder=N"
     finder.agreed(evidence("op-halt_tokens-beta5"))
     assert finder.answers() == {"op-halt_tokens-beta20": None}
+
+
+def test_the_cases_of_an_operation_say_nothing_about_the_model():
+    finder = Finder()
+    assert finder.look(evidence("tiny-model-zero", under("gelu=tanh"))) == "gelu=tanh"
+    finder.agreed(evidence("tiny-op-gelu-basic"))
+    assert finder.answers() == {"tiny-model-zero": "gelu=tanh"}
+
+
+def test_a_clip_may_leave_early_under_a_variant_too():
+    """Without gradients a clip leaves when its CLS has halted: ρ of the others is then not known."""
+
+    def leave(case, given):
+        found = under("gelu=tanh", only=("logits", "ponder", "decisions.halting_layer"))(case, given)
+        layers = found["decisions.halting_layer"]
+        later = layers > layers[:, :1]
+        assert later.any()
+        return found | {
+            "ponder": np.where(later, np.nan, found["ponder"]),
+            "decisions.halting_layer": np.where(later, 0, layers),
+        }
+
+    assert find(evidence("model-cls-first", leave), seconds=0) == [("gelu=tanh",)]
+
+
+def test_the_docs_list_all_variants():
+    page = Path(__file__).parents[3] / "docs" / "variants.md"
+    assert markdown_table() in page.read_text(encoding="utf-8")
+
+
+def test_names_are_different_and_sentences_end():
+    assert all(variant.differs.endswith(".") and variant.who for variant in VARIANTS.values())
+    assert all(" and " not in name and " or " not in name for name in VARIANTS)
 
 
 def scaled(key, factor):
