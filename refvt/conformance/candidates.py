@@ -22,11 +22,19 @@ from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase
 from refvt.ops import Operation, operations
 
-__all__ = ["Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
+__all__ = ["BackwardFailed", "Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
 
 
 class CannotFollow(Exception):  # noqa: N818 - no error: the candidate does not do what a case needs
     """Raised for a case that a candidate cannot compute; the message says why. The case is then "not given"."""
+
+
+class BackwardFailed(Exception):  # noqa: N818 - it reads as what happened
+    """A backward raised an exception (``__cause__``); ``results`` are those of the forward."""
+
+    def __init__(self, results: dict[str, Array]) -> None:
+        super().__init__("the backward raised an exception")
+        self.results = results
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,11 @@ class Candidate:
         found = _named(names, answer, case.operation)
         if op.backward is not None:
             cotangents = [case.cotangents[name] for name in op.operation.differentiable]
-            gradients = op.backward(*cotangents, cache)
             wrapped = tuple(f"d({name})" for name in op.operation.gradients)
-            found |= _named(wrapped, gradients, f"{case.operation}_backward")
+            try:
+                found |= _named(wrapped, op.backward(*cotangents, cache), f"{case.operation}_backward")
+            except Exception as error:
+                raise BackwardFailed(found) from error
         return found
 
 

@@ -26,14 +26,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.candidates import Candidate, CannotFollow
+from refvt.conformance.candidates import BackwardFailed, Candidate, CannotFollow
 from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
 
 __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
 
 M_PERTURB = -6
 PERTURBATION = 0x01  # glibc fills what it hands out with the complement of this byte: POISON
-LOADING_TIME = 300.0  # seconds for the import of a candidate
+LOADING_TIME = 120.0  # seconds that the import of a candidate may take at least
 
 
 class CannotLoad(ValueError):  # noqa: N818 - it reads as what happened
@@ -108,6 +108,9 @@ def answer(candidate: Candidate, request: Request) -> Answer:
             found = candidate.answer_operation(case, request.forced)
     except CannotFollow as reason:
         return Answer("not given", sentence=str(reason))
+    except BackwardFailed as failed:
+        known = {name: value for name, value in failed.results.items() if name in request.names}
+        return Answer("error", known, f"its backward raised {_sentence(failed.__cause__ or failed)}")
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
@@ -228,16 +231,15 @@ class Isolated:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load), daemon=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fork beside threads: ``_fork_is_safe`` knows those that matter
             self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(LOADING_TIME)
-            problem = self._connection.recv() if ready else f"it could not be loaded within {LOADING_TIME:g} s"
+            limit = max(LOADING_TIME, self.timeout)
+            ready = self._connection.poll(limit)
+            problem = self._connection.recv() if ready else f"it could not be loaded within {limit:g} s"
         except (EOFError, OSError):
             self._process.join(5)
             problem = f"while it was loaded, {_death(self._process.exitcode)}"
@@ -248,6 +250,8 @@ class Isolated:
     def _end(self, found: Answer) -> Answer:
         process, self._process = self._process, None
         if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # the child, and what it has started
             process.kill()
             process.join(5)
             self._connection.close()
@@ -264,6 +268,8 @@ def _death(code: int | None) -> str:
 def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> None:
     """The child: load the candidate, say so, and answer until the parent is gone."""
     other_end.close()
+    os.setsid()
+    warnings.resetwarnings()  # a test runner may have turned warnings into errors
     _silence()
     _poison_memory()
     torch = sys.modules.get("torch")
