@@ -110,6 +110,38 @@ def score_before_block(port):
     port.patch.setattr(torch_model.Record, "__call__", record)
 
 
+def halted_go_on(port):
+    """Halted tokens enter the next block with the state that they left the last one with."""
+    original, left = torch_model.Record.__call__, {}
+
+    def record(self, name, x):
+        x = original(self, name, left.get("state", x) if name.endswith(".entering") else x)
+        if name.endswith(".mlp"):
+            left["state"] = x
+        return x
+
+    port.patch.setattr(torch_model.Record, "__call__", record)
+
+
+def ghost_without_log_m(port):
+    """All m halted tokens of a clip, zero states, count as one key."""
+    record_of, attend, entered = torch_model.Record.__call__, torch_ops.attend, {}
+
+    def record(self, name, x):
+        if name.endswith(".entering"):
+            entered["halted"] = (x == 0).all(-1)
+        return record_of(self, name, x)
+
+    def attend_once(q, k, v, heads, bias=None, sdpa=False):
+        halted = entered.pop("halted", None)
+        if halted is not None:
+            bias = torch.where(halted, -torch.log(halted.sum(-1, keepdim=True).clamp(min=1).to(q)), 0.0)
+        return attend(q, k, v, heads, bias, sdpa)
+
+    port.patch.setattr(torch_model.Record, "__call__", record)
+    port.patch.setattr(torch_ops, "attend", attend_once)
+
+
 def without_cls(value):
     def change(x):
         x = x.clone()
@@ -258,6 +290,8 @@ ZERO, MASKED, FUSE, PRUNE = "tiny-model-zero", "tiny-model-masked", "tiny-model-
 PLANTS = [
     ("halted_keys=masked", ZERO, configure(halted_keys="masked")),
     ("halted_keys=zero", MASKED, configure(halted_keys="zero")),
+    ("halted keys go on", ZERO, halted_go_on),
+    ("ghost without log m", ZERO, ghost_without_log_m),
     ("epsilon=0", ZERO, configure(epsilon=0.0)),
     ("epsilon=0.01", "model-epsilon", configure(epsilon=0.01)),
     ("halting score σ(γ(x − β))", ZERO, configure(halting_center=100.0)),
