@@ -110,9 +110,11 @@ def select_cases(pattern: str = "*", golden: Path | None = None, training: bool 
 
 
 def _name_of(candidate: Any) -> str:
-    name = getattr(candidate, "__qualname__", None) or type(candidate).__qualname__
-    module = getattr(candidate, "__module__", None)
-    return f"{module}:{name}" if module and module != "builtins" else str(name)
+    """``module:function`` for what can be imported under its name, else the kind of object."""
+    name, module = getattr(candidate, "__qualname__", None), getattr(candidate, "__module__", None)
+    if name and module:
+        return f"{module}:{name}"
+    return f"an object of {type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
 def _exchange_folder(candidate: Any) -> ExchangeFolder | None:

@@ -118,12 +118,17 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     except BaseException as error:
         return Answer("error", sentence=_sentence(error))
     after = _inputs(case)
-    mutated = [name for name, value in before.items() if not np.array_equal(after[name], value, equal_nan=True)]
+    mutated = [name for name, value in before.items() if not _same(after.get(name), value)]
     known = {name: value for name, value in found.items() if name.rpartition(": ")[2] in request.names}
     unknown = tuple(sorted(set(found) - set(known)))[:20]
     status = "given" if known else "not given"
     sentence = "" if found else "it returned nothing"
     return Answer(status, known, sentence, unknown, tuple(mutated))
+
+
+def _same(after: Any, before: Array) -> bool:
+    kept = isinstance(after, np.ndarray) and after.dtype == before.dtype
+    return kept and np.array_equal(after, before, equal_nan=before.dtype.kind == "f")
 
 
 def _inputs(case: AnyCase) -> dict[str, Array]:
