@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def check(
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
     if laws and find_spec("hypothesis") is None:
         raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
+    if laws:
+        import_module("refvt.conformance.strategies")  # before the candidate's process starts: it need not be repeated
     start = time.perf_counter()
     chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)

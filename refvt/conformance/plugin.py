@@ -9,6 +9,7 @@ Without a candidate this file adds its options and does nothing else. It imports
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ class Suite(pytest.Collector):
             raise ValueError(f"refvt-timeout: expected a number of seconds, got {seconds!r}") from None
         if not suite.seconds > 0:
             raise ValueError(f"refvt-timeout: expected a number above 0, got {seconds}")
+        if find_spec("hypothesis") is not None:
+            import_module("refvt.conformance.strategies")  # before the candidate's process starts, so that it has it
         session.config.stash[_RUNNER] = open_runner(candidate, suite.dtype, suite.seconds)
         return suite
 

@@ -69,9 +69,13 @@ def test_a_failure_shows_the_first_divergence_and_the_program(suite):
 
 def test_it_runs_on_several_processes(suite):
     pytest.importorskip("xdist")
-    run(suite, "-n", "2", "--refvt-candidate=port_of_gather:Gather", "--refvt-cases=tiny-op-gather*").assert_outcomes(
-        passed=10
-    )
+    arguments = [
+        "--refvt-candidate=port_of_gather:Gather",
+        "--refvt-cases=tiny-op-gather*",
+        "-k",
+        "basic or bits or mine",
+    ]
+    run(suite, "-n", "2", *arguments).assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize(
