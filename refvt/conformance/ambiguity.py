@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.asking import Asked, base_name
+from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES, FLOOR, budget_of
-from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase, Truth, model_case
+from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase, Truth, base_name, model_case
 from refvt.conformance.isolation import Answer
 from refvt.conformance.report import CaseReport, TensorReport
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.cases import AnyCase, Truth, model_case, operation_case, training_case
+from refvt.conformance.cases import AnyCase, Truth, base_name, model_case, operation_case, training_case
 from refvt.conformance.golden import Case
 from refvt.conformance.isolation import Answer, Request, Runner
 from refvt.conformance.judgement import judge, left_early
 from refvt.conformance.report import TensorReport
 
-__all__ = ["Asked", "base_name"]
+__all__ = ["Asked"]
 
 
 class Asked:
@@ -71,11 +71,6 @@ class Asked:
                 patched = np.where(_holes(other, self.truth[name].value), self.truth[name].value, value)
                 report = judge(self.truth, name, patched, self.dtype)
         return replace(report, name=key)
-
-
-def base_name(key: str) -> str:
-    """The name of a tensor without the run that it comes from ("compact: logits")."""
-    return key.rpartition(": ")[2]
 
 
 def _holes(early: Array, full: Array) -> Array:

@@ -33,6 +33,7 @@ __all__ = [
     "TrainingCase",
     "Truth",
     "TruthTensor",
+    "base_name",
     "layout_of",
     "model_case",
     "operation_case",
@@ -159,6 +160,11 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def base_name(key: str) -> str:
+    """The name of a tensor without the run that it comes from ("compact: logits")."""
+    return key.rpartition(": ")[2]
 
 
 # ---- what a candidate is given

@@ -14,12 +14,13 @@ from typing import Any
 from refvt import backends
 from refvt.conformance.ambiguity import set_ambiguous_apart
 from refvt.conformance.arrangements import bare_name
-from refvt.conformance.asking import Asked, base_name
+from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
-from refvt.conformance.cases import TrainingCase, Truth, truth_of
+from refvt.conformance.cases import TrainingCase, Truth, base_name, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
+from refvt.conformance.fresh import fresh_case
 from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
 from refvt.conformance.isolation import Answer, Runner, runner_for
 from refvt.conformance.judgement import arrange
@@ -41,6 +42,7 @@ def check(
     *,
     timeout: float = 60.0,
     golden: Path | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a candidate with every golden case whose name matches, and return the report.
@@ -50,7 +52,8 @@ def check(
     the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
     in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
     the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
-    progress: called with each case as it is finished.
+    seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
+    finished.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -75,7 +78,7 @@ def check(
     finder = Finder()
     try:
         for case in chosen:
-            found = check_case(runner, case, dtype, name, finder)
+            found = check_case(runner, case, dtype, name, finder, seed)
             report.cases.append(found)
             if progress is not None:
                 progress(found)
@@ -125,9 +128,11 @@ def select_cases(pattern: str = "*", golden: Path | None = None, training: bool 
 
 
 def _name_of(candidate: Any) -> str:
-    name = getattr(candidate, "__qualname__", None) or type(candidate).__qualname__
-    module = getattr(candidate, "__module__", None)
-    return f"{module}:{name}" if module and module != "builtins" else str(name)
+    """``module:function`` for what can be imported under its name, else the kind of object."""
+    name, module = getattr(candidate, "__qualname__", None), getattr(candidate, "__module__", None)
+    if name and module:
+        return f"{module}:{name}"
+    return f"an object of {type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
 def _exchange_folder(candidate: Any) -> ExchangeFolder | None:
@@ -154,12 +159,22 @@ def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
 
 
 def check_case(
-    runner: Runner, case: Case, dtype: str, candidate: str = "candidate", finder: Finder | None = None
+    runner: Runner,
+    case: Case,
+    dtype: str,
+    candidate: str = "candidate",
+    finder: Finder | None = None,
+    seed: int | None = None,
 ) -> CaseReport:
-    """Ask for one case, judge what comes back, and explain a difference; finder: looks for a known variant."""
+    """Ask for one case, judge what comes back, and explain a difference.
+
+    finder: looks for a known variant. seed: other inputs than the golden ones.
+    """
     start = time.perf_counter()
     try:
         arrays = load_arrays(case)
+        if seed is not None and case.kind != "training":
+            case, arrays = fresh_case(case, arrays, seed)
     except GoldenError as error:
         return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
@@ -220,7 +235,7 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     """Find the first divergence, and say what else is known about it."""
     report.first = first_divergence(asked.truth, report.tensors)
     said = narrow_down(asked.truth, report, {base_name(k): v for k, v in asked.given.items()})
-    report.sentence = "; ".join(filter(None, (report.sentence, said)))
+    report.sentence = "; ".join(filter(None, (report.sentence, said, _under_imposed_decisions(asked, report))))
     if report.first is None:
         return
     name, given = base_name(report.first.tensor), asked.given[report.first.tensor]
@@ -232,6 +247,17 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)
+
+
+def _under_imposed_decisions(asked: Asked, report: CaseReport) -> str:
+    """Whether a candidate that can be forced is right but for its decisions."""
+    first = report.first
+    is_decision = first is not None and asked.truth[base_name(first.tensor)].layout in ("decision", "halting")
+    if not is_decision or asked.truth.kind != "model" or asked.forced:
+        return ""
+    forced = asked.ask(force=True)
+    wrong = [tensor for tensor in asked.judge(forced) if tensor.status == "differs"] if forced.tensors else [None]
+    return "" if wrong else "with the decisions of the truth imposed, everything agrees"
 
 
 def _variant(asked: Asked, report: CaseReport, finder: Finder) -> str | None:

@@ -33,7 +33,7 @@ __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner",
 
 M_PERTURB = -6
 PERTURBATION = 0x01  # glibc fills what it hands out with the complement of this byte: POISON
-LOADING_TIME = 300.0  # seconds for the import of a candidate
+LOADING_TIME = 120.0  # seconds that the import of a candidate may take at least
 
 
 class CannotLoad(ValueError):  # noqa: N818 - it reads as what happened
@@ -118,12 +118,17 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     except BaseException as error:
         return Answer("error", sentence=_sentence(error))
     after = _inputs(case)
-    mutated = [name for name, value in before.items() if not np.array_equal(after[name], value, equal_nan=True)]
+    mutated = [name for name, value in before.items() if not _same(after.get(name), value)]
     known = {name: value for name, value in found.items() if name.rpartition(": ")[2] in request.names}
     unknown = tuple(sorted(set(found) - set(known)))[:20]
     status = "given" if known else "not given"
     sentence = "" if found else "it returned nothing"
     return Answer(status, known, sentence, unknown, tuple(mutated))
+
+
+def _same(after: Any, before: Array) -> bool:
+    kept = isinstance(after, np.ndarray) and after.dtype == before.dtype
+    return kept and np.array_equal(after, before, equal_nan=before.dtype.kind == "f")
 
 
 def _inputs(case: AnyCase) -> dict[str, Array]:
@@ -231,16 +236,15 @@ class Isolated:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load), daemon=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fork beside threads: ``_fork_is_safe`` knows those that matter
             self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(LOADING_TIME)
-            problem = self._connection.recv() if ready else f"it could not be loaded within {LOADING_TIME:g} s"
+            limit = max(LOADING_TIME, self.timeout)
+            ready = self._connection.poll(limit)
+            problem = self._connection.recv() if ready else f"it could not be loaded within {limit:g} s"
         except (EOFError, OSError):
             self._process.join(5)
             problem = f"while it was loaded, {_death(self._process.exitcode)}"
@@ -251,6 +255,8 @@ class Isolated:
     def _end(self, found: Answer) -> Answer:
         process, self._process = self._process, None
         if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # the child, and what it has started
             process.kill()
             process.join(5)
             self._connection.close()
@@ -267,6 +273,8 @@ def _death(code: int | None) -> str:
 def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> None:
     """The child: load the candidate, say so, and answer until the parent is gone."""
     other_end.close()
+    os.setsid()
+    warnings.resetwarnings()  # a test runner may have turned warnings into errors
     _silence()
     _poison_memory()
     torch = sys.modules.get("torch")

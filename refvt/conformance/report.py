@@ -103,8 +103,12 @@ class CaseReport:
 
     @property
     def compared(self) -> int:
-        """How many of the case's tensors were compared; one that several runs gave ("compact: logits") counts once."""
-        return len({t.name.rpartition(": ")[2] for t in self.tensors if t.status in ("agrees", "differs")})
+        """How many of the case's tensors were compared; one that several runs gave ("compact: logits") counts once.
+
+        A tensor whose budget is its whole norm, as happens in bfloat16, counts only if it differs.
+        """
+        told = (t for t in self.tensors if t.status == "differs" or (t.status == "agrees" and t.allowed < 1))
+        return len({t.name.rpartition(": ")[2] for t in told})
 
     @property
     def holds(self) -> bool:
