@@ -216,8 +216,11 @@ def _operations_of(candidate: Any) -> dict[str, OperationCandidate]:
     found = {}
     for name, operation in operations().items():
         forward, backward, plain = (entries.get(f"{name}{suffix}") for suffix in ("_forward", "_backward", ""))
-        if callable(getattr(plain, "forward", None)) and not callable(forward):
-            found[name] = _implementation(operation, plain)
+        pair = forward if callable(getattr(forward, "forward", None)) else plain
+        if callable(getattr(pair, "forward", None)) and (pair is forward or not callable(forward)):
+            if hasattr(type(pair), "__set_name__"):  # an adapter that was not assigned in the body of a class
+                type(pair).__set_name__(pair, type(candidate), name)
+            found[name] = _implementation(operation, pair)
         elif callable(forward):
             cached = operation.has_backward
             found[name] = OperationCandidate(operation, forward, backward if callable(backward) else None, cached)

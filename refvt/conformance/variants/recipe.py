@@ -72,11 +72,11 @@ class Recipe:
         return table
 
 
-def recipe_of(case: ModelCase) -> Recipe:
-    """The case as it is, in float64."""
+def recipe_of(case: ModelCase, dtype: str = "float64") -> Recipe:
+    """The case as it is, in float64 or float32."""
 
     def exact(value: Array) -> Array:
-        return np.array(value, dtype=np.float64) if value.dtype.kind == "f" else np.array(value)
+        return np.array(value, dtype=dtype) if value.dtype.kind == "f" else np.array(value)
 
     return Recipe(
         config=case.config,
@@ -212,24 +212,28 @@ def _losses(
     )
     ponder_loss, ponder_cache = table.ponder_loss.forward(ponder)
     motion, motion_cache = table.motion_loss.forward(result.motion_logits, recipe.motion_labels)
-    one = np.float64(1)
-    dlogits = table.cross_entropy.backward(one, recognition_cache)
-    dponder = table.ponder_loss.backward(np.float64(settings["ponder_weight"]), ponder_cache)
-    dmotion = table.motion_loss.backward(np.float64(settings["motion_weight"]), motion_cache)
+    number = result.logits.dtype.type
+    dlogits = table.cross_entropy.backward(number(1), recognition_cache)
+    dponder = table.ponder_loss.backward(number(settings["ponder_weight"]), ponder_cache)
+    dmotion = table.motion_loss.backward(number(settings["motion_weight"]), motion_cache)
     total = recognition + settings["ponder_weight"] * ponder_loss + settings["motion_weight"] * motion
     for name, value in (("recognition", recognition), ("ponder", ponder_loss), ("motion", motion), ("total", total)):
-        show(f"loss.{name}", np.asarray(value, dtype=np.float64))
+        show(f"loss.{name}", np.asarray(value))
     return dlogits, dmotion, dponder
 
 
 def call_operation(
-    recipe: Recipe, operation: str, arguments: Mapping[str, Array], cotangents: Mapping[str, Array]
+    recipe: Recipe,
+    operation: str,
+    arguments: Mapping[str, Array],
+    cotangents: Mapping[str, Array],
+    dtype: str = "float64",
 ) -> dict[str, Array]:
-    """The results of one operation of the recipe's table by name, then its gradients ``d(argument)``, in float64."""
+    """The results of one operation of the recipe's table by name, then its gradients ``d(argument)``."""
     op = recipe.table()[operation]
 
     def exact(value: Array) -> Array:
-        return np.array(value, dtype=np.float64) if np.asarray(value).dtype.kind == "f" else np.array(value)
+        return np.array(value, dtype=dtype) if np.asarray(value).dtype.kind == "f" else np.array(value)
 
     given = {name: exact(value) for name, value in arguments.items()}
     if not isinstance(op, Implementation):

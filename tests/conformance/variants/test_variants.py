@@ -1,12 +1,15 @@
 """Variants, computed by the model's own text under changed operations, and found again from what they return."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from refvt.conformance.cases import model_case, operation_case, truth_of
+from refvt.conformance.cases import OperationCase, Truth, TruthTensor, model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
-from refvt.conformance.variants import Finder, compute, evidence_of, find
+from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find
+from refvt.conformance.variants.table import markdown_table
 
 CASES = load_manifest()
 
@@ -87,6 +90,94 @@ def test_a_case_that_agrees_refutes_a_variant():
     assert finder.look(evidence("op-halt_tokens-beta20", under("ponder=N"))) == "ponder=N"
     finder.agreed(evidence("op-halt_tokens-beta5"))
     assert finder.answers() == {"op-halt_tokens-beta20": None}
+
+
+def test_the_cases_of_an_operation_say_nothing_about_the_model():
+    finder = Finder()
+    assert finder.look(evidence("tiny-model-zero", under("gelu=tanh"))) == "gelu=tanh"
+    finder.agreed(evidence("tiny-op-gelu-basic"))
+    assert finder.answers() == {"tiny-model-zero": "gelu=tanh"}
+
+
+def test_a_clip_may_leave_early_under_a_variant_too():
+    """Without gradients a clip leaves when its CLS has halted: ρ of the others is then not known."""
+
+    def leave(case, given):
+        found = under("gelu=tanh", only=("logits", "ponder", "decisions.halting_layer"))(case, given)
+        layers = found["decisions.halting_layer"]
+        later = layers > layers[:, :1]
+        assert later.any()
+        return found | {
+            "ponder": np.where(later, np.nan, found["ponder"]),
+            "decisions.halting_layer": np.where(later, 0, layers),
+        }
+
+    assert find(evidence("model-cls-first", leave), seconds=0) == [("gelu=tanh",)]
+
+
+def test_the_docs_list_all_variants():
+    page = Path(__file__).parents[3] / "docs" / "variants.md"
+    assert markdown_table() in page.read_text(encoding="utf-8")
+
+
+def test_names_are_different_and_sentences_end():
+    assert all(variant.differs.endswith(".") and variant.who for variant in VARIANTS.values())
+    assert all(" and " not in name and " or " not in name for name in VARIANTS)
+
+
+def test_a_tie_tells_at_least_from_more_than():
+    """0.5 + 0 = 1 − 0.5 exactly, in every dtype: the score of a logit of −1000 is 0."""
+    used, logit = np.array([0.5, 0.2, 0.5, 0.4]), np.array([-1000.0, 1.05, 1.1, -1000.0])
+    settings = {"scale": 10.0, "center": 10.0, "epsilon": 0.5, "last": False}
+    cotangents = {"weight": np.array([1.0, -2.0, 0.5, 3.0]), "used_next": np.array([0.3, 1.0, -1.0, 2.0])}
+    case = OperationCase("tie", "halt", {"logit": logit, "used": used}, settings, cotangents)
+
+    def halt(at_least):
+        score = 1 / (1 + np.exp(-np.clip(10 * logit - 10, -500, None)))
+        halted = used + score >= 0.5 if at_least else used + score > 0.5
+        dscore = np.where(halted, 0, cotangents["weight"] + cotangents["used_next"])
+        return {
+            "weight": np.where(halted, 1 - used, score),
+            "used_next": np.where(halted, 1, used + score),
+            "halted": halted,
+            "d(logit)": 10 * score * (1 - score) * dscore,
+            "d(used)": np.where(halted, -cotangents["weight"], cotangents["used_next"]),
+        }
+
+    tensors = {
+        key: TruthTensor(key, value, "backward" if key.startswith("d(") else "forward", "operation", {})
+        for key, value in halt(False).items()
+    }
+    truth = Truth("tie", "op", "a tie", tensors, {}, operation="halt", settings=settings)
+    assert find(evidence_of(case, truth, halt(True), "float64"), seconds=0) == [("halting at ≥",)]
+    assert find(evidence_of(case, truth, halt(False), "float64"), seconds=0) == []
+
+
+def test_the_last_state_as_output_is_named():
+    def last_state(case, given):
+        states, layers = case.arguments["states"], given["halting_layer"]
+        tokens = np.arange(states.shape[1])
+        y = states[layers - 1, tokens]
+        return {"y": y, "ponder": given["ponder"], "halting_layer": layers}
+
+    assert find(evidence("op-halt_tokens-beta5", last_state), seconds=0) == [("output is the last state",)]
+
+
+def test_frame_major_tokens_are_named():
+    def frame_major(case, given):
+        T, truth = case.config.num_frames, evidence("tiny-model-zero").truth
+
+        def reorder(key, value):
+            tokens = {"tokens": 0, "halting": 0, "ponder": 1}.get(truth[key].layout)
+            tokens = {"decisions.halting_layer": 1, "alive": 2}.get(key, tokens)
+            if tokens is None:
+                return value
+            patches = np.arange(1, value.shape[tokens]).reshape(-1, T).T.ravel()  # one clip
+            return np.take(value, np.concatenate([[0], patches]), axis=tokens)
+
+        return {key: reorder(key, value) for key, value in given.items()}
+
+    assert find(evidence("tiny-model-zero", frame_major), seconds=0) == [("frame-major tokens",)]
 
 
 def scaled(key, factor):
