@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from refvt.conformance.report import CaseReport, LawReport, Report
 from refvt.conformance.reproduce import snippet
 from refvt.conformance.variants import Finder, evidence_of
 
-__all__ = ["check", "check_case", "select_cases"]
+__all__ = ["check", "check_case", "law_report", "open_runner", "select_cases"]
 
 Progress = Callable[[CaseReport], None]
 
@@ -65,6 +66,8 @@ def check(
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
     if laws and find_spec("hypothesis") is None:
         raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
+    if laws:
+        import_module("refvt.conformance.strategies")  # before the candidate's process starts: it need not be repeated
     start = time.perf_counter()
     chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
@@ -90,14 +93,29 @@ def check(
     return report
 
 
+def open_runner(candidate: str, dtype: str, timeout: float = 60.0) -> Runner:
+    """What asks a candidate that is named by text: to be closed in the end. ValueError if it cannot be loaded."""
+    return _exchange_folder(candidate) or _runner(candidate, candidate, dtype, timeout)
+
+
+def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: float = 60.0) -> LawReport:
+    """Run one law where the candidate runs, within the time limit."""
+    from refvt.conformance.law_runs import run_law
+
+    found = runner.call(run_law, operation, law, dtype, 40, min(10.0, timeout / 2))
+    if isinstance(found, Answer):
+        return LawReport(operation, law, "error", found.sentence)
+    assert isinstance(found, LawReport)
+    return found
+
+
 def _run_laws(runner: Runner, dtype: str, timeout: float) -> Iterator[LawReport]:
-    """The laws of the candidate's operations, each within the time limit; none for an exchange folder."""
-    from refvt.conformance.law_runs import laws_for, run_law
+    """The laws of the candidate's operations; none for an exchange folder."""
+    from refvt.conformance.law_runs import laws_for
 
     pairs = runner.call(laws_for)
     for operation, law in [] if isinstance(pairs, Answer) else pairs:
-        found = runner.call(run_law, operation, law, dtype, 40, min(10.0, timeout / 2))
-        yield LawReport(operation, law, "error", found.sentence) if isinstance(found, Answer) else found
+        yield law_report(runner, operation, law, dtype, timeout)
 
 
 def select_cases(pattern: str = "*", golden: Path | None = None, training: bool = False) -> list[Case]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -275,6 +276,7 @@ def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> No
     other_end.close()
     os.setsid()
     warnings.resetwarnings()  # a test runner may have turned warnings into errors
+    faulthandler.disable()  # it writes to a copy of the parent's error stream
     _silence()
     _poison_memory()
     torch = sys.modules.get("torch")

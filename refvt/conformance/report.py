@@ -238,4 +238,4 @@ def share_text(share: float) -> str:
         return "∞"
     if share < 10:
         return f"{100 * share:.0f} %" if share >= 0.01 or not share else "<1 %"
-    return f"{share:.3g}×"
+    return f"{share:.0f}×" if share < 1e5 else f"10^{math.floor(math.log10(share))}×"

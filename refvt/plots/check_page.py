@@ -74,7 +74,7 @@ def _case(case: CaseReport, opened: bool) -> str:
     )
     body = [f"<p>{escape(_sentence(case.describes))}</p>"]
     if case.sentence:
-        body.append(f"<p>{escape(_sentence(case.sentence))}</p>")
+        body.append(f"<p>{escape(case.sentence)}</p>")
     body += [f'<p class="ambiguous">≈ {escape(text)}</p>' for text in case.ambiguous]
     if case.first is not None:
         body.append(_first(case.first))
@@ -87,7 +87,8 @@ def _case(case: CaseReport, opened: bool) -> str:
     body += [_chain(case, direction) for direction in ("forward", "backward")]
     if case.not_given:
         names = "".join(f"<li><code>{escape(name)}</code></li>" for name in case.not_given)
-        head = f"{len(case.not_given)} tensors were not given"
+        count = len(case.not_given)
+        head = f"{count} tensors were not given" if count > 1 else "1 tensor was not given"
         body.append(f'<details><summary>{head}</summary><ul class="names">{names}</ul></details>')
     return (
         f'<details class="case"{" open" if opened else ""}><summary>{summary}</summary>'
@@ -151,17 +152,17 @@ def _neighbourhood(got: list[list[float]], expected: list[list[float]]) -> str:
     largest = max((size for row in sizes for size in row), default=0.0)
     tables = "".join(
         f'<figure><figcaption>{name}</figcaption><div class="scroll" tabindex="0" role="group" aria-label="{name}">'
-        f"{_table(values, sizes, largest)}</div></figure>"
-        for name, values in (("got", got), ("expected", expected), ("got − expected", difference))
+        f"{_table(values, sizes, largest, digits)}</div></figure>"
+        for name, values, digits in (("got", got, 4), ("expected", expected, 4), ("got − expected", difference, 2))
     )
     return f'<h3>Around the worst element</h3><div class="maps">{tables}</div>'
 
 
-def _table(values: list[list[float]], sizes: list[list[float]], largest: float) -> str:
+def _table(values: list[list[float]], sizes: list[list[float]], largest: float, digits: int) -> str:
     rows = []
     for row, of in zip(values, sizes, strict=True):
         cells = "".join(
-            f'<td class="{_heat(size, largest)}">{value:.4g}</td>' for value, size in zip(row, of, strict=True)
+            f'<td class="{_heat(size, largest)}">{value:.{digits}g}</td>' for value, size in zip(row, of, strict=True)
         )
         rows.append(f"<tr>{cells}</tr>")
     return f"<table>{''.join(rows)}</table>"
