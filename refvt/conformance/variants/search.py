@@ -23,7 +23,7 @@ def find(evidence: Evidence, known: Sequence[Names] = (), seconds: float = 5.0) 
     as it is, or both change it.
     """
     runs = Runs(evidence)
-    again = [names for names in known if len(names) == 1 and runs.trial(names).fits]
+    again: list[Names] = [names for names in known if len(names) == 1 and runs.trial(names).fits]
     if again:
         return again
     singles = {name: runs.trial((name,)) for name in VARIANTS}
