@@ -218,8 +218,9 @@ def _operations_of(candidate: Any) -> dict[str, OperationCandidate]:
         forward, backward, plain = (entries.get(f"{name}{suffix}") for suffix in ("_forward", "_backward", ""))
         pair = forward if callable(getattr(forward, "forward", None)) else plain
         if callable(getattr(pair, "forward", None)) and (pair is forward or not callable(forward)):
-            if hasattr(type(pair), "__set_name__"):  # an adapter that was not assigned in the body of a class
-                type(pair).__set_name__(pair, type(candidate), name)
+            named: Any = getattr(type(pair), "__set_name__", None)
+            if named is not None:  # an adapter that was not assigned in the body of a class
+                named(pair, type(candidate), name)
             found[name] = _implementation(operation, pair)
         elif callable(forward):
             cached = operation.has_backward

@@ -18,10 +18,14 @@ __all__ = ["Finder", "find"]
 def find(evidence: Evidence, known: Sequence[Names] = (), seconds: float = 5.0) -> list[Names]:
     """The single variants that agree with all that was given, where the truth does not; if there are none, the pairs.
 
-    known: what explained other cases, tried first. Pairs are tried for ``seconds`` at most, and only those that can
-    explain the first tensor that differs: one of them gives it as it is, or both change it.
+    known: what explained other cases; a single variant of them that explains this one too ends the search. Pairs are
+    tried for ``seconds`` at most, and only those that can explain the first tensor that differs: one of them gives it
+    as it is, or both change it.
     """
     runs = Runs(evidence)
+    again = [names for names in known if len(names) == 1 and runs.trial(names).fits]
+    if again:
+        return again
     singles = {name: runs.trial((name,)) for name in VARIANTS}
     fitting: list[Names] = [(name,) for name, trial in singles.items() if trial.fits]
     if fitting:
@@ -56,6 +60,10 @@ def _pairs(singles: Mapping[str, Trial], first: int) -> list[Names]:
 # ---- all cases of a candidate
 
 
+PATIENCE = 6
+"""A variant explains every case that it makes differ: if no variant explains so many, the others need no search."""
+
+
 class Finder:
     """Looks for the variant that a candidate is, over all of its cases.
 
@@ -72,12 +80,16 @@ class Finder:
 
     def look(self, evidence: Evidence) -> str | None:
         """What is known after this case: the answer for it."""
+        name, kind = evidence.truth.name, _kind(evidence)
+        before = [fits for case, fits in self._fits.items() if self._kind[case] == kind]
+        self._kind[name], self._fits[name] = kind, []
+        if len(before) >= PATIENCE and not any(before):
+            return None
         known = list(dict.fromkeys(names for fits in self._fits.values() for names in fits))
-        self._kind[evidence.truth.name] = _kind(evidence)
         begun = time.monotonic()
-        self._fits[evidence.truth.name] = find(evidence, known, min(5.0, max(self._left, 0.0)))
+        self._fits[name] = find(evidence, known, min(5.0, max(self._left, 0.0)))
         self._left -= time.monotonic() - begun
-        return _text(self._fits[evidence.truth.name])
+        return _text(self._fits[name])
 
     def agreed(self, evidence: Evidence) -> None:
         """A case in which all that was given agrees with the truth. Of each kind the first eight are kept."""

@@ -115,7 +115,7 @@ def halted_go_on(port):
     original, left = torch_model.Record.__call__, {}
 
     def record(self, name, x):
-        x = original(self, name, left.get("state", x) if name.endswith(".entering") else x)
+        x = original(self, name, left.get("state", x) + 0.0 if name.endswith(".entering") else x)
         if name.endswith(".mlp"):
             left["state"] = x
         return x

@@ -8,7 +8,7 @@ import pytest
 from refvt.conformance.cases import OperationCase, Truth, TruthTensor, model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
-from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find
+from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find, search
 from refvt.conformance.variants.table import markdown_table
 
 CASES = load_manifest()
@@ -90,6 +90,18 @@ def test_a_case_that_agrees_refutes_a_variant():
     assert finder.look(evidence("op-halt_tokens-beta20", under("ponder=N"))) == "ponder=N"
     finder.agreed(evidence("op-halt_tokens-beta5"))
     assert finder.answers() == {"op-halt_tokens-beta20": None}
+
+
+def test_the_search_ends_after_cases_that_nothing_explains(monkeypatch):
+    searched = []
+    monkeypatch.setattr(search, "find", lambda evidence, *rest: searched.append(evidence.truth.name) or [])
+    finder = Finder()
+    names = [name for name, case in CASES.items() if case.operation == "attention"]
+    assert len(names) > search.PATIENCE
+    assert [finder.look(evidence(name)) for name in names] == [None] * len(names)
+    assert searched == names[: search.PATIENCE]
+    finder.look(evidence("tiny-op-gelu-basic"))  # another kind
+    assert searched[-1] == "tiny-op-gelu-basic"
 
 
 def test_the_cases_of_an_operation_say_nothing_about_the_model():
