@@ -278,12 +278,12 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
             tensors[name] = TruthTensor(name, arrays[key], direction, layout, case.tensors[key], rows, patches)
 
     for name in [*forward, *_OUTPUTS]:
+        if name.endswith(".selected") or not forward:
+            _add_kept(add, config, name if forward else None)
         if name == "y" or (name == "ponder" and "y" not in forward):
             add("decisions.halting_layer", "decisions/halting_layer", "forward")
             add("alive", "output/alive", "forward")
             add("tokens_per_layer", "output/tokens_per_layer", "forward")
-        if name.endswith(".selected") or not forward:
-            _add_kept(add, config, name if forward else None)
         if name == "logits":
             add("features", "output/features", "forward")
         add(name, f"forward/{name}", "forward")

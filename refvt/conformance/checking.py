@@ -40,7 +40,7 @@ def check(
     cases: str = "*",
     laws: bool = False,
     *,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     golden: Path | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
@@ -93,12 +93,12 @@ def check(
     return report
 
 
-def open_runner(candidate: str, dtype: str, timeout: float = 60.0) -> Runner:
+def open_runner(candidate: str, dtype: str, timeout: float = 120.0) -> Runner:
     """What asks a candidate that is named by text: to be closed in the end. ValueError if it cannot be loaded."""
     return _exchange_folder(candidate) or _runner(candidate, candidate, dtype, timeout)
 
 
-def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: float = 60.0) -> LawReport:
+def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: float = 120.0) -> LawReport:
     """Run one law where the candidate runs, within the time limit."""
     from refvt.conformance.law_runs import run_law
 

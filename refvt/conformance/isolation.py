@@ -282,13 +282,17 @@ def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> No
     torch = sys.modules.get("torch")
     if torch is not None:  # OpenMP's threads do not survive a fork
         torch.set_num_threads(1)
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        _load_and_answer(connection, load)
+
+
+def _load_and_answer(connection: Any, load: Callable[[], Candidate]) -> None:
     try:
         candidate = load()
-    except ValueError as error:
-        connection.send(str(error).removeprefix("candidate: "))
-        return
     except BaseException as error:
-        connection.send(f"it could not be loaded: {_sentence(error)}")
+        own = isinstance(error, ValueError) and str(error).startswith("candidate: ")
+        said = str(error).removeprefix("candidate: ") if own else f"it could not be loaded: {_sentence(error)}"
+        connection.send(said)
         return
     connection.send(None)
     while True:

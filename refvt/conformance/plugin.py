@@ -26,7 +26,7 @@ OPTIONS = (
     ("candidate", "what is checked: module:object, a backend of refvt or an exchange folder"),
     ("dtype", "what the candidate computes in: float32 (default), float64, float16 or bfloat16"),
     ("cases", "a pattern for the names of golden cases, such as 'tiny-*'; default: all"),
-    ("timeout", "seconds that one case may take; default: 60"),
+    ("timeout", "seconds that one case may take; default: 120"),
 )
 _RUNNER = pytest.StashKey["Runner"]()
 
@@ -83,7 +83,7 @@ class Suite(pytest.Collector):
         suite.dtype = _option(session.config, "dtype") or "float32"
         if suite.dtype not in DTYPES:
             raise ValueError(f"refvt-dtype: expected one of {list(DTYPES)}, got {suite.dtype!r}")
-        seconds = _option(session.config, "timeout") or "60"
+        seconds = _option(session.config, "timeout") or "120"
         try:
             suite.seconds = float(seconds)
         except ValueError:
