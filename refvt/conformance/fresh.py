@@ -60,10 +60,10 @@ def _redrawn(name: str, value: Array, case: Case, rng: np.random.Generator) -> A
         return value
     if base in PROBABILITIES or (case.operation == "linear" and base == "gain"):
         return rng.permutation(value.reshape(-1)).reshape(value.shape)
-    fresh = value.mean() + value.std() * rng.standard_normal(value.shape)
+    fresh: Array = value.mean() + value.std() * rng.standard_normal(value.shape)
     if base == "states":  # channel 0 is the halting logit
         fresh[..., 0] = value[..., 0].mean() + value[..., 0].std() * rng.standard_normal(value.shape[:-1])
-    return fresh.astype(np.float32).astype(np.float64)
+    return np.asarray(fresh.astype(np.float32), dtype=np.float64)
 
 
 def _nudged(arrays: Mapping[str, Array], n: int) -> dict[str, Array]:
@@ -105,10 +105,10 @@ def _margin(case: Case, arrays: Mapping[str, Array], found: Mapping[str, Array])
     if case.kind == "model":
         assert case.config is not None
         scale, center, epsilon = (float(case.config[n]) for n in ("halting_scale", "halting_center", "epsilon"))
-        logits = [found[f"joint.{layer}.logit"] for layer in range(1, case.config["depth"])
-                  if f"joint.{layer + 1}.logit" in found]  # fmt: skip
+        last = case.config["depth"] - case.config["glimpser_depth"]
+        named = [found[f"joint.{layer}.logit"] for layer in range(1, last)]
         layers = found["decisions.halting_layer"].reshape(-1)
-        distances += _running(np.array(logits), layers, scale, center, epsilon)
+        distances += _running(np.array(named), layers, scale, center, epsilon)
         for name, scores in found.items():
             if name.endswith(".scores") and not name.startswith("d("):
                 ordered = np.sort(scores, axis=-1)
