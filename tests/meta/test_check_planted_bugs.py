@@ -7,14 +7,16 @@ from tests.support.planted_bugs import all_bugs, try_bug
 BUGS = all_bugs()
 MISSED = {
     # rows of −1 are added to the last row of x, which the next line overwrites where the last row is read: in every case
-    "copies = np.arange(len(index))",
+    ("operation", "copies = np.arange(len(index))"),
+    # only the numbers of the kept patches are wrong, and they are no output
+    ("outputs", "original = ranks"),
 }
 OTHER_FIRST: dict[str, str] = {}
 
 
 def check_bug(bug):
     found = try_bug(bug)
-    if bug.wrong in MISSED:
+    if (bug.form, bug.wrong) in MISSED:
         assert not found.caught, "it is caught now: take it off the list"
         return
     assert found.caught
