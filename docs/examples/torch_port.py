@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class Attention(nn.Module):
@@ -38,7 +38,7 @@ class Mlp(nn.Module):
         self.approximate = "tanh" if bug == "tanh" else "none"
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return self.fc2(functional.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
