@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", metavar="GLOB", default="*", help="only cases whose names match, such as 'tiny-*'")
     parser.add_argument("--laws", action="store_true", help="also run the laws of its operations (needs hypothesis)")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="limit for one case; default: 60"
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="limit for one case; default: 120"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON ('-': to the output)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")

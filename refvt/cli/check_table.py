@@ -52,7 +52,7 @@ class Printer:
         if len(wrong) > MAX_DETAILS:
             self._write(f"\n{len(wrong) - MAX_DETAILS} more cases differ (--json, --html show them all)", "")
         for law in report.laws:
-            if law.status != "agrees":
+            if law.status in ("differs", "error"):
                 self._write("\n" + "\n".join(_law(law)), "")
         self._write("", "")
         if self._rich:

@@ -7,11 +7,14 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import refvt
 from refvt import backends
 from refvt.cli.options import add_backend, add_dtype, add_json
+
+if TYPE_CHECKING:
+    from refvt.conformance.report import CaseReport
 
 __all__ = ["HELP", "add_arguments", "print_verification", "run", "verify_all"]
 
@@ -41,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     return {"verify": _verify, "generate": _generate, "export": _export}[options.action](options)
 
 
-def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[Any]:
+def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[CaseReport]:
     """Results of all golden cases, or of the tiny ones; without a folder those that come with refvt."""
     from refvt.conformance.golden import load_manifest
     from refvt.conformance.verify import verify
@@ -50,26 +53,28 @@ def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bo
     return verify(cases, backend, dtype)
 
 
-def print_verification(results: list[Any], dtype: str) -> int:
+def print_verification(results: list[CaseReport], dtype: str) -> int:
     """Print a short table; returns the number of cases that failed."""
-    print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
+    print(f"   {dtype}   cases   hold   tensors compared   largest share of the error budget")
     for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
-        group = [r for r in results if r.case.kind == kind]
-        worst = max((r for r in group if r.worst), key=lambda r: r.worst.share, default=None)
-        share = f"{worst.worst.share:6.1%}  {worst.case.name}: {worst.worst.name}" if worst else "–"
-        compared = sum(len(r.comparisons) for r in group)
-        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:14d}   {share}")
+        group = [r for r in results if r.kind == kind]
+        worst = max((r for r in group if r.worst), key=lambda r: r.share, default=None)
+        share = f"{worst.share:6.1%}  {worst.name}: {worst.worst.name}" if worst and worst.worst else "–"
+        compared = sum(r.compared for r in group)
+        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:19d}   {share}")
     for result in results:
         for note in result.ambiguous:
-            print(f"   ambiguous: {result.case.name}: {note}")
+            print(f"   ambiguous: {result.name}: {note}")
         if not result.holds:
-            reason = result.problem or (
-                f"{result.worst.name}: error {result.worst.error:.3g}, allowed {result.worst.allowed:.3g}"
-                if result.worst
-                else "nothing was compared"
-            )
-            print(f"   FAILED {result.case.name}: {reason}")
+            print(f"   FAILED {result.name}: {_reason(result)}")
     return sum(not r.holds for r in results)
+
+
+def _reason(result: CaseReport) -> str:
+    if result.first is None:
+        return result.sentence or "nothing was compared"
+    first = result.first
+    return f"{first.tensor}: error {first.error:.3g}, allowed {first.allowed:.3g}"
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -79,14 +84,14 @@ def _verify(options: argparse.Namespace) -> int:
         return 1 if print_verification(results, options.dtype) else 0
     table = [
         {
-            "case": r.case.name,
+            "case": r.name,
             "holds": r.holds,
-            "problem": r.problem,
+            "status": r.status,
+            "problem": None if r.holds else _reason(r),
             "ambiguous": r.ambiguous,
-            "comparisons": len(r.comparisons),
-            "largest_error": max((c.error for c in r.comparisons), default=None),
+            "compared": r.compared,
             "worst": None if r.worst is None else r.worst.name,
-            "share_of_budget": None if r.worst is None else r.worst.share,
+            "share_of_budget": None if r.worst is None else r.share,
         }
         for r in results
     ]

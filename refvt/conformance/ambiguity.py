@@ -10,18 +10,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refvt.array import Array
+from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES, FLOOR, budget_of
-from refvt.conformance.cases import ModelCase, OperationCase, Truth
+from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase, Truth, base_name, model_case
+from refvt.conformance.isolation import Answer
+from refvt.conformance.report import CaseReport, TensorReport
 
-__all__ = ["DERIVED", "rounding_explains", "scores_of"]
+__all__ = ["rounding_explains", "scores_of", "set_ambiguous_apart"]
 
 DERIVED = {"alive": "decisions.halting_layer", "tokens_per_layer": "decisions.halting_layer"}
 """Outputs that say the same as a decision."""
+
+
+def set_ambiguous_apart(
+    asked: Asked, first: Answer, tensors: list[TensorReport], report: CaseReport
+) -> list[TensorReport]:
+    """Judge again where a decision differs within rounding: with imposed decisions, or up to that decision."""
+    decisions = [t for t in tensors if _is_decision(asked.truth, base_name(t.name)) and t.status == "differs"]
+    inside = _inside_rounding(asked, first, decisions)
+    if not inside:
+        return tensors
+    report.ambiguous = list(dict.fromkeys(inside.values()))
+    forced = asked.ask(force=True)
+    if forced.status == "given":
+        again = asked.judge(forced)
+        undecided = [t for t in again if _is_decision(asked.truth, base_name(t.name)) and t.status == "differs"]
+        if not undecided:
+            asked.given, asked.forced = forced.tensors, True
+            flipped = {t.name for t in decisions}
+            return [replace(t, status="ambiguous") if t.name in flipped else t for t in again]
+    if asked.truth.kind == "op":
+        start = 0
+    else:
+        order = list(asked.truth)
+        start = min(order.index(_decided_by(asked.truth, base_name(name))) for name in inside)
+    position = {name: i for i, name in enumerate(asked.truth)}
+    return [
+        replace(t, status="ambiguous") if t.status == "differs" and position[base_name(t.name)] >= start else t
+        for t in tensors
+    ]
+
+
+def _is_decision(truth: Truth, name: str) -> bool:
+    return truth[name].value.dtype.kind in "biu"
+
+
+def _decided_by(truth: Truth, name: str) -> str:
+    """The first tensor that a decision changes: a halted token's weight, or the patches that are selected."""
+    if name == "decisions.halting_layer":
+        return "joint.1.weight" if "joint.1.weight" in truth else name
+    return name
+
+
+def _inside_rounding(asked: Asked, first: Answer, decisions: list[TensorReport]) -> dict[str, str]:
+    """The decisions that differ within rounding, with a sentence for each; nothing if the first one is wrong."""
+    found: dict[str, str] = {}
+    scores: Mapping[str, Array] | None = None
+    for tensor in decisions:
+        name = base_name(tensor.name)
+        if name in DERIVED and DERIVED[name] in asked.truth:
+            if not any(base_name(key) == DERIVED[name] for key in found):
+                return {}
+            continue
+        case = asked.what()
+        if isinstance(case, TrainingCase):
+            return {}
+        if scores is None:
+            is_model = isinstance(case, ModelCase)
+            scores = scores_of(model_case(asked.case, asked.arrays, "float64")) if is_model else {}
+        sentence = rounding_explains(asked.truth, case, name, first.tensors[tensor.name], asked.dtype, scores)
+        if sentence is None and found:
+            continue  # a consequence of an earlier one
+        if sentence is None:
+            return {}
+        found[tensor.name] = sentence
+    return found
 
 
 def rounding_explains(

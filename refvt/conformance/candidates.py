@@ -19,14 +19,22 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
-from refvt.conformance.cases import ModelCase, OperationCase
+from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase
 from refvt.ops import Operation, operations
 
-__all__ = ["Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
+__all__ = ["BackwardFailed", "Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
 
 
 class CannotFollow(Exception):  # noqa: N818 - no error: the candidate does not do what a case needs
     """Raised for a case that a candidate cannot compute; the message says why. The case is then "not given"."""
+
+
+class BackwardFailed(Exception):  # noqa: N818 - it reads as what happened
+    """A backward raised an exception (``__cause__``); ``results`` are those of the forward."""
+
+    def __init__(self, results: dict[str, Array]) -> None:
+        super().__init__("the backward raised an exception")
+        self.results = results
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,13 @@ class Candidate:
     name: str
     model: Callable[[ModelCase], Any] | None = None
     operations: Mapping[str, OperationCandidate] = field(default_factory=dict)
+    training: Callable[[TrainingCase], Mapping[str, Array]] | None = None  # refvt's own backends have it
+
+    def answer_training(self, case: TrainingCase) -> dict[str, Array]:
+        """Losses, decisions and final parameters of a training run."""
+        if self.training is None:
+            raise CannotFollow("the candidate does not train")
+        return dict(self.training(case))
 
     def answer_model(self, case: ModelCase) -> dict[str, Array]:
         """The named tensors that the candidate returns for a model's case. TypeError if they cannot be read."""
@@ -74,9 +89,11 @@ class Candidate:
         found = _named(names, answer, case.operation)
         if op.backward is not None:
             cotangents = [case.cotangents[name] for name in op.operation.differentiable]
-            gradients = op.backward(*cotangents, cache)
             wrapped = tuple(f"d({name})" for name in op.operation.gradients)
-            found |= _named(wrapped, gradients, f"{case.operation}_backward")
+            try:
+                found |= _named(wrapped, op.backward(*cotangents, cache), f"{case.operation}_backward")
+            except Exception as error:
+                raise BackwardFailed(found) from error
         return found
 
 
@@ -199,8 +216,12 @@ def _operations_of(candidate: Any) -> dict[str, OperationCandidate]:
     found = {}
     for name, operation in operations().items():
         forward, backward, plain = (entries.get(f"{name}{suffix}") for suffix in ("_forward", "_backward", ""))
-        if callable(getattr(plain, "forward", None)) and not callable(forward):
-            found[name] = _implementation(operation, plain)
+        pair = forward if callable(getattr(forward, "forward", None)) else plain
+        if callable(getattr(pair, "forward", None)) and (pair is forward or not callable(forward)):
+            named: Any = getattr(type(pair), "__set_name__", None)
+            if named is not None:  # an adapter that was not assigned in the body of a class
+                named(pair, type(candidate), name)
+            found[name] = _implementation(operation, pair)
         elif callable(forward):
             cached = operation.has_backward
             found[name] = OperationCandidate(operation, forward, backward if callable(backward) else None, cached)

@@ -26,7 +26,20 @@ from refvt.model.decisions import Decisions
 from refvt.model.drop_path import DropPath, draw_drop_path
 from refvt.ops import operations
 
-__all__ = ["ModelCase", "OperationCase", "Truth", "TruthTensor", "model_case", "operation_case", "truth_of"]
+__all__ = [
+    "AnyCase",
+    "ModelCase",
+    "OperationCase",
+    "TrainingCase",
+    "Truth",
+    "TruthTensor",
+    "base_name",
+    "layout_of",
+    "model_case",
+    "operation_case",
+    "training_case",
+    "truth_of",
+]
 
 LOSS_SETTINGS = ("ponder_weight", "motion_weight", "label_smoothing")
 
@@ -71,6 +84,21 @@ class OperationCase:
 
 
 @dataclass(frozen=True)
+class TrainingCase:
+    """Some steps of training on one batch, for refvt's own backends: ``start`` are the parameters before the first."""
+
+    name: str
+    config: HaltingVTConfig
+    start: dict[str, Array]
+    batch: dict[str, Array]
+    settings: dict[str, Any]
+    steps: int
+
+
+AnyCase = ModelCase | OperationCase | TrainingCase
+
+
+@dataclass(frozen=True)
 class TruthTensor:
     """One named tensor of the truth.
 
@@ -112,7 +140,7 @@ class Truth:
     """The truth of one case: a mapping from names to ``TruthTensor``, in the order of computation."""
 
     name: str
-    kind: str  # "model" or "op"
+    kind: str  # "model", "op" or "training"
     describes: str
     tensors: dict[str, TruthTensor]
     margins: Mapping[str, float | None]
@@ -132,6 +160,11 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def base_name(key: str) -> str:
+    """The name of a tensor without the run that it comes from ("compact: logits")."""
+    return key.rpartition(": ")[2]
 
 
 # ---- what a candidate is given
@@ -180,12 +213,36 @@ def operation_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float3
     return OperationCase(case.name, case.operation, part("argument/"), dict(case.settings), part("cotangent/"))
 
 
+def training_case(case: Case, arrays: Mapping[str, Array], dtype: str = "float32") -> TrainingCase:
+    """The case of a training run, from a golden case and its arrays."""
+    assert case.config is not None
+
+    def cast(value: Array) -> Array:
+        return np.array(value, dtype=dtype if value.dtype.kind == "f" else value.dtype)
+
+    start = {n.removeprefix("start/"): cast(v) for n, v in arrays.items() if n.startswith("start/")}
+    batch = {name: cast(arrays[name]) for name in ("clips", "labels", "motion_labels")}
+    config = HaltingVTConfig(**case.config)
+    return TrainingCase(case.name, config, start, batch, dict(case.settings), len(arrays["losses"]))
+
+
 # ---- the truth
 
 
 def truth_of(case: Case, arrays: Mapping[str, Array]) -> Truth:
-    """The truth of a golden case of a model or of an operation, its tensors in the order of computation."""
-    return _operation_truth(case, arrays) if case.kind == "op" else _model_truth(case, arrays)
+    """The truth of a golden case, its tensors in the order of computation."""
+    kinds = {"op": _operation_truth, "model": _model_truth, "training": _training_truth}
+    return kinds[case.kind](case, arrays)
+
+
+def _training_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
+    tensors = {}
+    for key, value in arrays.items():
+        if key == "losses" or key.startswith(("decisions/", "final/")):
+            name = key.replace("decisions/", "decisions.").replace("final/", "final ")
+            tensors[name] = TruthTensor(name, value, "forward", "operation", case.tensors[key])
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[0].startswith("final"), item[0] == "losses")))
+    return Truth(case.name, "training", case.describes, ordered, case.margins, settings=case.settings)
 
 
 def _operation_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
@@ -216,21 +273,23 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
             base = name.removeprefix("d(").removesuffix(")")
             layout, patches, rows = ("parameter", 0, None)
             if not key.startswith("gradients/"):
-                layout, patches = _layout(base, config)
+                layout, patches = layout_of(base, config)
                 rows = _living(base, layout, config, arrays["output/alive"])
             tensors[name] = TruthTensor(name, arrays[key], direction, layout, case.tensors[key], rows, patches)
 
     for name in [*forward, *_OUTPUTS]:
+        if name.endswith(".selected") or not forward:
+            _add_kept(add, config, name if forward else None)
         if name == "y" or (name == "ponder" and "y" not in forward):
             add("decisions.halting_layer", "decisions/halting_layer", "forward")
             add("alive", "output/alive", "forward")
             add("tokens_per_layer", "output/tokens_per_layer", "forward")
-        if name.endswith(".selected") or not forward:
-            _add_kept(add, config, name if forward else None)
         if name == "logits":
             add("features", "output/features", "forward")
         add(name, f"forward/{name}", "forward")
         add(name, f"output/{name}", "forward")
+        if name.endswith(".scores"):
+            _add_kept(add, config, name)
     for name in ("recognition", "ponder", "motion", "total"):
         add(f"loss.{name}", f"loss/{name}", "forward")
     for name in _backward_order(forward, arrays):
@@ -244,10 +303,10 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
 _OUTPUTS = ("ponder", "features", "logits", "motion_logits")
 
 
-def _add_kept(add: Any, config: HaltingVTConfig, selected: str | None) -> None:
-    """The patches that a Glimpser block keeps come right before its ``selected``; all at once without named tensors."""
+def _add_kept(add: Any, config: HaltingVTConfig, after: str | None) -> None:
+    """The patches that a Glimpser block keeps come right after its scores; all at once without named tensors."""
     for g in range(config.glimpser_depth):
-        if selected is None or selected == f"blocks.{g}.selected":
+        if after is None or after in (f"blocks.{g}.scores", f"blocks.{g}.selected"):
             add(f"decisions.kept.{g}", f"decisions/kept.{g}", "forward")
 
 
@@ -282,7 +341,7 @@ def _read_from(parameter: str) -> str:
     return stem.removesuffix(".fc1").removesuffix(".fc2")
 
 
-def _layout(name: str, config: HaltingVTConfig) -> tuple[str, int]:
+def layout_of(name: str, config: HaltingVTConfig) -> tuple[str, int]:
     """Layout and S of a named tensor of the model (see ``TruthTensor``)."""
     entering, G = config.patches_entering(), config.glimpser_depth
     if name.startswith(("decisions.", "alive", "tokens_per_layer")):

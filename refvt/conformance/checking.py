@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from refvt import backends
-from refvt.array import Array
-from refvt.conformance.ambiguity import DERIVED, rounding_explains, scores_of
+from refvt.conformance.ambiguity import set_ambiguous_apart
 from refvt.conformance.arrangements import bare_name
+from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
-from refvt.conformance.cases import ModelCase, OperationCase, Truth, model_case, operation_case, truth_of
+from refvt.conformance.cases import TrainingCase, Truth, base_name, truth_of
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
-from refvt.conformance.golden import Case, load_arrays, load_manifest
-from refvt.conformance.isolation import Answer, Request, Runner, runner_for
-from refvt.conformance.judgement import arrange, judge, left_early
+from refvt.conformance.fresh import fresh_case
+from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
+from refvt.conformance.isolation import Answer, Runner, runner_for
+from refvt.conformance.judgement import arrange
 from refvt.conformance.layouts import explain, geometry_of
-from refvt.conformance.report import CaseReport, Report, TensorReport
+from refvt.conformance.report import CaseReport, LawReport, Report
 from refvt.conformance.reproduce import snippet
+from refvt.conformance.variants import Finder, evidence_of
 
-__all__ = ["check", "check_case", "select_cases"]
+__all__ = ["check", "check_case", "law_report", "open_runner", "select_cases"]
 
 Progress = Callable[[CaseReport], None]
 
@@ -38,8 +40,9 @@ def check(
     cases: str = "*",
     laws: bool = False,
     *,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     golden: Path | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a candidate with every golden case whose name matches, and return the report.
@@ -49,7 +52,8 @@ def check(
     the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
     in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
     the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
-    progress: called with each case as it is finished.
+    seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
+    finished.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -60,38 +64,75 @@ def check(
         raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     if not timeout > 0:
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
+    if laws and find_spec("hypothesis") is None:
+        raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
+    if laws:
+        import_module("refvt.conformance.strategies")  # before the candidate's process starts: it need not be repeated
     start = time.perf_counter()
-    chosen = select_cases(cases, golden)
+    chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
     name = candidate if isinstance(candidate, str) else _name_of(candidate)
     report = Report(name, dtype)
-    runner = folder or _runner(candidate, name, dtype, timeout)
+    runner: Runner = folder or _runner(candidate, name, dtype, timeout)
     if folder is not None:
         chosen = [case for case in chosen if case.name in folder.cases]
+    finder = Finder()
     try:
         for case in chosen:
-            found = check_case(runner, case, dtype, name)
+            found = check_case(runner, case, dtype, name, finder, seed)
             report.cases.append(found)
             if progress is not None:
                 progress(found)
+        answers = finder.answers()
+        for found in report.cases:
+            found.variant = answers.get(found.name)
+        if laws:
+            report.laws = list(_run_laws(runner, dtype, timeout))
     finally:
         runner.close()
     report.seconds = time.perf_counter() - start
     return report
 
 
-def select_cases(pattern: str = "*", golden: Path | None = None) -> list[Case]:
-    """The golden cases of models and operations whose names match, tiny ones first. ValueError if none does."""
-    found = [case for case in load_manifest(golden).values() if case.kind != "training"]
-    found = [case for case in found if fnmatchcase(case.name, pattern)]
+def open_runner(candidate: str, dtype: str, timeout: float = 120.0) -> Runner:
+    """What asks a candidate that is named by text: to be closed in the end. ValueError if it cannot be loaded."""
+    return _exchange_folder(candidate) or _runner(candidate, candidate, dtype, timeout)
+
+
+def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: float = 120.0) -> LawReport:
+    """Run one law where the candidate runs, within the time limit."""
+    from refvt.conformance.law_runs import run_law
+
+    found = runner.call(run_law, operation, law, dtype, 40, min(10.0, timeout / 2))
+    if isinstance(found, Answer):
+        return LawReport(operation, law, "error", found.sentence)
+    assert isinstance(found, LawReport)
+    return found
+
+
+def _run_laws(runner: Runner, dtype: str, timeout: float) -> Iterator[LawReport]:
+    """The laws of the candidate's operations; none for an exchange folder."""
+    from refvt.conformance.law_runs import laws_for
+
+    pairs = runner.call(laws_for)
+    for operation, law in [] if isinstance(pairs, Answer) else pairs:
+        yield law_report(runner, operation, law, dtype, timeout)
+
+
+def select_cases(pattern: str = "*", golden: Path | None = None, training: bool = False) -> list[Case]:
+    """The golden cases whose names match, tiny ones first; those of training are asked for. ValueError if none does."""
+    found = [case for case in load_manifest(golden).values() if fnmatchcase(case.name, pattern)]
+    found = [case for case in found if training or case.kind != "training"]
     if not found:
         raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}")
     return sorted(found, key=lambda case: not case.tiny)
 
 
 def _name_of(candidate: Any) -> str:
-    name = getattr(candidate, "__qualname__", None) or type(candidate).__qualname__
-    module = getattr(candidate, "__module__", None)
-    return f"{module}:{name}" if module and module != "builtins" else str(name)
+    """``module:function`` for what can be imported under its name, else the kind of object."""
+    name, module = getattr(candidate, "__qualname__", None), getattr(candidate, "__module__", None)
+    if name and module:
+        return f"{module}:{name}"
+    return f"an object of {type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
 def _exchange_folder(candidate: Any) -> ExchangeFolder | None:
@@ -117,82 +158,41 @@ def _runner(candidate: Any, name: str, dtype: str, timeout: float) -> Runner:
 # ---- one case
 
 
-def check_case(runner: Runner, case: Case, dtype: str, candidate: str = "candidate") -> CaseReport:
-    """Ask for one case, judge what comes back, and explain a difference."""
+def check_case(
+    runner: Runner,
+    case: Case,
+    dtype: str,
+    candidate: str = "candidate",
+    finder: Finder | None = None,
+    seed: int | None = None,
+) -> CaseReport:
+    """Ask for one case, judge what comes back, and explain a difference.
+
+    finder: looks for a known variant. seed: other inputs than the golden ones.
+    """
     start = time.perf_counter()
-    arrays = load_arrays(case)
+    try:
+        arrays = load_arrays(case)
+        if seed is not None and case.kind != "training":
+            case, arrays = fresh_case(case, arrays, seed)
+    except GoldenError as error:
+        return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
     report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
-    asked = _Asked(runner, case, arrays, truth, dtype)
+    asked = Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
-    if first.status != "given":
+    if not first.tensors:
         report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:
         _judge_case(asked, first, report)
+        if first.status == "error" and report.status != "differs":
+            report.status = "error"
         if report.status == "differs":
             _explain(asked, report, candidate)
+        if finder is not None and case.kind != "training" and not first.mutated:
+            report.variant = _variant(asked, report, finder)
     report.seconds = time.perf_counter() - start
     return report
-
-
-class _Asked:
-    """One case while it is checked: its truth, and how the candidate is asked."""
-
-    def __init__(self, runner: Runner, case: Case, arrays: dict[str, Array], truth: Truth, dtype: str) -> None:
-        self.runner, self.case, self.arrays, self.truth, self.dtype = runner, case, arrays, truth, dtype
-        self.names = frozenset(truth)
-        self.given: dict[str, Array] = {}
-
-    def what(self, force: bool = False) -> ModelCase | OperationCase:
-        """What the candidate is given; every question has fresh arrays."""
-        if self.case.kind == "op":
-            return operation_case(self.case, self.arrays, self.dtype)
-        return model_case(self.case, self.arrays, self.dtype, force)
-
-    def ask(self, force: bool = False) -> Answer:
-        """The candidate's answer, with the decisions of the truth imposed or not."""
-        forced = None
-        if force and self.case.kind == "op":
-            forced = self._forced()
-            if forced is None:
-                return Answer("not given")
-        return self.runner.ask(Request(self.what(force), self.names, forced))
-
-    def _forced(self) -> dict[str, Array] | None:
-        decision = {"halt": "halted", "halt_tokens": "halting_layer"}.get(self.truth.operation or "")
-        return None if decision is None else {"forced": self.truth[decision].value.copy()}
-
-    def judge(self, answer: Answer) -> list[TensorReport]:
-        """All tensors that were given, in the order of computation."""
-        order = {name: i for i, name in enumerate(self.truth)}
-        found = sorted(answer.tensors, key=lambda key: order[_base(key)])
-        return [self._judge_one(key, answer.tensors[key]) for key in found]
-
-    def _judge_one(self, key: str, value: Array) -> TensorReport:
-        name = _base(key)
-        report = judge(self.truth, name, value, self.dtype)
-        if report.status == "differs":
-            other = left_early(self.truth, name)
-            if other is not None and other.shape == value.shape and _same_holes(other, value):
-                patched = np.where(_holes(other, self.truth[name].value), self.truth[name].value, value)
-                report = judge(self.truth, name, patched, self.dtype)
-        return replace(report, name=key)
-
-
-def _base(key: str) -> str:
-    """The name of a tensor without the run that it comes from ("compact: logits")."""
-    return key.rpartition(": ")[2]
-
-
-def _holes(early: Array, full: Array) -> Array:
-    return np.asarray(np.isnan(early) if early.dtype.kind == "f" else early != full)
-
-
-def _same_holes(early: Array, value: Array) -> bool:
-    """True if a candidate's value has the holes of a clip that left early, and only these."""
-    if early.dtype.kind == "f":
-        return value.dtype.kind == "f" and bool((np.isnan(early) == np.isnan(value)).all())
-    return bool((early == value).all())
 
 
 def _about(answer: Answer, truth: Truth) -> str:
@@ -205,19 +205,19 @@ def _about(answer: Answer, truth: Truth) -> str:
 
 def _is_known(name: str, truth: Truth) -> bool:
     """True for a named tensor that this case's golden file leaves out."""
-    base = bare_name(_base(name))
+    base = bare_name(base_name(name))
     return truth.config is not None and geometry_of(truth).rows_of(base) is not None
 
 
-def _judge_case(asked: _Asked, first: Answer, report: CaseReport) -> None:
+def _judge_case(asked: Asked, first: Answer, report: CaseReport) -> None:
     """Fill in a report from the candidate's answer; decisions within rounding are set apart."""
     tensors = asked.judge(first)
     asked.given = first.tensors
     wrong = [t for t in tensors if t.status == "differs"]
     if wrong and not first.mutated:
-        tensors = _set_ambiguous_apart(asked, first, tensors, report)
+        tensors = set_ambiguous_apart(asked, first, tensors, report)
     report.tensors = tensors
-    given = {_base(t.name) for t in tensors}
+    given = {base_name(t.name) for t in tensors}
     report.not_given = tuple(name for name in asked.truth if name not in given)
     statuses = {t.status for t in tensors}
     report.status = next((s for s in ("differs", "ambiguous", "agrees") if s in statuses), "not given")
@@ -228,81 +228,17 @@ def _judge_case(asked: _Asked, first: Answer, report: CaseReport) -> None:
         report.sentence = "; ".join(filter(None, (changed, report.sentence)))
 
 
-def _set_ambiguous_apart(
-    asked: _Asked, first: Answer, tensors: list[TensorReport], report: CaseReport
-) -> list[TensorReport]:
-    """Judge again where a decision differs within rounding: with imposed decisions, or up to that decision."""
-    decisions = [t for t in tensors if _is_decision(asked.truth, _base(t.name)) and t.status == "differs"]
-    inside = _inside_rounding(asked, first, decisions)
-    if not inside:
-        return tensors
-    report.ambiguous = list(dict.fromkeys(inside.values()))
-    forced = asked.ask(force=True)
-    if forced.status == "given":
-        again = asked.judge(forced)
-        undecided = [t for t in again if _is_decision(asked.truth, _base(t.name)) and t.status == "differs"]
-        if not undecided:
-            asked.given = forced.tensors
-            flipped = {t.name for t in decisions}
-            return [replace(t, status="ambiguous") if t.name in flipped else t for t in again]
-    if asked.truth.kind == "op":
-        start = 0
-    else:
-        order = list(asked.truth)
-        start = min(order.index(_decided_by(asked.truth, _base(name))) for name in inside)
-    position = {name: i for i, name in enumerate(asked.truth)}
-    return [
-        replace(t, status="ambiguous") if t.status == "differs" and position[_base(t.name)] >= start else t
-        for t in tensors
-    ]
-
-
-def _is_decision(truth: Truth, name: str) -> bool:
-    return truth[name].value.dtype.kind in "biu"
-
-
-def _decided_by(truth: Truth, name: str) -> str:
-    """The first tensor that a decision changes: a halted token's weight, or the patches that are selected."""
-    if name == "decisions.halting_layer":
-        return "joint.1.weight" if "joint.1.weight" in truth else name
-    return name
-
-
-def _inside_rounding(asked: _Asked, first: Answer, decisions: list[TensorReport]) -> dict[str, str]:
-    """The decisions that differ within rounding, with a sentence for each; nothing if the first one is wrong."""
-    found: dict[str, str] = {}
-    scores: Mapping[str, Array] | None = None
-    for tensor in decisions:
-        name = _base(tensor.name)
-        if name in DERIVED and DERIVED[name] in asked.truth:
-            if not any(_base(key) == DERIVED[name] for key in found):
-                return {}
-            continue
-        case = asked.what()
-        if scores is None:
-            scores = (
-                {} if isinstance(case, OperationCase) else scores_of(model_case(asked.case, asked.arrays, "float64"))
-            )
-        sentence = rounding_explains(asked.truth, case, name, first.tensors[tensor.name], asked.dtype, scores)
-        if sentence is None and found:
-            continue  # a consequence of an earlier one
-        if sentence is None:
-            return {}
-        found[tensor.name] = sentence
-    return found
-
-
 # ---- a difference
 
 
-def _explain(asked: _Asked, report: CaseReport, candidate: str) -> None:
+def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     """Find the first divergence, and say what else is known about it."""
     report.first = first_divergence(asked.truth, report.tensors)
-    said = narrow_down(asked.truth, report, {_base(k): v for k, v in asked.given.items()})
-    report.sentence = "; ".join(filter(None, (report.sentence, said)))
+    said = narrow_down(asked.truth, report, {base_name(k): v for k, v in asked.given.items()})
+    report.sentence = "; ".join(filter(None, (report.sentence, said, _under_imposed_decisions(asked, report))))
     if report.first is None:
         return
-    name, given = _base(report.first.tensor), asked.given[report.first.tensor]
+    name, given = base_name(report.first.tensor), asked.given[report.first.tensor]
     phrase = explain(name, given, None, asked.truth, asked.dtype)
     if phrase is not None:
         note = "; ".join(filter(None, (phrase, report.first.note)))
@@ -311,3 +247,27 @@ def _explain(asked: _Asked, report: CaseReport, candidate: str) -> None:
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)
+
+
+def _under_imposed_decisions(asked: Asked, report: CaseReport) -> str:
+    """Whether a candidate that can be forced is right but for its decisions."""
+    first = report.first
+    is_decision = first is not None and asked.truth[base_name(first.tensor)].layout in ("decision", "halting")
+    if not is_decision or asked.truth.kind != "model" or asked.forced:
+        return ""
+    forced = asked.ask(force=True)
+    wrong = [tensor for tensor in asked.judge(forced) if tensor.status == "differs"] if forced.tensors else [None]
+    return "" if wrong else "with the decisions of the truth imposed, everything agrees"
+
+
+def _variant(asked: Asked, report: CaseReport, finder: Finder) -> str | None:
+    """The known variant that a case that differs agrees with, as far as it is known after this case."""
+    case = asked.what_was_given()
+    given = {name: value for name, value in asked.given.items() if base_name(name) == name}
+    if isinstance(case, TrainingCase) or report.status not in ("agrees", "differs") or not given:
+        return None
+    evidence = evidence_of(case, asked.truth, given, asked.dtype)
+    if report.status == "differs":
+        return finder.look(evidence)
+    finder.agreed(evidence)
+    return None

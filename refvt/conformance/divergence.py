@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.cases import Truth, TruthTensor
+from refvt.conformance.cases import Truth, TruthTensor, base_name
 from refvt.conformance.report import CaseReport, Divergence, TensorReport
 
 __all__ = ["first_divergence", "narrow_down", "neighbourhood", "place"]
@@ -16,7 +16,7 @@ def first_divergence(truth: Truth, tensors: list[TensorReport]) -> Divergence | 
     last_agreeing = None
     for tensor in tensors:
         if tensor.status == "differs":
-            where = "" if tensor.index is None else place(truth, tensor.name, tensor.index)
+            where = "" if tensor.index is None else place(truth, base_name(tensor.name), tensor.index)
             return Divergence(
                 tensor=tensor.name,
                 direction=tensor.direction,
@@ -43,6 +43,8 @@ def place(truth: Truth, name: str, index: tuple[int, ...]) -> str:
     tensor = truth[name]
     if truth.kind == "op":
         return _axes(truth, tensor, index)
+    if truth.kind == "training":
+        return f"element {list(index)}"
     parts = _layer(truth, name)
     if tensor.layout == "parameter":
         parts.append(_parameter(truth, name, index))
@@ -184,7 +186,9 @@ def narrow_down(truth: Truth, case: CaseReport, given: dict[str, Array]) -> str:
     """What outputs, decisions and gradients say about a difference, in one sentence."""
     by_status: dict[str, list[str]] = {"agrees": [], "differs": []}
     for tensor in case.tensors:
-        by_status.setdefault(tensor.status, []).append(tensor.name)
+        names = by_status.setdefault(tensor.status, [])
+        if base_name(tensor.name) not in names:
+            names.append(base_name(tensor.name))
     parts = []
     outputs = [name for name in ("logits", "motion_logits", "features", "ponder") if name in given]
     for status, word in (("agrees", "agree"), ("differs", "differ")):
@@ -192,7 +196,7 @@ def narrow_down(truth: Truth, case: CaseReport, given: dict[str, Array]) -> str:
         if names and len(outputs) > 1:
             parts.append(f"{' and '.join(names)} {word}{'s' if len(names) == 1 else ''}")
     decisions = [n for n in by_status["differs"] if truth[n].layout == "decision"]
-    kept = [n for n in by_status["agrees"] if truth[n].layout == "decision"]
+    kept = [n for n in by_status["agrees"] if truth[n].layout == "decision" and n not in decisions]
     if decisions:
         parts.append(f"decisions that differ: {', '.join(decisions)}")
     elif kept:

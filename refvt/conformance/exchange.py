@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,10 @@ class ExchangeFolder:
                 return Answer("error", sentence=f"results/{path.name} cannot be read: {text or type(error).__name__}")
         sentence = "" if found else "there are no results"
         return Answer("given" if found else "not given", found, sentence, tuple(unknown[:20]))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Nothing can be called: the other program has run already."""
+        return Answer("not given", sentence="files cannot be called")
 
     def close(self) -> None:
         """Nothing was started."""

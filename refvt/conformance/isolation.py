@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -26,14 +27,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.candidates import Candidate, CannotFollow
-from refvt.conformance.cases import ModelCase, OperationCase
+from refvt.conformance.candidates import BackwardFailed, Candidate, CannotFollow
+from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
 
 __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
 
 M_PERTURB = -6
 PERTURBATION = 0x01  # glibc fills what it hands out with the complement of this byte: POISON
-LOADING_TIME = 300.0  # seconds for the import of a candidate
+LOADING_TIME = 120.0  # seconds that the import of a candidate may take at least
 
 
 class CannotLoad(ValueError):  # noqa: N818 - it reads as what happened
@@ -44,7 +45,7 @@ class CannotLoad(ValueError):  # noqa: N818 - it reads as what happened
 class Request:
     """One question: the case, and the names that its truth knows. forced: decisions imposed on an operation."""
 
-    case: ModelCase | OperationCase
+    case: AnyCase
     names: frozenset[str]
     forced: Mapping[str, Array] | None = None
 
@@ -68,6 +69,9 @@ class Runner(Protocol):
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error of the candidate is an answer too."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)`` where the candidate runs; an Answer if that raises, hangs or dies."""
 
     def close(self) -> None:
         """End what was started."""
@@ -99,10 +103,15 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     try:
         if isinstance(case, ModelCase):
             found = candidate.answer_model(case)
+        elif isinstance(case, TrainingCase):
+            found = candidate.answer_training(case)
         else:
             found = candidate.answer_operation(case, request.forced)
     except CannotFollow as reason:
         return Answer("not given", sentence=str(reason))
+    except BackwardFailed as failed:
+        known = {name: value for name, value in failed.results.items() if name in request.names}
+        return Answer("error", known, f"its backward raised {_sentence(failed.__cause__ or failed)}")
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
@@ -110,7 +119,7 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     except BaseException as error:
         return Answer("error", sentence=_sentence(error))
     after = _inputs(case)
-    mutated = [name for name, value in before.items() if not np.array_equal(after[name], value, equal_nan=True)]
+    mutated = [name for name, value in before.items() if not _same(after.get(name), value)]
     known = {name: value for name, value in found.items() if name.rpartition(": ")[2] in request.names}
     unknown = tuple(sorted(set(found) - set(known)))[:20]
     status = "given" if known else "not given"
@@ -118,10 +127,17 @@ def answer(candidate: Candidate, request: Request) -> Answer:
     return Answer(status, known, sentence, unknown, tuple(mutated))
 
 
-def _inputs(case: ModelCase | OperationCase) -> dict[str, Array]:
+def _same(after: Any, before: Array) -> bool:
+    kept = isinstance(after, np.ndarray) and after.dtype == before.dtype
+    return kept and np.array_equal(after, before, equal_nan=before.dtype.kind == "f")
+
+
+def _inputs(case: AnyCase) -> dict[str, Array]:
     if isinstance(case, OperationCase):
         found = {f"d({name})": value for name, value in case.cotangents.items()}
         return {**case.arguments, **found}
+    if isinstance(case, TrainingCase):
+        return {**case.start, **case.batch}
     named = {"clips": case.clips, "labels": case.labels, "motion_labels": case.motion_labels}
     return {**case.parameters, **named}
 
@@ -135,6 +151,13 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
+def _guarded(candidate: Candidate, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(candidate, *arguments)
+    except Exception as error:
+        return Answer("error", sentence=_sentence(error))
+
+
 # ---- in this process
 
 
@@ -146,10 +169,19 @@ class InProcess:
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer, or an error once the time is over."""
+        found: Answer = self.call(answer, request)
+        return found
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)``, or an Answer with the error."""
         if self.timeout is None:
-            return answer(self.candidate, request)
-        found: list[Answer] = []
-        thread = threading.Thread(target=lambda: found.append(answer(self.candidate, request)), daemon=True)
+            return _guarded(self.candidate, function, arguments)
+        found: list[Any] = []
+
+        def work() -> None:
+            found.append(_guarded(self.candidate, function, arguments))
+
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(self.timeout)
         return found[0] if found else _too_long(self.timeout)
@@ -176,13 +208,20 @@ class Isolated:
 
     def ask(self, request: Request) -> Answer:
         """The candidate's answer; an error if the child hung or died, and the next question gets a new child."""
+        found = self.call(answer, request)
+        if not isinstance(found, Answer):
+            return self._end(Answer("error", sentence="its process returned no answer"))
+        return found
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(candidate, *arguments)`` in the child; an Answer with the error if it hung or died."""
         try:
             if self._process is None:
                 self._start()
-            self._connection.send(request)
+            self._connection.send((function, arguments))
             if not self._connection.poll(self.timeout):
                 return self._end(_too_long(self.timeout))
-            found = self._connection.recv()
+            return self._connection.recv()
         except CannotLoad as error:
             return self._end(Answer("error", sentence=str(error)))
         except (EOFError, OSError):
@@ -190,9 +229,6 @@ class Isolated:
             return self._end(Answer("error", sentence=_death(self._process.exitcode)))
         except Exception as error:  # what came through the pipe is no answer
             return self._end(Answer("error", sentence=f"its process returned no answer ({type(error).__name__})"))
-        if not isinstance(found, Answer):
-            return self._end(Answer("error", sentence="its process returned no answer"))
-        return found
 
     def close(self) -> None:
         """End the child."""
@@ -201,16 +237,15 @@ class Isolated:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load), daemon=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._process = context.Process(target=_serve, args=(theirs, self._connection, self.load))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fork beside threads: ``_fork_is_safe`` knows those that matter
             self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(LOADING_TIME)
-            problem = self._connection.recv() if ready else f"it could not be loaded within {LOADING_TIME:g} s"
+            limit = max(LOADING_TIME, self.timeout)
+            ready = self._connection.poll(limit)
+            problem = self._connection.recv() if ready else f"it could not be loaded within {limit:g} s"
         except (EOFError, OSError):
             self._process.join(5)
             problem = f"while it was loaded, {_death(self._process.exitcode)}"
@@ -221,6 +256,8 @@ class Isolated:
     def _end(self, found: Answer) -> Answer:
         process, self._process = self._process, None
         if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # the child, and what it has started
             process.kill()
             process.join(5)
             self._connection.close()
@@ -237,26 +274,33 @@ def _death(code: int | None) -> str:
 def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> None:
     """The child: load the candidate, say so, and answer until the parent is gone."""
     other_end.close()
+    os.setsid()
+    warnings.resetwarnings()  # a test runner may have turned warnings into errors
+    faulthandler.disable()  # it writes to a copy of the parent's error stream
     _silence()
     _poison_memory()
     torch = sys.modules.get("torch")
     if torch is not None:  # OpenMP's threads do not survive a fork
         torch.set_num_threads(1)
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        _load_and_answer(connection, load)
+
+
+def _load_and_answer(connection: Any, load: Callable[[], Candidate]) -> None:
     try:
         candidate = load()
-    except ValueError as error:
-        connection.send(str(error).removeprefix("candidate: "))
-        return
     except BaseException as error:
-        connection.send(f"it could not be loaded: {_sentence(error)}")
+        own = isinstance(error, ValueError) and str(error).startswith("candidate: ")
+        said = str(error).removeprefix("candidate: ") if own else f"it could not be loaded: {_sentence(error)}"
+        connection.send(said)
         return
     connection.send(None)
     while True:
         try:
-            request = connection.recv()
+            function, arguments = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(answer(candidate, request))
+        connection.send(_guarded(candidate, function, arguments))
 
 
 def _silence() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ GRADIENT_LAWS = (
     "linear_in_cotangent",
     "gradient_does_not_move_the_mean",
     "permutation_goes_and_comes_back",
+    "nothing_flows_to_the_unread",
     "only_cls_asks",
     "the_kept_are_not_fused",
     "no_gradient_through_the_comparison",
@@ -213,14 +214,16 @@ class _Search:
 
     law: Law
     op: _Computes
-    until: float
+    seconds: float
     asked: int = 0
     skipped: str = ""
-    broken: tuple[dict[str, Any], Exception] | None = field(default=None)
+    broken: tuple[dict[str, Any], Exception] | None = None
+    started: float | None = None
 
     def ask(self, inputs: dict[str, Any]) -> None:
         """Ask the law, and keep the last input that breaks it: Hypothesis ends with the smallest."""
-        if time.monotonic() > self.until:
+        self.started = self.started or time.monotonic()
+        if time.monotonic() > self.started + self.seconds:
             raise _TimeIsUp
         if "forced" not in self.op.operation.arguments and _near_a_decision(self.op, inputs):
             return
@@ -265,7 +268,7 @@ def run_law(
     if reason or found is None:
         return report("not given", reason)
     working = "float64" if law == "adjoint" else dtype
-    search = _Search(asked, _computes(found, "float64" if law == "adjoint" else None), started + seconds)
+    search = _Search(asked, _computes(found, "float64" if law == "adjoint" else None), seconds)
     _search(search, working, max_examples)
     if search.broken is None:
         if not search.asked:

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["STATUSES", "CaseReport", "Divergence", "LawReport", "Report", "TensorReport"]
+__all__ = [
+    "STATUSES",
+    "CaseReport",
+    "Divergence",
+    "LawReport",
+    "Report",
+    "TensorReport",
+    "describe_case",
+    "describe_law",
+    "share_text",
+]
 
 STATUSES = ("agrees", "differs", "ambiguous", "not given", "error")
 """Every status of a case, of a tensor, and of a law."""
@@ -77,7 +87,7 @@ class CaseReport:
     """
 
     name: str
-    kind: str  # "model" or "op"
+    kind: str  # "model", "op" or "training"
     describes: str
     status: str = "not given"
     sentence: str = ""
@@ -93,13 +103,28 @@ class CaseReport:
 
     @property
     def compared(self) -> int:
-        """How many of the case's tensors were compared; one that several runs gave ("compact: logits") counts once."""
-        return len({t.name.rpartition(": ")[2] for t in self.tensors if t.status in ("agrees", "differs")})
+        """How many of the case's tensors were compared; one that several runs gave ("compact: logits") counts once.
+
+        A tensor whose budget is its whole norm, as happens in bfloat16, counts only if it differs.
+        """
+        told = (t for t in self.tensors if t.status == "differs" or (t.status == "agrees" and t.allowed < 1))
+        return len({t.name.rpartition(": ")[2] for t in told})
+
+    @property
+    def holds(self) -> bool:
+        """True if something was compared and nothing differs but decisions within rounding."""
+        return self.status in ("agrees", "ambiguous") and self.compared > 0
+
+    @property
+    def worst(self) -> TensorReport | None:
+        """The tensor that used the largest share of its budget, of those that were compared."""
+        compared = [tensor for tensor in self.tensors if tensor.status in ("agrees", "differs")]
+        return max(compared, key=lambda tensor: tensor.share, default=None)
 
     @property
     def share(self) -> float:
         """The largest share of a budget that a tensor of this case used."""
-        return max((tensor.share for tensor in self.tensors if tensor.status != "ambiguous"), default=0.0)
+        return 0.0 if self.worst is None else self.worst.share
 
 
 @dataclass(frozen=True)
@@ -179,3 +204,38 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+# ---- as text
+
+
+def describe_case(case: CaseReport) -> str:
+    """A case in a few lines: what differs first, where, by how much, and how to see it again."""
+    if case.first is None:
+        return "\n".join(filter(None, (case.sentence or f"{case.name}: {case.status}", *case.ambiguous)))
+    first = case.first
+    lines = [f"{case.name}: {first.tensor} differs first ({first.direction})"]
+    lines.append(f"last agreeing: {first.last_agreeing or 'none before it was given'}")
+    lines += [first.note] if first.note else []
+    if first.index is not None and first.got is not None and first.expected is not None:
+        place = f", {first.place}" if first.place else ""
+        lines.append(f"worst element {list(first.index)}{place}: got {first.got:.9g}, expected {first.expected:.9g}")
+    lines.append(f"error {first.error:.3g}, allowed {first.allowed:.3g}, share of the budget {share_text(first.share)}")
+    lines += [f"agrees with variant {case.variant}"] if case.variant else []
+    lines += [text for text in (case.sentence, *case.ambiguous) if text]
+    return "\n".join([*lines, *(["reproduce:", case.reproduce] if case.reproduce else [])])
+
+
+def describe_law(law: LawReport) -> str:
+    """A law in a few lines, with the program that breaks it."""
+    said = f": {law.sentence}" if law.sentence else ""
+    return "\n".join(filter(None, (f"{law.operation}, {law.law}: {law.status}{said}", law.reproduce)))
+
+
+def share_text(share: float) -> str:
+    """A share of a budget for people: 12 %, 3.1×, ∞."""
+    if not math.isfinite(share):
+        return "∞"
+    if share < 10:
+        return f"{100 * share:.0f} %" if share >= 0.01 or not share else "<1 %"
+    return f"{share:.0f}×" if share < 1e5 else f"10^{math.floor(math.log10(share))}×"

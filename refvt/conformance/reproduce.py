@@ -54,9 +54,13 @@ def snippet(truth: Truth, first: Divergence, candidate: str, dtype: str) -> str:
     else:
         module, _, path = candidate.partition(":")
         head = path.partition(".")[0]
-        found = ["import sys; sys.path.insert(0, '.')"] if module and not module.endswith(".py") else []
-        lines += [*found, f"from {module} import {head}" if path.isidentifier() else f"# candidate = {candidate}"]
-        path = path if path.isidentifier() else "candidate"
+        if path.isidentifier() and module.isidentifier():
+            lines += ["import sys; sys.path.insert(0, '.')", f"from {module} import {head}"]
+        elif path.isidentifier() and not module.endswith(".py"):
+            lines.append(f"from {module} import {head}")
+        else:
+            lines.append(f"# candidate = {candidate}")
+        path = path if path.isidentifier() and not module.endswith(".py") else "candidate"
         call = f'{path}(case)["{name}"]'
         if truth.kind == "op":
             lines.append("from refvt.conformance.candidates import wrap")

@@ -170,7 +170,9 @@ def _mlp(m: _Source) -> Inputs:
 
 def _attention(m: _Source) -> Inputs:
     A, d, segments = m.size("A", high=3), m.size("d", high=4), m.size("segments", high=3)
-    query_offsets, key_offsets = m.offsets(segments), m.offsets(segments)
+    strided = m.edge != "empty" and m.flag("strided")  # q, k and v are views of one array, as in the model
+    query_offsets = m.offsets(segments)
+    key_offsets = query_offsets.copy() if strided else m.offsets(segments)
     if m.edge == "empty":
         key_offsets[-1] = key_offsets[-2]  # the last segment has no key
     n, keys = int(query_offsets[-1]), int(key_offsets[-1])
@@ -178,7 +180,7 @@ def _attention(m: _Source) -> Inputs:
     if m.edge == "ties":
         row = m.normal(1, A * d)
         inputs |= {"k": np.repeat(row, keys, axis=0), "v": m.normal(keys, A * d)}
-    elif n == keys and m.flag("strided"):  # q, k and v are views of one array, as in the model
+    elif strided:
         qkv = m.normal(n, 3 * A * d)
         inputs = {name: qkv[:, i * A * d : (i + 1) * A * d] for i, name in enumerate("qkv")}
     else:

@@ -133,7 +133,7 @@ def test_golden_verify_reports_and_its_exit_code_says_so(tmp_path, capsys):
     shutil.copytree(golden_directory(), copy)
     (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
     assert main(["golden", "verify", "--tiny", "--golden", str(copy)]) == 1
-    assert "FAILED tiny-op-gelu-basic: GoldenError" in capsys.readouterr().out
+    assert "FAILED tiny-op-gelu-basic: " in capsys.readouterr().out
 
 
 def test_info_as_text_and_json(capsys):
