@@ -15,18 +15,26 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refvt.array import Array
 from refvt.checks import check_int
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
+from refvt.data.resize import check_filter
 from refvt.data.video import Frames, read_frames
+
+# which clip is the centre clip, as a place of ``sample_indices``
+SAMPLING = {"span": None, "window": 0.5}
+# the settings with which frames and pixels are those of the released configurations
+RELEASED_VIDEOS = {"sampling": "span", "resize": "opencv"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,12 @@ class AnnotatedVideos:
 
     Without a generator ``clip`` takes the centre clip, scales its short side to 256 for a crop of 224, and crops the
     centre. With one it takes a clip from a random place in the video, scales and crops at random, mirrors if ``flip``
-    (off in the paper), and applies RandAugment: ``augment`` is (operations, magnitude), (0, 0) for none.
+    (off in the paper), and applies RandAugment: ``augment`` is (operations, magnitude), (0, 0) for none. ``twin`` is a
+    static twin made from the video anew, as the released data set makes it.
+
+    sampling: which clip is the centre clip: "span" (the clip itself is centred, as in MMAction2 1.0.0, which the
+    released configurations use) or "window" (T · stride frames are centred, as in its releases 0.x). resize: the
+    filter, "antialiased" or "opencv" (see ``refvt.data.resize``); the released configurations use OpenCV's.
 
     A video with fewer frames than a clip spans is read again from its start, as in MMAction, with a ShortVideoWarning
     that names the line; with short="refuse" its clip is unreadable instead.
@@ -140,10 +153,14 @@ class AnnotatedVideos:
         short: str = "loop",
         flip: bool = False,
         augment: tuple[int, float] = (2, 9.0),
+        sampling: str = "span",
+        resize: str = "antialiased",
         strict: bool = False,
     ) -> None:
         if short not in ("loop", "refuse"):
             raise ValueError(f"short: expected 'loop' or 'refuse', got {short!r}")
+        if sampling not in SAMPLING:
+            raise ValueError(f"sampling: expected one of {', '.join(SAMPLING)}, got {sampling!r}")
         if len(image_size) != 2:
             raise ValueError(f"image_size: expected (height, width), got {tuple(image_size)}")
         self.num_classes = check_int("num_classes", num_classes)
@@ -151,6 +168,7 @@ class AnnotatedVideos:
         self.image_size = tuple(check_int("image_size", side) for side in image_size)
         self.multi_label = multi_label
         self.short, self.flip, self.augment = short, flip, augment
+        self.sampling, self.resize = sampling, check_filter(resize)
         self.annotations, self.root = Path(annotations), Path(root)
         videos, problems = read_annotations(annotations, root, self.num_classes, multi_label)
         self.videos: Sequence[AnnotatedVideo] = videos
@@ -164,7 +182,8 @@ class AnnotatedVideos:
         return (
             f"AnnotatedVideos({self.annotations.name}: {len(self)} videos, sha256 {digest}, frames={self.frames}, "
             f"stride={self.stride}, image_size={self.image_size}, multi_label={self.multi_label}, "
-            f"short={self.short!r}, flip={self.flip}, augment={self.augment})"
+            f"short={self.short!r}, flip={self.flip}, augment={self.augment}, sampling={self.sampling!r}, "
+            f"resize={self.resize!r})"
         )
 
     def __len__(self) -> int:
@@ -181,19 +200,41 @@ class AnnotatedVideos:
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> Array:
         """Return clip ``index``, float32 [3, T, height, width] from −1 to 1; see the class for ``rng``."""
+        with self._naming(index) as video:
+            frames = self._read(video, SAMPLING[self.sampling] if rng is None else float(rng.random()))
+            if rng is None:
+                return normalise(resize_and_crop(frames.images, self.image_size, resize=self.resize))
+            images = random_scale_and_crop(frames.images, rng, self.image_size, self.resize)
+        return self._augmented(images, rng)
+
+    def twin(self, index: int, rng: np.random.Generator) -> Array:
+        """Return a static twin of clip ``index`` that owes nothing to the clip itself, float32 [3, T, height, width].
+
+        A clip is sampled from the video as in training, one of its T frames is drawn, scaled, cropped and augmented by
+        itself, and repeated T times. Source: the released data set, ``RawFrameFakeVidDataset``.
+        """
+        with self._naming(index) as video:
+            frames = self._read(video, float(rng.random()))
+            chosen = int(rng.integers(self.frames))
+            images = random_scale_and_crop(frames.images[chosen : chosen + 1], rng, self.image_size, self.resize)
+        return self._augmented(images, rng).repeat(self.frames, axis=1)
+
+    def _augmented(self, images: NDArray[np.uint8], rng: np.random.Generator) -> Array:
+        """Mirror and augment frames at random, and normalise them."""
+        if self.flip:
+            images = random_flip(images, rng)
+        return normalise(rand_augment(images, rng, *self.augment))
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[AnnotatedVideo]:
+        """Yield a video; an error in reading it becomes an UnreadableClipError that names its line."""
         video = self.videos[index]
         try:
-            frames = self._read(video, None if rng is None else float(rng.random()))
-            if rng is None:
-                return normalise(resize_and_crop(frames.images, self.image_size))
-            images = random_scale_and_crop(frames.images, rng, self.image_size)
+            yield video
         except ImportError:
             raise  # not a fault of this video
         except Exception as error:  # a decoder may raise anything on a broken file; other videos can still be read
             raise UnreadableClipError(f"{video.where}: {error or type(error).__name__}") from error
-        if self.flip:
-            images = random_flip(images, rng)
-        return normalise(rand_augment(images, rng, *self.augment))
 
     def _read(self, video: AnnotatedVideo, place: float | None) -> Frames:
         """Read the frames of a clip and compare their number with what the list declares."""
