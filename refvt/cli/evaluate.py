@@ -15,8 +15,10 @@ from refvt import weights
 from refvt.cli.data_sets import open_annotated_videos
 from refvt.cli.options import add_backend
 from refvt.cli.progress import EvaluationBar
+from refvt.data.annotations import RELEASED_VIDEOS, SAMPLING
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
+from refvt.data.resize import FILTERS
 from refvt.evaluation import evaluate
 from refvt.evaluation.metrics import Evaluation
 from refvt.model.config import PRESETS, HaltingVTConfig
@@ -53,7 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", type=int, default=None, help="frames between sampled frames; default: 32, for anet-…: 64"
     )
-    parser.add_argument("--multi-label", action="store_true", help="several labels per video: mAP instead of top-1")
+    parser.add_argument(
+        "--multi-label",
+        action=argparse.BooleanOptionalAction,
+        help="several labels per video: mAP instead of top-1; default: yes for anet-…, else no",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=FILTERS,
+        help="filter that scales the frames; default: opencv, as in the released code, for a preset, else antialiased",
+    )
+    parser.add_argument(
+        "--sampling",
+        default="span",
+        choices=list(SAMPLING),
+        help="which clip is centred: itself, as in MMAction2 1.0.0 (span, default), or its window, as in 0.x",
+    )
     parser.add_argument("--strict", action="store_true", help="refuse a list with any line that cannot be used")
     parser.add_argument(
         "--set",
@@ -121,14 +138,21 @@ def _open_data_set(
     if options.annotations is not None:
         if options.set:
             raise ValueError("--set: only for --data digits")
-        stride = options.stride
-        if stride is None:
-            stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
-        more = {"stride": stride, "multi_label": options.multi_label, "strict": options.strict}
-        videos = open_annotated_videos(options.annotations, root, config, **more)
+        videos = open_annotated_videos(options.annotations, root, config, **_video_settings(options))
         return videos, videos.problems
     return _open_digits(options.set, config, settings), ()
+
+
+def _video_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of an annotation list; with a preset, those of the released configuration by default."""
+    activitynet = (options.preset or "").startswith("anet-")
+    released = {"stride": 64 if activitynet else 32, "multi_label": activitynet}
+    if options.config is None:
+        released |= RELEASED_VIDEOS
+    names = ("stride", "multi_label", "resize", "sampling")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {**released, **given, "strict": options.strict}
 
 
 def _open_digits(texts: Sequence[str], config: HaltingVTConfig, settings: Mapping[str, Any]) -> MovingDigits:

@@ -122,7 +122,8 @@ def _run_whole(options: argparse.Namespace) -> int:
         model = refvt.load(options.weights, config, backend=options.backend)
     else:
         model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
-    found = run_on_video(model, options.video, options.stride)
+    # a checkpoint gets the pixels of the released code, in which published weights were trained
+    found = run_on_video(model, options.video, options.stride, "opencv" if trained else "antialiased")
     stem = options.video.stem
     report: dict[str, Any] = {
         "video": str(options.video),

@@ -49,7 +49,8 @@ def resize_and_crop(
         short_side = round(max(crop_height, crop_width) * 256 / 224)
     short_side = check_int("short_side", short_side)
 
-    new_height, new_width = scaled_size(*images.shape[1:3], short_side, resize)
+    height, width = images.shape[1:3]
+    new_height, new_width = scaled_size(height, width, short_side, resize)
     if new_height < crop_height or new_width < crop_width:
         raise ValueError(
             f"crop: expected at most the scaled frame, {new_height}×{new_width} (height × width) with a short side of "

@@ -31,7 +31,8 @@ def learning_rate_at(
     whole number, at least 2.)
 
     Sources: "product" is MMCV's linear warm-up, which multiplies the regular rate; "consecutive" is MMEngine's
-    LinearLR, then its CosineAnnealingLR. The cosine is that of Loshchilov and Hutter 2017 (arXiv 1608.03983), without restarts.
+    LinearLR, then its CosineAnnealingLR. The cosine is that of Loshchilov and Hutter 2017 (arXiv 1608.03983), without
+    restarts.
     """
     e = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
     if schedule == "consecutive":
