@@ -64,13 +64,14 @@ def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progres
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             state: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
-        form, progress = state["format"], Progress(**state["progress"])
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"{path}: expected format {FORMAT} of a training run, got {state['format']!r}")
         # fields that were added after it was written have their defaults
-        stored = Recipe.from_dict(state["recipe"]).as_dict() if form == FORMAT else {}
+        stored, progress = Recipe.from_dict(state["recipe"]).as_dict(), Progress(**state["progress"])
+    except CheckpointError:
+        raise
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({error!r})") from error
-    if form != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT} of a training run, got {form!r}")
     now = recipe.as_dict()
     if names := difference(stored, now):
         listed = "\n".join(f"  {n}: the checkpoint has {_at(stored, n)!r}, now {_at(now, n)!r}" for n in names)
