@@ -165,7 +165,7 @@ def test_a_checkpoint_from_before_a_field_was_added_is_resumed(begun):
     file.write_bytes(safetensors.numpy.save(safetensors.numpy.load(whole), {KEY: json.dumps(run_of)}))
     found = read_progress(file, recipe, 30, "float32")
     assert found.steps == run_of["progress"]["steps"]
-    with pytest.raises(CheckpointError, match="another recipe:\n  clip_epsilon: the checkpoint has 0.0, now 1e-06$"):
+    with pytest.raises(CheckpointError, match=r"another recipe:\n  clip_epsilon: the checkpoint has 0.0, now 1e-06$"):
         read_progress(file, recipe.changed({"clip_epsilon": 1e-6}), 30, "float32")
 
 
