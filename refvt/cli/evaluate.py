@@ -13,7 +13,7 @@ from typing import Any
 import refvt
 from refvt import weights
 from refvt.cli.data_sets import open_annotated_videos
-from refvt.cli.options import add_backend
+from refvt.cli.options import add_backend, add_checkpoint, checkpoint_settings, refuse_checkpoint_settings
 from refvt.cli.progress import EvaluationBar
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="checkpoint, .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
     )
+    add_checkpoint(parser)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--annotations", type=Path, metavar="LIST", help="annotation list in MMAction's format")
     data.add_argument("--data", choices=["digits"], help="moving digits, in the sizes of the configuration")
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stride", type=int, default=None, help="frames between sampled frames; default: 32, for anet-…: 64"
     )
     parser.add_argument("--multi-label", action="store_true", help="several labels per video: mAP instead of top-1")
+    parser.add_argument(
+        "--with-offset", action="store_true", help="the lines have offsets; only multi-label lists need to be told"
+    )
+    parser.add_argument(
+        "--square-pixels", action="store_true", help="widen frames whose pixels are not square; MMAction does not"
+    )
     parser.add_argument("--strict", action="store_true", help="refuse a list with any line that cannot be used")
     parser.add_argument(
         "--set",
@@ -80,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         config = _read_config(options)
         dataset, problems = _open_data_set(options, config, {})
-        model = refvt.load(options.weights, config, backend=options.backend)
+        model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
     with closing(EvaluationBar(len(dataset))) as bar:
         observer = None if options.json else bar.add
         done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, observer=observer)
@@ -100,6 +107,7 @@ def _load_shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
     for option, given in (("--preset", options.preset), ("--config", options.config)):
         if given is not None:
             raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
+    refuse_checkpoint_settings(options, "needs --weights")
     return weights.load("digits", options.backend)
 
 
@@ -126,6 +134,7 @@ def _open_data_set(
             stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
         more = {"stride": stride, "multi_label": options.multi_label, "strict": options.strict}
+        more |= {"with_offset": options.with_offset, "square_pixels": options.square_pixels}
         videos = open_annotated_videos(options.annotations, root, config, **more)
         return videos, videos.problems
     return _open_digits(options.set, config, settings), ()

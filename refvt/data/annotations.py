@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class ShortVideoWarning(UserWarning):
     """A video has fewer frames than a clip spans; it is read again from its start."""
 
 
+@runtime_checkable
 class ClipSizes(Protocol):
     """What a model's configuration says about its clips."""
 
@@ -42,6 +43,7 @@ class AnnotatedVideos:
     frames: T, of one clip. stride: frames from one sampled frame to the
     next; 32 in the paper on Mini-Kinetics, 64 on ActivityNet. multi_label: whether a line may have several labels.
     with_offset: whether lines with folders have an offset (only multi-label lists need to be told).
+    square_pixels: widens frames whose pixels are not square; off in the released configurations.
     image_size: (height, width) of the clips.
 
     Without a generator ``clip`` takes the centre clip, scales its short side to 256 for a crop of 224, and crops the
@@ -73,11 +75,12 @@ class AnnotatedVideos:
         augment: tuple[int, float] = (2, 9.0),
         strict: bool = False,
         with_offset: bool = False,
+        square_pixels: bool = False,
     ) -> None:
         if short not in ("loop", "refuse"):
             raise ValueError(f"short: expected 'loop' or 'refuse', got {short!r}")
-        if hasattr(num_classes, "num_classes"):
-            sizes: ClipSizes = num_classes
+        if isinstance(num_classes, ClipSizes):
+            sizes = num_classes
             num_classes = sizes.num_classes
             frames, image_size = frames or sizes.num_frames, image_size or sizes.image_size
         frames = 8 if frames is None else frames
@@ -89,6 +92,7 @@ class AnnotatedVideos:
         self.image_size = tuple(check_int("image_size", side) for side in image_size)
         self.multi_label = multi_label
         self.short, self.flip, self.augment = short, flip, augment
+        self.square_pixels = square_pixels
         self.annotations, self.root = Path(annotations), Path(root)
         videos, problems = read_annotations(annotations, root, self.num_classes, multi_label, with_offset)
         self.videos: Sequence[AnnotatedVideo] = videos
@@ -102,7 +106,8 @@ class AnnotatedVideos:
         return (
             f"AnnotatedVideos({self.annotations.name}: {len(self)} videos, sha256 {digest}, frames={self.frames}, "
             f"stride={self.stride}, image_size={self.image_size}, multi_label={self.multi_label}, "
-            f"short={self.short!r}, flip={self.flip}, augment={self.augment})"
+            f"short={self.short!r}, flip={self.flip}, augment={self.augment}"
+            + (", square_pixels=True)" if self.square_pixels else ")")
         )
 
     def __len__(self) -> int:
@@ -137,7 +142,8 @@ class AnnotatedVideos:
         """Read the frames of a clip and compare their number with what the list declares."""
         T = self.frames
         part = None if video.offset is None or video.declared is None else (video.offset, video.declared)
-        frames = read_frames(video.path, T, self.stride, place, loop=self.short == "loop", part=part)
+        more: dict[str, Any] = {"part": part, "square_pixels": self.square_pixels}
+        frames = read_frames(video.path, T, self.stride, place, loop=self.short == "loop", **more)
         found, needed = frames.num_available, (T - 1) * self.stride + 1
         if video.declared not in (None, found):
             offset = "; for a list with offsets say with_offset" if self.multi_label else ""

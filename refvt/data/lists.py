@@ -59,7 +59,7 @@ def read_annotations(
     for number, line in enumerate(_read_lines(annotations), start=1):
         where = f"{annotations}:{number}"
         try:
-            text = (line if isinstance(line, str) else line.decode("utf-8")).strip()
+            text = line.decode("utf-8").strip()
             if text and not text.startswith("#"):
                 videos.append(_parse(where, text, root, num_classes, multi_label, with_offset))
         except UnicodeDecodeError as error:
@@ -71,8 +71,8 @@ def read_annotations(
     return videos, problems
 
 
-def _read_lines(annotations: Path) -> list[str] | list[bytes]:
-    """Return the lines of a list, as bytes where a line could be undecodable."""
+def _read_lines(annotations: Path) -> list[bytes]:
+    """Return the lines of a list in UTF-8, each by itself: one that is damaged does not spoil the others."""
     data = annotations.read_bytes()
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
     if _MARKS.get(mark, "utf-8") == "utf-8":
@@ -80,7 +80,7 @@ def _read_lines(annotations: Path) -> list[str] | list[bytes]:
             raise ValueError(f"{annotations}: expected text in UTF-8, got zero bytes (UTF-16?): save the list as UTF-8")
         return data.removeprefix(mark).splitlines()
     try:
-        return re.split("\r\n|\r|\n", data.removeprefix(mark).decode(_MARKS[mark]))
+        return data.removeprefix(mark).decode(_MARKS[mark]).encode().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{annotations}: {error}: save the list as UTF-8") from None
 
@@ -159,7 +159,7 @@ def _find(root: Path, name: str) -> Path:
     path = root / name
     if not name.isascii() and not path.exists():
         for form in ("NFC", "NFD"):  # macOS decomposes the accents in names of files
-            other = root / unicodedata.normalize(form, name)  # type: ignore[arg-type]
+            other = root / unicodedata.normalize(form, name)
             if other.exists():
                 return other
     return path
