@@ -75,6 +75,8 @@ def _read_lines(annotations: Path) -> list[bytes]:
     """Return the lines of a list in UTF-8, each by itself: one that is damaged does not spoil the others."""
     data = annotations.read_bytes()
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+    if data.startswith(codecs.BOM_UTF32_LE):  # begins as UTF-16 does
+        mark = b""
     if _MARKS.get(mark, "utf-8") == "utf-8":
         if b"\0" in data:
             raise ValueError(f"{annotations}: expected text in UTF-8, got zero bytes (UTF-16?): save the list as UTF-8")

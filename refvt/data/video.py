@@ -51,9 +51,9 @@ def read_frames(
     ``place`` and ``loop`` are those of ``sample_indices``. ``stride`` None takes the largest that fits, at most 32.
     ``part`` (first, count) takes ``count`` images of a folder, from number ``first`` (counted from 0), as the video.
 
-    Frames are turned and mirrored upright as the file says. A sample aspect ratio, of files whose pixels are not square,
-    is ignored, as MMAction ignores it; with ``square_pixels`` frames are widened by it, the height kept, as a player
-    shows them. Colours have 8 bits. A cover picture, and a stream of a single frame beside a longer one, are not
+    Frames are turned and mirrored upright as the file says. The sample aspect ratio of a file whose pixels are not
+    square is ignored, as MMAction ignores it; with ``square_pixels`` frames are widened by it, the height kept, as a
+    player shows them. Colours have 8 bits. A cover picture, and a stream of a single frame beside a longer one, are not
     the video. Which files of a folder are the frames, and in what order: see ``refvt.data.images.list_frames``.
 
     Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV (not

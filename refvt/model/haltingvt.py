@@ -331,7 +331,8 @@ def load(
     refvt's names; embeddings for another S or T are resized (nearest; the file's grid is taken as square unless
     ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Of several
     sets of weights in a PyTorch checkpoint ``weights_key`` names the one to read, such as "state_dict_ema" (see
-    ``refvt.model.checkpoints.read_checkpoint``). Nothing in the file is ever executed. ValueError lists everything that does not fit at once.
+    ``refvt.model.checkpoints.read_checkpoint``). Nothing in the file is ever executed.
+    ValueError lists everything that does not fit at once.
     """
     tensors = parameters_from(read_checkpoint(path, weights_key), config, seed, checkpoint_grid)
     return HaltingVT(config, tensors, backend=backend, dtype=dtype)
