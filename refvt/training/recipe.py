@@ -326,11 +326,11 @@ def photographs_recipe() -> Recipe:
         {
             **halting,
             "data_settings.train_clips": 8192,
-            "epochs": 8,
-            "learning_rate": 3e-4,
+            "epochs": 14,
+            "learning_rate": 7e-4,
             "ponder_weight": 0.06,
             "ponder_warmup_epochs": 0.5,
-            "changing_ponder": -1.0,
+            "changing_ponder": -2.0,
             "backbone": backbone,
         }
     )
