@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from refvt.data.dataset import UnreadableClipError
+from refvt.ops.losses.reference import cross_entropy_backward, cross_entropy_forward
 from refvt.training.batches import (
     AHEAD,
     batch_of,
@@ -83,6 +84,20 @@ def test_several_classes_of_a_clip_count_each_if_they_are_not_divided():
     rows = [data.target(int(i)) for i in batch_of(RECIPE, 30, 0)[:4]] * 2
     assert whole.tolist() == [row.tolist() for row in rows]
     assert divided.sum(axis=1).tolist() == [min(1, sum(row)) for row in rows]
+
+
+@pytest.mark.torch
+def test_the_loss_of_several_labels_is_that_of_the_released_code():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    labels = (rng.random((6, 5)) < 0.5).astype(np.float64)  # none to four labels a clip
+    logits = torch.tensor(rng.standard_normal((6, 5)), requires_grad=True)
+    loss = -(torch.tensor(labels) * torch.log_softmax(logits, 1)).sum(1).mean()
+    loss.backward()
+    ours, cache = cross_entropy_forward(logits.detach().numpy(), labels)
+    assert float(ours) == pytest.approx(float(loss), rel=1e-14)
+    gradient = cross_entropy_backward(np.float64(1), cache)
+    np.testing.assert_allclose(gradient, logits.grad.numpy(), rtol=0, atol=1e-15)
 
 
 class BarsWithTwins(SlidingBars):
