@@ -101,14 +101,13 @@ def read_image(path: Path) -> Pixels:
         with Image.open(path) as image:
             count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photograph and its previews
             orientation = image.getexif().get(_ORIENTATION, 1)
-            image.load()
-            picture = image.copy()
+            image.load()  # the pixels stay when the file is closed
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected a readable image ({error})") from error
     if count > 1:
         raise ValueError(f"{path}: an animation of {count} pictures: expected one picture a file in a folder of frames")
     try:
-        return turn(to_rgb(picture, image.format), EXIF_ORIENTATIONS.get(orientation, EXIF_ORIENTATIONS[1]))
+        return turn(to_rgb(image, image.format), EXIF_ORIENTATIONS.get(orientation, EXIF_ORIENTATIONS[1]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -122,7 +121,9 @@ def to_rgb(image: Image.Image, format: str | None = None) -> Pixels:
     if mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBA", "LA", "PA", "RGBX"):
         raise ValueError(f"expected colours of 8 or 16 bits a channel, got Pillow's mode {mode}")
     if mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        check_opaque(np.asarray(image.convert("RGBA"))[:, :, 3])
+        rgba = np.asarray(image.convert("RGBA"))
+        check_opaque(rgba[:, :, 3])
+        return np.ascontiguousarray(rgba[:, :, :3])
     return np.array(image.convert("RGB"))
 
 

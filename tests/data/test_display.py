@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from refvt.data import AnnotatedVideos, read_frames
-from refvt.data.display import EXIF_ORIENTATIONS, turn
+from refvt.data.display import EXIF_ORIENTATIONS, make_square, turn
 
 Encode = Callable[..., Path]
 # x' = a x + c y, y' = b x + d y, y downwards → what NumPy does to [T, height, width, 3]
@@ -131,11 +131,16 @@ def test_pixels_are_widened_on_request(tmp_path: Path, aspect: Fraction, name: s
     assert np.array_equal(plain.clip(0), wide.clip(0)) == (aspect == 1)
 
 
-def test_a_width_that_no_pixel_has_is_refused(tmp_path: Path) -> None:
-    path = write_with_aspect(tmp_path / "a.mkv", Fraction(1, 100))
-    with pytest.raises(ValueError, match=r"a\.mkv: its pixels have the aspect ratio 1:100: expected at most 8:1"):
-        read_frames(path, 2, square_pixels=True)
-    assert read_frames(path, 2).images.shape == (2, 48, 60, 3)
+def test_a_width_that_no_pixel_has_is_refused() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    for aspect in (Fraction(1, 100), Fraction(65535)):
+        with pytest.raises(
+            ValueError, match=rf"aspect ratio {aspect.numerator}:{aspect.denominator}: expected at most"
+        ):
+            make_square(image, aspect)
+    assert make_square(image, Fraction(2)).shape == (4, 12, 3)
+    for aspect in (None, Fraction(0), Fraction(1)):  # not stated
+        assert make_square(image, aspect) is image
 
 
 # ---- colours of videos
@@ -147,7 +152,7 @@ def grey_of(red: float, green: float, blue: float) -> float:
 
 @pytest.mark.parametrize(
     ("pixels", "codec"),
-    [("yuv420p10le", "ffv1"), ("yuv444p12le", "ffv1"), ("gray16le", "ffv1"), ("gray10le", "ffv1"), ("rgb48le", "png"),
+    [("yuv420p10le", "ffv1"), ("yuv444p12le", "ffv1"), ("gray16le", "ffv1"), ("gray10le", "ffv1"), ("rgb48be", "png"),
      ("rgba", "png"), ("yuva420p", "ffv1"), ("gbrp16le", "ffv1"), ("argb", "qtrle"), ("pal8", "png")],
 )  # fmt: skip
 def test_deep_grey_palette_and_alpha(tmp_path: Path, pixels: str, codec: str) -> None:
@@ -168,7 +173,8 @@ def test_deep_grey_palette_and_alpha(tmp_path: Path, pixels: str, codec: str) ->
         out.mux(stream.encode(None))
     found = read_frames(path, 2).images.reshape(-1, 3).astype(int)
     expected = [round(grey_of(*colour))] * 3 if pixels.startswith("gray") else colour
-    assert np.abs(found - expected).max() <= 2
+    # 8-bit Y'CbCr: half a step in each number is up to 1.6 in R, G or B, and FFmpeg's integers lose 1 each way
+    assert np.abs(found - expected).max() <= (3 if pixels == "yuva420p" else 2)
 
 
 def test_a_video_with_transparent_pixels_is_refused(tmp_path: Path) -> None:

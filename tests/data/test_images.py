@@ -175,7 +175,7 @@ def test_cmyk_jpegs(tmp_path: Path) -> None:
     ("make", "suffix", "message"),
     [
         (lambda: Image.fromarray(np.dstack([COLOURS, COLOURS[:, :, 0]])), "png", r"\d+% of its pixels are transparent"),
-        (lambda: Image.fromarray(np.dstack([COLOURS, COLOURS[:, :, 0]])), "webp", "of its pixels are transparent"),
+        (lambda: Image.fromarray(np.dstack([COLOURS, COLOURS[:, :, 0]])), "webp", ".* of its pixels are transparent"),
         (lambda: Image.new("LA", (16, 12), (200, 0)), "png", "100% of its pixels are transparent"),
         (lambda: Image.new("P", (16, 12), 3), "png", "100% of its pixels are transparent"),
     ],
