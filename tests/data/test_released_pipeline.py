@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
@@ -54,3 +55,19 @@ def test_a_list_of_videos_gives_the_frameworks_frames_and_pixels(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some are shorter than the clip
         assert digest(pixels_of(data.clip(0))) == pixels
+
+
+@pytest.mark.parametrize(("frames", "stride"), [(8, 4), (8, 32), (10, 64)])
+def test_a_list_of_frames_with_several_labels_gives_them_too(frames: int, stride: int, tmp_path: Path) -> None:
+    # MMAction2's RawframeDataset(multi_class=True) gave the same pixels for folders of PNG and of JPEG images
+    name = "carphone_pristine"
+    count, _, pixels = EXPECTED[name, frames, stride]
+    (tmp_path / name).mkdir()
+    for number, image in enumerate(read_frames(find_sample_video(f"{name}.mp4"), count, 1).images, start=1):
+        iio.imwrite(tmp_path / name / f"img_{number:05}.png", image)
+    (tmp_path / "list.txt").write_text(f"{name} {count} 1 3\n")
+    data = AnnotatedVideos(tmp_path / "list.txt", tmp_path, 5, frames, stride, multi_label=True, resize="opencv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shorter than the clip
+        assert digest(pixels_of(data.clip(0))) == pixels
+    assert list(data.target(0)) == [0, 1, 0, 1, 0]  # type: ignore[arg-type]
