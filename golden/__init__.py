@@ -51,7 +51,10 @@ Conventions of the named tensors:
   block keeps all of them.
 
 The manifest gives the error of PyTorch's float32 for each tensor: ``float32_error`` is the relative L2 error, the
-largest over several orders of summation (``absolute`` is true if the truth is zero and the error is absolute). For
+largest over several orders of summation (``absolute`` is true if the truth is zero and the error is absolute), and
+``float32_peak`` the largest error of one element, relative to the root mean square of the truth (absolute if the truth
+is zero). ``float16_error``, ``bfloat16_peak`` and the like are the same for these dtypes; they are missing where a
+run leaves the range of float16. For
 operations that are plain sums, ``condition`` is ‖Σ|terms|‖ / ‖result‖. ``margins`` are the smallest distances of the
 decisions from their thresholds: ``halting`` is |c - (1 - ε)|, ``selection`` and ``order`` are relative gaps between
 scores; null if the case makes no such decision.

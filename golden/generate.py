@@ -61,7 +61,11 @@ def write(folder: Path, search: bool = False) -> None:
 
 def compact(text: str) -> str:
     """The JSON text with the entry of each tensor on one line."""
-    return re.sub(r"\{\s*(\"(?:absolute|condition)\":[^{}]*?)\s*\}", lambda m: "{" + " ".join(m[1].split()) + "}", text)
+    return re.sub(
+        r"\{\s*(\"(?:absolute|bfloat16_error|condition)\":[^{}]*?)\s*\}",
+        lambda m: "{" + " ".join(m[1].split()) + "}",
+        text,
+    )
 
 
 def generate(target: Path, search: bool = False) -> None:

@@ -4,11 +4,15 @@ The float32 error is the largest relative L2 error of several float32 runs again
 arguments, and the decisions of the truth are imposed on them. They take sums in plain order, in reversed order, rolled
 by half, and shuffled in five ways (``torch_ops.summation``; for models, the five shuffled runs also round every named
 tensor once more at random). Models have one more run, with PyTorch's fused attention. A tensor whose truth is zero, up
-to rounding, has an absolute error instead, and its entry says so.
+to rounding, has an absolute error instead, and its entry says so. The peak of a tensor is the largest error of one
+element in these runs, relative to the root mean square of the truth.
+
+The float16 and bfloat16 errors and peaks come from the same runs in these dtypes; there, arguments and parameters are
+rounded first.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +29,7 @@ from golden.torch_model import HaltingVT, Output, Record, total_loss
 
 Arrays = dict[str, np.ndarray]
 NO_MARGINS: dict[str, float | None] = {"halting": None, "selection": None, "order": None}
+LOW_PRECISION = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # A gradient that is zero by cancellation is a few ulp of its terms: smaller than this share of its group.
 ROUNDING = 1e-13
 
@@ -36,10 +41,14 @@ def run_op(case: OpCase) -> tuple[Arrays, dict[str, Any]]:
     cotangents: Arrays = {}
     truth = _call_op(case, drawn, cotangents, torch.float64)
     decisions = _imposed_decisions(case, drawn, truth)
-    runs = []
-    for order in ops.SUMMATIONS:
-        with ops.summation(order):
-            runs.append(_call_op(case, drawn, cotangents, torch.float32, decisions))
+
+    def runs(dtype: torch.dtype) -> list[Arrays]:
+        found = []
+        for order in ops.SUMMATIONS:
+            with ops.summation(order):
+                found.append(_call_op(case, drawn, cotangents, dtype, decisions))
+        return found
+
     terms: Arrays = {}
     if operation.multilinear or case.operation == "attention":
         # |terms| of a multilinear operation come from |arguments|, those of attention's y from |v| alone.
@@ -61,9 +70,13 @@ def run_op(case: OpCase) -> tuple[Arrays, dict[str, Any]]:
         "margins": margins,
         "tiny": case.tiny,
         "describes": case.describes,
-        "tensors": describe(arrays, set(truth), runs, terms),
+        "tensors": describe(arrays, set(truth), runs(torch.float32), terms, _low_precision(runs)),
     }
     return arrays, entry
+
+
+def _low_precision(runs: Callable[[torch.dtype], list[Arrays]]) -> dict[str, list[Arrays]]:
+    return {name: runs(dtype) for name, dtype in LOW_PRECISION.items()}
 
 
 def _magnitude(value: np.ndarray) -> np.ndarray:
@@ -134,14 +147,21 @@ def _call_op(
         assert x.dtype == dtype, f"{case.stem}: {name} is {x.dtype}"
         if name not in cotangents:
             cotangents[name] = as_float32(np.asarray(rng.standard_normal(tuple(x.shape))))
-    arrays = {f"result/{name}": x.detach().numpy() for name, x in results.items()}
+    arrays = {f"result/{name}": _as_array(x) for name, x in results.items()}
     if smooth:
         reached = {name: x for name, x in smooth.items() if x.requires_grad}  # a single layer's ponder is constant
         given = [as_tensor(cotangents[name], dtype) for name in reached]
         gradients = torch.autograd.grad(list(reached.values()), list(inputs.values()), given, allow_unused=True)
         for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
-            arrays[f"gradient/{name}"] = (torch.zeros_like(x) if gradient is None else gradient).detach().numpy()
+            arrays[f"gradient/{name}"] = _as_array(torch.zeros_like(x) if gradient is None else gradient)
     return arrays
+
+
+def _as_array(x: Tensor) -> np.ndarray:
+    """NumPy has no bfloat16; its values are exact in float32."""
+    x = x.detach()
+    array: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return array
 
 
 def as_tensor(value: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -171,13 +191,16 @@ def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, d
     """Run a model case. Returns its arrays and its manifest entry."""
     seed, model, inputs = draw(case, known_seed)
     truth, output = _step(case, model, inputs, None)
-    runs = []
-    for order in (*ops.SUMMATIONS, "sdpa"):
-        with ops.summation("plain" if order == "sdpa" else order):
-            rounded = HaltingVT(case.config, sdpa=order == "sdpa")
-            rounded.load_state_dict(model.state_dict())
-            seed_of_rounding = int(order[-1]) if order.startswith("shuffled") else None
-            runs.append(_step(case, rounded, inputs, output, seed_of_rounding)[0])
+
+    def runs(dtype: torch.dtype) -> list[Arrays]:
+        found = []
+        for order in (*ops.SUMMATIONS, "sdpa"):
+            with ops.summation("plain" if order == "sdpa" else order):
+                rounded = HaltingVT(case.config, sdpa=order == "sdpa").to(dtype)
+                rounded.load_state_dict(model.state_dict())
+                seed_of_rounding = int(order[-1]) if order.startswith("shuffled") else None
+                found.append(_step(case, rounded, inputs, output, seed_of_rounding)[0])
+        return found
 
     arrays = dict(inputs)
     arrays |= {f"parameters/{name}": value.numpy() for name, value in model.state_dict().items()}
@@ -196,7 +219,7 @@ def run_model(case: ModelCase, known_seed: int | None = None) -> tuple[Arrays, d
         "margins": NO_MARGINS | output.margins,
         "tiny": case.tiny,
         "describes": case.describes,
-        "tensors": describe(arrays, set(truth), runs, {}),
+        "tensors": describe(arrays, set(truth), runs(torch.float32), {}, _low_precision(runs)),
     }
     return arrays, entry
 
@@ -229,7 +252,7 @@ def _step(
     }
     smooth |= {f"loss/{name}": loss for name, loss in losses.items()}
     assert all(x.dtype == dtype for x in smooth.values())
-    return {name: _flat(name, x.detach()).numpy() for name, x in smooth.items()}, output
+    return {name: _as_array(_flat(name, x)) for name, x in smooth.items()}, output
 
 
 def _flat(name: str, x: Tensor) -> Tensor:
@@ -239,8 +262,14 @@ def _flat(name: str, x: Tensor) -> Tensor:
     return x.flatten() if ".logit" in name or ".weight" in name else x.flatten(0, -2)
 
 
-def describe(arrays: Arrays, computed: set[str], runs: list[Arrays], terms: Arrays) -> dict[str, Any]:
-    """Manifest entries of all tensors: shape and dtype, and for computed ones the float32 error and the condition."""
+def describe(
+    arrays: Arrays,
+    computed: set[str],
+    runs: list[Arrays],
+    terms: Arrays,
+    low_precision: dict[str, list[Arrays]] | None = None,
+) -> dict[str, Any]:
+    """Manifest entries of all tensors: shape and dtype, and for computed ones the errors and the condition."""
     scales: dict[str, float] = {}
     for name in computed:
         group = name.split("/")[0]
@@ -253,14 +282,25 @@ def describe(arrays: Arrays, computed: set[str], runs: list[Arrays], terms: Arra
             assert np.isfinite(value).all(), f"{name} is not finite"
             norm = _norm(value)
             absolute = norm <= ROUNDING * scales[name.split("/")[0]]
-            error = max(_norm(run[name] - value) for run in runs)
-            entry["float32_error"] = _rounded(error if absolute else error / norm)
+            for dtype, found in {"float32": runs, **(low_precision or {})}.items():
+                entry |= _errors(dtype, value, [run[name] for run in found], absolute)
             if absolute:
                 entry["absolute"] = True
             elif name in terms:
                 entry["condition"] = _rounded(_norm(terms[name]) / norm)
         described[name] = entry
     return described
+
+
+def _errors(dtype: str, truth: np.ndarray, found: list[np.ndarray], absolute: bool) -> dict[str, float]:
+    """The largest relative (or absolute) L2 error of these runs and their peak; nothing if a run is not finite."""
+    differences = [run.astype(np.float64) - truth for run in found]
+    if not all(np.isfinite(difference).all() for difference in differences):
+        return {}  # beyond the range of float16
+    norm = 1.0 if absolute else _norm(truth)
+    error = max(_norm(difference) for difference in differences) / norm
+    peak = max(float(np.abs(difference).max()) for difference in differences) / norm
+    return {f"{dtype}_error": _rounded(error), f"{dtype}_peak": _rounded(peak * (1 if absolute else truth.size**0.5))}
 
 
 def _norm(value: np.ndarray) -> float:

@@ -25,7 +25,7 @@ from refvt.evaluation.scenes import alive_by_change, change_auc, run_on_scene
 model, recipe = weights.load("photographs")  # a small trained model that comes with refvt
 
 # %%
-scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=8)
+scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=1)
 for layer, (changing, other) in enumerate(alive_by_change(scene), start=1):
     print(f"layer {layer}: alive are {changing:4.0%} of the patches that change, and {other:4.0%} of those that do not")
 
@@ -44,7 +44,8 @@ shown
 
 # %% [markdown]
 # From left to right are eight frames of the video. The first row is the video; each further row is a layer of the model.
-# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one.
+# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one. A
+# patch in dark blue was dropped before the first of these layers, by the *Glimpser* (notebook 3).
 #
 # The model was trained on handwritten digits that move in front of photographs. It has never seen a person. Still, the
 # patches that change live longer than those that do not. How much longer? Take a patch that changes and one that does not

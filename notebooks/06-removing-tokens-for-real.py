@@ -116,13 +116,17 @@ print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without haltin
 #    projection and an MLP; patches are still needed as keys and values.
 # 3. *y of patches.* No loss reads it. It is not formed at all.
 #
-# With `full_ponder=True` every token is followed to its own halt. *Predict first:* which results change?
+# With `full_ponder=True` every token is followed to its own halt, also if CLS has halted before it. *Predict first:* which
+# results can change?
 
 # %%
 full_run = model(clip[None], full_ponder=True)
 print("logits equal:", np.allclose(full_run.logits, answers["compact"].logits, atol=1e-5))
 unknown = np.isnan(answers["compact"].ponder).sum()
-print("tokens whose ponder is not known when the clip leaves early:", unknown)
+print("tokens whose ponder is not known because the clip left early:", unknown)
+
+# %% [markdown]
+# Only the ponder can change, and here nothing does: with these weights CLS lives to the last layer.
 
 # %% [markdown]
 # ## Exercise

@@ -104,19 +104,18 @@ def _golden(dtype: str) -> dict[str, Any]:
 
     results = verify(load_manifest().values(), "cuda", dtype)
     failed = {
-        r.case.name: r.problem
-        or (f"{r.worst.name}: {r.worst.share:.2f} of its budget" if r.worst else "nothing compared")
+        r.name: r.sentence if r.first is None else f"{r.first.tensor}: {r.first.share:.2f} of its budget"
         for r in results
         if not r.holds
     }
-    worst = max((r for r in results if r.worst), key=lambda r: r.worst.share if r.worst else 0.0, default=None)
+    worst = max((r for r in results if r.worst), key=lambda r: r.share, default=None)
     return {
         "holds": not failed,
         "cases": len(results),
-        "comparisons": sum(len(r.comparisons) for r in results),
-        "largest_share_of_budget": None if worst is None or worst.worst is None else worst.worst.share,
-        "largest_share_in": None if worst is None or worst.worst is None else f"{worst.case.name}: {worst.worst.name}",
-        "ambiguous": {r.case.name: r.ambiguous for r in results if r.ambiguous},
+        "comparisons": sum(len(r.tensors) for r in results),
+        "largest_share_of_budget": None if worst is None else worst.share,
+        "largest_share_in": None if worst is None or worst.worst is None else f"{worst.name}: {worst.worst.name}",
+        "ambiguous": {r.name: r.ambiguous for r in results if r.ambiguous},
         "failed": failed,
     }
 

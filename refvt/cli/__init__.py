@@ -13,7 +13,7 @@ from types import ModuleType
 
 import refvt
 from refvt import backends
-from refvt.cli import bench, demo, evaluate, experiment, flops, golden, halt, info, train, warmup
+from refvt.cli import bench, check, demo, evaluate, experiment, flops, golden, halt, info, train, warmup
 
 __all__ = ["main"]
 
@@ -23,6 +23,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
     "experiment": experiment,
+    "check": check,
     "golden": golden,
     "flops": flops,
     "warmup": warmup,

@@ -7,11 +7,14 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import refvt
 from refvt import backends
 from refvt.cli.options import add_backend, add_dtype, add_json
+
+if TYPE_CHECKING:
+    from refvt.conformance.report import CaseReport
 
 __all__ = ["HELP", "add_arguments", "print_verification", "run", "verify_all"]
 
@@ -30,14 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate = actions.add_parser("generate", help="write the golden files again (needs torch and a checkout)")
     generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
     generate.add_argument("--check", action="store_true", help="compare with the files that exist, change nothing")
+    export = actions.add_parser("export", help="write the cases as .npy files, for a program in any language")
+    export.add_argument("folder", metavar="DIR", type=Path, help="a folder that is empty or not there yet")
+    export.add_argument("--cases", metavar="GLOB", default="*", help="only cases whose names match, such as 'tiny-*'")
+    add_dtype(export)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify or generate; 0, or 1 if a case does not hold. ValueError or OSError for a request that cannot be met."""
-    return _verify(options) if options.action == "verify" else _generate(options)
+    """Verify, generate or export; 0, or 1 if a case does not hold. ValueError or OSError for a wrong request."""
+    return {"verify": _verify, "generate": _generate, "export": _export}[options.action](options)
 
 
-def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[Any]:
+def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[CaseReport]:
     """Results of all golden cases, or of the tiny ones; without a folder those that come with refvt."""
     from refvt.conformance.golden import load_manifest
     from refvt.conformance.verify import verify
@@ -46,26 +53,28 @@ def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bo
     return verify(cases, backend, dtype)
 
 
-def print_verification(results: list[Any], dtype: str) -> int:
+def print_verification(results: list[CaseReport], dtype: str) -> int:
     """Print a short table; returns the number of cases that failed."""
-    print(f"   {dtype}   cases   hold   comparisons   largest share of the error budget")
+    print(f"   {dtype}   cases   hold   tensors compared   largest share of the error budget")
     for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
-        group = [r for r in results if r.case.kind == kind]
-        worst = max((r for r in group if r.worst), key=lambda r: r.worst.share, default=None)
-        share = f"{worst.worst.share:6.1%}  {worst.case.name}: {worst.worst.name}" if worst else "–"
-        compared = sum(len(r.comparisons) for r in group)
-        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:14d}   {share}")
+        group = [r for r in results if r.kind == kind]
+        worst = max((r for r in group if r.worst), key=lambda r: r.share, default=None)
+        share = f"{worst.share:6.1%}  {worst.name}: {worst.worst.name}" if worst and worst.worst else "–"
+        compared = sum(r.compared for r in group)
+        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:19d}   {share}")
     for result in results:
         for note in result.ambiguous:
-            print(f"   ambiguous: {result.case.name}: {note}")
+            print(f"   ambiguous: {result.name}: {note}")
         if not result.holds:
-            reason = result.problem or (
-                f"{result.worst.name}: error {result.worst.error:.3g}, allowed {result.worst.allowed:.3g}"
-                if result.worst
-                else "nothing was compared"
-            )
-            print(f"   FAILED {result.case.name}: {reason}")
+            print(f"   FAILED {result.name}: {_reason(result)}")
     return sum(not r.holds for r in results)
+
+
+def _reason(result: CaseReport) -> str:
+    if result.first is None:
+        return result.sentence or "nothing was compared"
+    first = result.first
+    return f"{first.tensor}: error {first.error:.3g}, allowed {first.allowed:.3g}"
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -75,14 +84,14 @@ def _verify(options: argparse.Namespace) -> int:
         return 1 if print_verification(results, options.dtype) else 0
     table = [
         {
-            "case": r.case.name,
+            "case": r.name,
             "holds": r.holds,
-            "problem": r.problem,
+            "status": r.status,
+            "problem": None if r.holds else _reason(r),
             "ambiguous": r.ambiguous,
-            "comparisons": len(r.comparisons),
-            "largest_error": max((c.error for c in r.comparisons), default=None),
+            "compared": r.compared,
             "worst": None if r.worst is None else r.worst.name,
-            "share_of_budget": None if r.worst is None else r.worst.share,
+            "share_of_budget": None if r.worst is None else r.share,
         }
         for r in results
     ]
@@ -102,3 +111,13 @@ def _generate(options: argparse.Namespace) -> int:
     arguments = ["--check"] if options.check else []
     arguments += [] if options.out is None else ["--out", str(options.out)]
     return int(generate(arguments) or 0)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from refvt.conformance.checking import select_cases
+    from refvt.conformance.exchange import export
+
+    count = export(options.folder, select_cases(options.cases), options.dtype)
+    print(f"{count} cases in {options.folder}; write results to {options.folder}/<case>/results/<name>.npy")
+    print(f"then: refvt check {options.folder}")
+    return 0

@@ -27,13 +27,18 @@ UNTRAINED = (
     "the network recognises nothing."
 )
 TRAINED, HANDMADE = "photographs", "handmade"
+STRIDE = 1  # of the trained model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``refvt halt``."""
     parser.add_argument("video", type=Path, help="a video file, or a folder of frames")
     parser.add_argument(
-        "--stride", type=int, default=None, help="frames between samples; default: what fits, at most 32"
+        "--stride",
+        type=int,
+        default=None,
+        help=f"frames between samples; default: {STRIDE} for the trained model, which knows slow motion; else what "
+        "fits, at most 32",
     )
     parser.add_argument(
         "--weights",
@@ -70,7 +75,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt.plots.scene import draw_scene
 
     model, _ = weights.load(TRAINED, options.backend)
-    scene = run_on_scene(model, options.video, stride=options.stride)
+    scene = run_on_scene(model, options.video, stride=STRIDE if options.stride is None else options.stride)
     shares = alive_by_change(scene)
     report: dict[str, Any] = {
         "video": str(options.video),

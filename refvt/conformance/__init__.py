@@ -1,6 +1,8 @@
 """Tools to check an implementation of HaltingVT, or of one of its operations, against refvt.
 
-Three things can be used today, on any implementation that takes and returns NumPy arrays:
+``check(candidate)`` compares a whole model, some operations or an exchange folder with the golden files, and says where
+it first differs and why; from the shell, ``refvt check`` (docs/checking.md). ``load_case``, ``load_truth`` and
+``compare_tensor`` do the same for one tensor by hand. Below it are three tools that can be used alone:
 
 - **Laws** (``laws_of``) are properties that every correct implementation has: the backward is the adjoint of the
   forward, halting weights sum to one, nothing is mutated. ``law(op, inputs)`` raises ``refvt.ops.laws.LawBroken`` with
@@ -34,7 +36,24 @@ Check a LayerNorm of your own with the laws::
     for law in laws_of("layernorm"):
         law(mine, {"x": x, "weight": weight[0], "bias": bias[0]})
 
-``verify`` checks the backends of refvt against all golden files, from the shell as ``refvt golden verify``;
-``adapters.on_host`` gives the operations of a GPU backend NumPy arguments and results. There is no command yet that
-checks a whole model from outside refvt: load a model case, run your model on its parameters and clips, and ``compare``.
+``adapters`` make candidates of PyTorch modules and of functions in PyTorch or JAX; ``variants`` are the known ways in
+which implementations differ; ``verify`` checks refvt's own backends, from the shell as ``refvt golden verify``.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refvt.conformance.checking import check
+    from refvt.conformance.reproduce import compare_tensor, load_case, load_truth
+
+__all__ = ["check", "compare_tensor", "load_case", "load_truth"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the pytest plugin of this folder costs nothing where it is unused."""
+    if name not in __all__:
+        raise AttributeError(f"module 'refvt.conformance' has no attribute {name!r}")
+    module = "checking" if name == "check" else "reproduce"
+    found = globals()[name] = getattr(import_module(f"refvt.conformance.{module}"), name)
+    return found

@@ -1,39 +1,122 @@
-"""Inputs for the laws: Hypothesis chooses the sizes, the switches and a seed, and NumPy fills the arrays.
+"""Inputs for the laws, and for your own tests: Hypothesis chooses sizes, switches and a seed, NumPy fills the arrays.
 
-If a law breaks, Hypothesis shrinks the sizes to the smallest that still break it. ``inputs_for("attention")`` gives
-dictionaries for ``forward(**inputs)``. This is the only module of refvt that imports Hypothesis.
+``inputs_for("attention")`` gives dictionaries for ``forward(**inputs)``; with ``edge="ties"`` it gives inputs at one
+edge of the operation's domain. ``EDGES`` names and explains all edges, ``edges_of`` lists those that an operation has.
+``shapes`` and ``offsets`` are parts for strategies of your own. If a test fails, Hypothesis shrinks the sizes to the
+smallest that still fail.
+
+No other module of refvt imports Hypothesis when it is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
 from refvt.array import Array
 
-__all__ = ["inputs_for"]
+__all__ = ["EDGES", "Shape", "edges_of", "inputs_for", "offsets", "shapes"]
 
 Inputs = dict[str, Any]
+
+EDGES = {
+    "ties": "equal values: scores that are equal, logits, keys and queries that are all the same",
+    "near the threshold": "a halting score within 1e-3, 1e-6 or nothing of what is missing to 1 − ε, above and below",
+    "large": "floats of both signs, 100 to 10 000 times as large as usual",
+    "denormal": "floats below the smallest normal number of the dtype, and zeros of both signs",
+    "one patch": "one token, one patch, one row",
+    "all halting": "every token halts: in this layer, or in the first one",
+    "empty": "segments, rows or lists of tokens with nothing in them",
+}
+"""Every edge by name, with what it holds."""
+
+_FLOATS = (
+    *("embed", "layernorm", "linear", "gelu", "mlp", "attention", "gather", "segment_mean", "cls_scores"),
+    *("accumulate", "cross_entropy", "motion_loss", "squared_norm"),
+)
+_EDGES_OF: dict[str, tuple[str, ...]] = {
+    "ties": ("attention", "cls_scores", "top_k", "fuse_dropped", "cross_entropy", "motion_loss"),
+    "near the threshold": ("halt", "halt_tokens"),
+    "large": (*_FLOATS, "fuse_dropped"),
+    "denormal": (*_FLOATS, "fuse_dropped"),
+    "one patch": (*_FLOATS, "fuse_dropped", "top_k", "halt", "halt_tokens", "compact", "mask_halted", "ponder_loss"),
+    "all halting": ("halt", "halt_tokens", "compact", "mask_halted"),
+    "empty": ("attention", "gather", "compact"),
+}
+_SINGLE = ("n", "N", "S", "rows", "columns", "segments", "frames", "B")  # sizes that are 1 at the edge "one patch"
+
+
+class Shape(NamedTuple):
+    """Sizes of a small model: clips, frames, patches of a frame, heads, channels of a head."""
+
+    B: int
+    T: int
+    S: int
+    A: int
+    d: int
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the paper's name
+        """Tokens of a clip, 1 + S·T."""
+        return 1 + self.S * self.T
+
+    @property
+    def D(self) -> int:  # noqa: N802
+        """Width, A·d."""
+        return self.A * self.d
+
+
+def shapes(largest: int = 4, edge: str | None = None) -> st.SearchStrategy[Shape]:
+    """A strategy for the sizes of a small model, each from 1 to ``largest``; edge: None or "one patch" (S = 1)."""
+    if edge not in (None, "one patch"):
+        raise ValueError(f"edge: expected None or 'one patch', got {edge!r}")
+    size = st.integers(1, largest)
+    return st.builds(Shape, size, size, st.just(1) if edge else size, size, size)
+
+
+def offsets(segments: int = 4, longest: int = 6, empty: bool = True) -> st.SearchStrategy[Array]:
+    """A strategy for offsets int64 [segments + 1] of 1 to ``segments`` packed segments.
+
+    They start at 0 and end at the number of rows. empty: whether a segment may have no rows.
+    """
+
+    def summed(lengths: list[int]) -> Array:
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    return st.lists(st.integers(0 if empty else 1, longest), min_size=1, max_size=segments).map(summed)
+
+
+def edges_of(operation: str) -> tuple[str, ...]:
+    """The edges that the inputs of an operation have. ValueError for an unknown operation."""
+    _check_operation(operation)
+    return tuple(edge for edge, names in _EDGES_OF.items() if operation in names)
 
 
 class _Source:
     """A source of sizes and switches, drawn by Hypothesis, and of arrays from a generator that Hypothesis seeds."""
 
-    def __init__(self, draw: st.DrawFn, dtype: str, largest: int) -> None:
-        self.draw, self.dtype, self.largest = draw, dtype, largest
+    def __init__(self, draw: st.DrawFn, dtype: str, largest: int, edge: str | None = None) -> None:
+        self.draw, self.dtype, self.largest, self.edge = draw, dtype, largest, edge
         self.rng = np.random.default_rng(draw(st.integers(0, 2**16), label="seed"))
 
     def size(self, name: str, low: int = 1, high: int | None = None) -> int:
-        return self.draw(st.integers(low, high or self.largest), label=name)
+        if self.edge == "one patch" and name in _SINGLE:
+            return 1
+        return self.draw(st.integers(low, self.largest if high is None else high), label=name)
 
     def flag(self, name: str) -> bool:
         return self.draw(st.booleans(), label=name)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Array:
-        return (scale * self.rng.standard_normal(shape)).astype(self.dtype)
+        values = scale * self.rng.standard_normal(shape)
+        if self.edge == "large":
+            values *= 10.0 ** self.rng.integers(2, 5)
+        elif self.edge == "denormal":
+            values = np.sign(values) * np.floor(4 * np.abs(values) % 16) / 16 * float(np.finfo(self.dtype).tiny)
+        return values.astype(self.dtype)
 
     def offsets(self, segments: int, low: int = 0) -> Array:
         lengths = [self.size(f"length {i}", low) for i in range(segments)]
@@ -87,10 +170,17 @@ def _mlp(m: _Source) -> Inputs:
 
 def _attention(m: _Source) -> Inputs:
     A, d, segments = m.size("A", high=3), m.size("d", high=4), m.size("segments", high=3)
-    query_offsets, key_offsets = m.offsets(segments), m.offsets(segments)
+    strided = m.edge != "empty" and m.flag("strided")  # q, k and v are views of one array, as in the model
+    query_offsets = m.offsets(segments)
+    key_offsets = query_offsets.copy() if strided else m.offsets(segments)
+    if m.edge == "empty":
+        key_offsets[-1] = key_offsets[-2]  # the last segment has no key
     n, keys = int(query_offsets[-1]), int(key_offsets[-1])
     inputs: Inputs = {"q": m.normal(n, A * d)}
-    if n == keys and m.flag("strided"):  # q, k and v are views of one array, as in the model
+    if m.edge == "ties":
+        row = m.normal(1, A * d)
+        inputs |= {"k": np.repeat(row, keys, axis=0), "v": m.normal(keys, A * d)}
+    elif strided:
         qkv = m.normal(n, 3 * A * d)
         inputs = {name: qkv[:, i * A * d : (i + 1) * A * d] for i, name in enumerate("qkv")}
     else:
@@ -104,7 +194,7 @@ def _attention(m: _Source) -> Inputs:
 
 def _gather(m: _Source) -> Inputs:
     n = m.size("n")
-    index = m.rng.integers(-1, n, m.size("m", low=0, high=2 * m.largest))
+    index = m.rng.integers(-1, n, m.size("m", low=0, high=0 if m.edge == "empty" else 2 * m.largest))
     return {"x": m.normal(n, m.size("D")) if m.flag("2-D") else m.normal(n), "index": index}
 
 
@@ -117,12 +207,16 @@ def _cls_scores(m: _Source) -> Inputs:
     A, d, frames, S = m.size("A", high=3), m.size("d", high=4), m.size("frames", high=3), m.size("S")
     rows = frames * (1 + S)
     offsets = np.arange(frames + 1) * (1 + S)
-    return {"q": m.normal(rows, A * d), "k": m.normal(rows, A * d), "offsets": offsets, "num_heads": A}
+    q, k = m.normal(rows, A * d), m.normal(rows, A * d)
+    if m.edge == "ties":
+        k[:] = k[0]
+    return {"q": q, "k": k, "offsets": offsets, "num_heads": A}
 
 
 def _top_k(m: _Source) -> Inputs:
     frames, S = m.size("frames", high=4), m.size("S", high=2 * m.largest)
-    scores = m.rng.integers(0, 4, (frames, S)) if m.flag("ties") else m.rng.random((frames, S))
+    tied = m.edge == "ties" or m.flag("ties")
+    scores = m.rng.integers(0, 4, (frames, S)) if tied else m.rng.random((frames, S))
     return {"scores": scores.astype(m.dtype), "k": m.size("k", high=S)}
 
 
@@ -130,7 +224,10 @@ def _fuse_dropped(m: _Source) -> Inputs:
     frames, S = m.size("frames", high=3), m.size("S")
     k = m.size("k", high=S)
     kept = np.stack([m.rng.permutation(S)[:k] for _ in range(frames)])
-    return {"x": m.normal(frames * S, m.size("D")), "scores": np.abs(m.normal(frames, S)), "kept": kept}
+    scores = np.abs(m.normal(frames, S))
+    if m.edge == "ties":
+        scores[:] = scores[0, 0]
+    return {"x": m.normal(frames * S, m.size("D")), "scores": scores, "kept": kept}
 
 
 def _halting_settings(m: _Source) -> Inputs:
@@ -139,11 +236,24 @@ def _halting_settings(m: _Source) -> Inputs:
     return {"scale": scale, "center": center, "epsilon": 0.01}
 
 
+def _logit_of(score: Array, m: _Source, settings: Inputs) -> Array:
+    """Halting logits whose score is this one, up to ±1e-3, ±1e-6 or rounding."""
+    nudge = m.rng.choice([0.0, 1e-3, -1e-3, 1e-6, -1e-6], np.shape(score))
+    score = np.clip(score + nudge, 1e-3, 1 - 1e-9)
+    logit: Array = (np.log(score / (1 - score)) + settings["center"]) / settings["scale"]
+    return logit
+
+
 def _halt(m: _Source) -> Inputs:
     n, settings = m.size("n"), _halting_settings(m)
     # around the centre, where the decision may go either way
     logit = (settings["center"] + 3 * m.normal(n)) / settings["scale"]
-    inputs = {"logit": logit.astype(m.dtype), "used": (0.98 * m.rng.random(n)).astype(m.dtype)}
+    used = 0.98 * m.rng.random(n)
+    if m.edge == "near the threshold":
+        logit = _logit_of(0.99 - used, m, settings)
+    elif m.edge == "all halting":
+        logit = (settings["center"] + 20 + np.abs(m.normal(n))) / settings["scale"]
+    inputs = {"logit": logit.astype(m.dtype), "used": used.astype(m.dtype)}
     inputs |= {**settings, "last": m.flag("last")}
     if m.flag("forced"):
         inputs["forced"] = np.ones(n, dtype=bool) if inputs["last"] else m.rng.random(n) < 0.5
@@ -159,6 +269,11 @@ def _halt_tokens(m: _Source) -> Inputs:
     L, N, D, settings = m.size("L", high=5), m.size("N"), m.size("D", low=2), _halting_settings(m)
     states = m.normal(L, N, D)
     states[:, :, 0] = (settings["center"] - 1 + 2 * m.normal(L, N)) / settings["scale"]
+    if m.edge == "near the threshold":  # equal scores that add up to 1 − ε in a layer that is chosen for each token
+        layers = m.rng.integers(1, L + 1, N)
+        states[:, :, 0] = _logit_of(np.broadcast_to(0.99 / layers, (L, N)), m, settings)
+    elif m.edge == "all halting":
+        states[0, :, 0] = (settings["center"] + 20) / settings["scale"]
     inputs = {"states": states, **settings}
     if m.flag("forced"):
         inputs["forced"] = m.rng.integers(1, L + 1, N)
@@ -169,11 +284,11 @@ def _compact(m: _Source) -> Inputs:
     """One layer of a random run: some tokens have halted before, some halt in this layer."""
     B, N = m.size("B", high=4), m.size("N", high=2 * m.largest)
     cls_only, layer = m.flag("cls_only"), 3
-    alive = m.draw(st.sampled_from([0.2, 0.7, 1.0]), label="share alive")
+    alive = 0.0 if m.edge == "empty" else m.draw(st.sampled_from([0.2, 0.7, 1.0]), label="share alive")
     entered = m.rng.random(B * N) < alive
     tokens = np.flatnonzero(entered)
     counts = np.stack([entered.reshape(B, N).sum(axis=1), entered[::N]]).astype(np.int64)
-    halts = m.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]), label="share that halts")
+    halts = 1.0 if m.edge == "all halting" else m.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]), label="share that halts")
     inputs: Inputs = {"halted": m.rng.random(len(tokens)) < halts, "tokens": tokens, "counts": counts}
     inputs |= {"halting_layer": np.where(entered, 0, m.rng.integers(1, layer, B * N)), "layer": layer, "N": N}
     return inputs | {"ghosts": m.flag("ghosts"), "leave_early": m.flag("leave_early"), "cls_only": cls_only}
@@ -182,7 +297,7 @@ def _compact(m: _Source) -> Inputs:
 def _mask_halted(m: _Source) -> Inputs:
     n, layer = m.size("n"), 3
     halting_layer = m.rng.integers(0, layer, n)
-    halted = (halting_layer > 0) | (m.rng.random(n) < 0.5)
+    halted = (halting_layer > 0) | (m.rng.random(n) < 0.5) | (m.edge == "all halting")
     return {"halted": halted, "halting_layer": halting_layer, "layer": layer, "masked": m.flag("masked")}
 
 
@@ -200,12 +315,16 @@ def _adam_step(m: _Source) -> Inputs:
     return {**inputs, **settings, "decoupled": m.flag("decoupled"), "clip": clip}
 
 
+def _loss_logits(m: _Source, B: int, K: int) -> Array:
+    return np.repeat(m.normal(B, 1, scale=3), K, axis=1) if m.edge == "ties" else m.normal(B, K, scale=3)
+
+
 def _cross_entropy(m: _Source) -> Inputs:
     B, K = m.size("B"), m.size("K")
     soft = m.rng.random((B, K))
     targets = (soft / soft.sum(axis=1, keepdims=True)).astype(m.dtype) if m.flag("soft") else m.rng.integers(0, K, B)
     smoothing = m.draw(st.sampled_from([0.0, 0.1]), label="label_smoothing")
-    return {"logits": m.normal(B, K, scale=3), "targets": targets, "label_smoothing": smoothing}
+    return {"logits": _loss_logits(m, B, K), "targets": targets, "label_smoothing": smoothing}
 
 
 def _ponder_loss(m: _Source) -> Inputs:
@@ -216,7 +335,7 @@ def _ponder_loss(m: _Source) -> Inputs:
 
 def _motion_loss(m: _Source) -> Inputs:
     B = m.size("B")
-    return {"logits": m.normal(B, 2, scale=3), "moving": m.rng.integers(0, 2, B)}
+    return {"logits": _loss_logits(m, B, 2), "moving": m.rng.integers(0, 2, B)}
 
 
 _INPUTS: dict[str, Callable[[_Source], Inputs]] = {
@@ -244,16 +363,25 @@ _INPUTS: dict[str, Callable[[_Source], Inputs]] = {
 }
 
 
-def inputs_for(operation: str, dtype: str = "float64", largest: int = 6) -> st.SearchStrategy[Inputs]:
-    """A strategy for the inputs of one operation of the table.
-
-    largest: upper bound of the ordinary sizes (3 is enough for slow interpreters). ValueError for an unknown operation.
-    """
+def _check_operation(operation: str) -> None:
     if operation not in _INPUTS:
         raise ValueError(f"operation: expected one of {list(_INPUTS)}, got {operation!r}")
 
+
+def inputs_for(
+    operation: str, dtype: str = "float64", largest: int = 6, edge: str | None = None
+) -> st.SearchStrategy[Inputs]:
+    """A strategy for the inputs of one operation of the table: a dictionary for ``forward(**inputs)``.
+
+    dtype: "float64" or "float32". largest: upper bound of the ordinary sizes (3 is enough for slow interpreters). edge:
+    None for ordinary inputs, or one of ``edges_of(operation)``. ValueError for an unknown operation or edge.
+    """
+    if edge is not None and edge not in edges_of(operation):
+        raise ValueError(f"edge: expected None or one of {list(edges_of(operation))} for {operation}, got {edge!r}")
+    _check_operation(operation)
+
     @st.composite
     def inputs(draw: st.DrawFn) -> Inputs:
-        return _INPUTS[operation](_Source(draw, dtype, largest))
+        return _INPUTS[operation](_Source(draw, dtype, largest, edge))
 
     return inputs()

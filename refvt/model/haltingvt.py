@@ -15,6 +15,7 @@ from refvt.model.blocks import Context
 from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, values_of_tokens
+from refvt.model.drop_path import DropPath
 from refvt.model.inputs import (
     LossWeights,
     check_clips,
@@ -155,7 +156,7 @@ class HaltingVT:
         motion_weight: float = 1.0,
         label_smoothing: float = 0.0,
         execution: str = "compact",
-        drop_path: float = 0.0,
+        drop_path: float | DropPath = 0.0,
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,
         arrays: str = "numpy",
@@ -164,11 +165,11 @@ class HaltingVT:
         """The training loss of clips [B, C, T, height, width] and its gradient with respect to every parameter.
 
         labels [B] class numbers or [B, K] soft; motion_labels [B], 1 for moving and 0 for a static twin, None to leave
-        the motion loss out. drop_path: the rate of the last block, drawn from rng. arrays: "device" leaves gradients
-        and outputs where the backend computed them. patch_ponder_weights [B, T, patches]: how much each patch of a
-        frame counts in the ponder loss, None for 1 each, as in the paper; CLS and fused patches count 1. Returns the
-        loss and a dict with the parameters' names. ValueError or TypeError for arguments that do not fit. Source:
-        HaltingVT equations 9–11.
+        the motion loss out. drop_path: the rate of the last block, drawn from rng, or the draws themselves. arrays:
+        "device" leaves gradients and outputs where the backend computed them. patch_ponder_weights [B, T, patches]: how
+        much each patch of a frame counts in the ponder loss, None for 1 each, as in the paper; CLS and fused patches
+        count 1. Returns the loss and a dict with the parameters' names. ValueError or TypeError for arguments that do
+        not fit. Source: HaltingVT equations 9–11.
         """
         deliver = self._deliver(arrays)
         clips = check_clips(clips, self.config, self._ops, self.dtype)
@@ -194,7 +195,7 @@ class HaltingVT:
         motion_weight: float = 1.0,
         label_smoothing: float = 0.0,
         execution: str = "dense",
-        drop_path: float = 0.0,
+        drop_path: float | DropPath = 0.0,
         rng: np.random.Generator | None = None,
         decisions: Decisions | None = None,
         patch_ponder_weights: Array | None = None,

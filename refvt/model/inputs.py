@@ -127,9 +127,11 @@ def check_loss_weights(
 
 
 def check_drop_path(
-    drop_path: float, rng: np.random.Generator | None, config: HaltingVTConfig, B: int
+    drop_path: float | DropPath, rng: np.random.Generator | None, config: HaltingVTConfig, B: int
 ) -> DropPath | None:
     """The DropPath scales of a pass, None for rate 0. ValueError for a rate outside [0, 1), TypeError for no rng."""
+    if isinstance(drop_path, DropPath):
+        return drop_path
     _check_range("drop_path", drop_path, 1)
     if drop_path == 0:
         return None

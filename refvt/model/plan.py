@@ -318,4 +318,5 @@ def _no_halting_layer(ops: Backend, execution: Execution, size: int) -> Array:
 
 def _deciding(ops: Backend, execution: Execution) -> Backend:
     """The backend that compacts: imposed decisions are known on the host, so NumPy does it there."""
-    return ops if execution.halting_layer is None else backends.get("reference")
+    on_host = execution.halting_layer is None or ops.arrays.IN_MAIN_MEMORY
+    return ops if on_host else backends.get("reference")

@@ -62,7 +62,7 @@ def test_halt_shows_what_changes_by_default(tmp_path, capsys, carphone):
     assert len(report["frames"]) == 8
     for name in ("alive_changing_per_layer", "alive_unchanging_per_layer"):
         assert report[name] == sorted(report[name], reverse=True)
-        assert report[name][0] == 1
+        assert 0.5 < report[name][0] <= 1  # the Glimpser drops a quarter of all patches
     assert iio.imread(report["picture"]).std() > 1
     assert len(iio.imread(report["animation"], index=None)) == 8
     assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path)]) == 0
@@ -90,7 +90,8 @@ def test_halt_with_weights_names_classes(tmp_path, capsys, carphone):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"action {i}" for i in range(200)), encoding="utf-8")
     command = ["halt", carphone, "--stride", "8", "--out", str(tmp_path), "--json"]
-    assert main([*command, "--weights", str(tmp_path / "model.safetensors"), "--labels", str(labels)]) == 0
+    command += ["--weights", str(tmp_path / "model.safetensors")]
+    assert main([*command, "--labels", str(labels)]) == 0
     report = json.loads(capsys.readouterr().out)
     clip, _ = refvt.data.read_clip(carphone, 8, 8)
     logits = model(clip[None]).logits[0]
@@ -152,7 +153,7 @@ def test_golden_verify_reports_and_its_exit_code_says_so(tmp_path, capsys):
     shutil.copytree(golden_directory(), copy)
     (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
     assert main(["golden", "verify", "--tiny", "--golden", str(copy)]) == 1
-    assert "FAILED tiny-op-gelu-basic: GoldenError" in capsys.readouterr().out
+    assert "FAILED tiny-op-gelu-basic: " in capsys.readouterr().out
 
 
 def test_info_as_text_and_json(capsys):

@@ -436,7 +436,7 @@ def test_the_command_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert report["loss"] == done.loss
     for wrong, words in (
         ("clips", "expected NAME=N"),
-        ("size=3", "expected settings among clips"),
+        ("size=3", "expected settings among background, clips"),
         ("clips=0", "least 1"),
     ):
         assert main([*given, wrong]) == 2

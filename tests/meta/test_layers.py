@@ -44,7 +44,14 @@ PRINTING = {
 }
 
 NUMBA_CUDA = ("backends/__init__.py", "bench/registers.py")  # inside functions, besides the cuda files
-TORCH = ("bench/torch_model.py",)
+TORCH = (
+    "bench/torch_model.py",
+    # inside functions: candidates in PyTorch
+    "conformance/adapters/operations.py",
+    "conformance/adapters/parameters.py",
+    "conformance/adapters/recorder.py",
+    "conformance/adapters/torch_candidate.py",
+)
 
 
 @cache
@@ -128,7 +135,7 @@ def test_nothing_loads_numba_cuda_or_torch_by_itself() -> None:
         assert not {name for name in names if name.split(".")[0] == "torch" or name.startswith("numba.cuda")}, path
 
 
-def test_torch_is_imported_in_the_bench_alone() -> None:
+def test_torch_is_imported_in_the_bench_and_the_adapters_alone() -> None:
     found = {path for path, _, tree in sources() if any(name.split(".")[0] == "torch" for name in imported(tree))}
     assert found == set(TORCH)
 

@@ -29,7 +29,7 @@ def the_comparison_is_strict(op: Computes, inputs: Inputs) -> None:
     alive = ~results["halted"]
     limit = 1 - inputs["epsilon"]
     slack = 4 * np.finfo(results["weight"].dtype).eps
-    if (results["used_next"][alive] > limit + slack).any():
+    if not (results["used_next"][alive] <= limit + slack).all():  # NaN fails too
         raise LawBroken("halt: a token with used + h above 1 − ε goes on")
     z = inputs["scale"] * inputs["logit"].astype(np.float64) - inputs["center"]
     h = np.where(z >= 0, 1, np.exp(-np.abs(z))) / (1 + np.exp(-np.abs(z)))
@@ -70,19 +70,19 @@ def weights_are_a_distribution(op: Computes, inputs: Inputs) -> None:
     ponder, layer = results["ponder"], results["halting_layer"]
     if inputs.get("forced") is None:
         slack = 4 * L * np.finfo(states.dtype).eps
-        if (ponder < 2 - slack).any() or (ponder > L + 1 + slack).any():
+        if not ((ponder >= 2 - slack) & (ponder <= L + 1 + slack)).all():  # NaN fails too
             raise LawBroken(f"halt_tokens: ponder outside [2, L + 1]: {ponder.min()} … {ponder.max()}")
     if (layer < 1).any() or (layer > L).any():
         raise LawBroken("halt_tokens: a halting layer outside 1 … L")
 
 
-def nothing_after_halting_matters(op: Computes, inputs: Inputs) -> None:
+def nothing_after_halting_matters(op: Computes, inputs: Inputs, poison: float = np.nan) -> None:
     """States after N_k may be anything, even NaN: no bit of y or ρ changes, and they get no gradient."""
     results, cache = forward(op, inputs)
     gradient = backward(op, cotangents(op, results, seed=20), cache)["states"]
     later = np.arange(1, len(inputs["states"]) + 1)[:, None] > results["halting_layer"]  # [L, N]
     poisoned = inputs["states"].copy()
-    poisoned[later] = np.nan
+    poisoned[later] = poison
     again, _ = forward(op, {**inputs, "states": poisoned})
     if any(not np.array_equal(results[name], again[name]) for name in results):
         raise LawBroken("halt_tokens: a state after halting changed the result")

@@ -1,0 +1,146 @@
+"""What ``refvt check`` prints: a line for each case as it is finished, then every difference, then the summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TextIO
+
+from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report
+
+__all__ = ["Printer"]
+
+COLOURS = {"agrees": "green", "differs": "bold red", "ambiguous": "yellow", "not given": "dim", "error": "bold magenta"}
+MAX_DETAILS = 5  # differing cases that are shown at length
+
+
+class Printer:
+    """Prints cases and the summary to a stream: with rich's tables and colours on a terminal, else as plain text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._rich = stream.isatty() and find_spec("rich") is not None
+        self._hidden = 0
+        self._write = self._writer()
+
+    def _writer(self) -> Callable[[str, str], None]:
+        if not self._rich:
+            return lambda text, _style: print(text, file=self._stream, flush=True)
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(file=self._stream, highlight=False)
+        return lambda text, style: console.print(Text(text, style=style), soft_wrap=True)
+
+    def case(self, case: CaseReport) -> None:
+        """One line for a case; those that the candidate does not give are counted, not listed."""
+        if case.status == "not given":
+            self._hidden += 1
+            return
+        compared = f"{case.compared:4d} of {case.total:3d}" if case.status != "error" else "–"
+        share = f"{_share(case.share):>8s}" if case.compared else " " * 8
+        self._write(f"{case.status:10s} {case.name:32s} {compared:>11s} {share}  {_remark(case)}", COLOURS[case.status])
+
+    def summary(self, report: Report) -> None:
+        """The differences at length, the laws that do not hold, the counts, and the result in one sentence."""
+        wrong = [case for case in report.cases if case.status == "differs"]
+        for case in _most_telling(wrong):
+            self._write("", "")
+            for line in _details(case):
+                self._write(line, "")
+        if len(wrong) > MAX_DETAILS:
+            self._write(f"\n{len(wrong) - MAX_DETAILS} more cases differ (--json, --html show them all)", "")
+        for law in report.laws:
+            if law.status in ("differs", "error"):
+                self._write("\n" + "\n".join(_law(law)), "")
+        self._write("", "")
+        if self._rich:
+            self._counts(report)
+        hidden = f" ({self._hidden} cases are not given and not listed)" if self._hidden else ""
+        self._write(report.sentence + hidden, COLOURS["agrees" if report.agrees else "differs"])
+
+    def _counts(self, report: Report) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{report.candidate}, {report.dtype}, {report.seconds:.0f} s")
+        table.add_column("cases of")
+        for status in STATUSES:
+            table.add_column(status, justify="right", style=COLOURS[status])
+        for column in ("tensors compared", "largest share of a budget"):
+            table.add_column(column, justify="right")
+        for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
+            group = [case for case in report.cases if case.kind == kind]
+            counts = [str(sum(case.status == status for case in group) or "") for status in STATUSES]
+            share = max((case.share for case in group), default=0.0)
+            if group:
+                table.add_row(label, *counts, str(sum(case.compared for case in group)), _share(share))
+        Console(file=self._stream).print(table)
+
+
+def _most_telling(wrong: list[CaseReport]) -> list[CaseReport]:
+    """The cases that are shown at length: different first tensors before more of the same."""
+    seen: set[str] = set()
+    first: list[CaseReport] = []
+    rest: list[CaseReport] = []
+    for case in wrong:
+        tensor = case.first.tensor if case.first else ""
+        (rest if tensor in seen else first).append(case)
+        seen.add(tensor)
+    return [*first, *rest][:MAX_DETAILS]
+
+
+def _share(share: float) -> str:
+    """The share of a budget for people: 12 %, 3.1×, ∞."""
+    if not math.isfinite(share):
+        return "∞"
+    return f"{share:.0%}" if share < 10 else f"{share:.3g}×"
+
+
+def _remark(case: CaseReport) -> str:
+    if case.status == "error":
+        return case.sentence
+    if case.status == "differs":
+        variant = f"; agrees with variant {case.variant}" if case.variant else ""
+        return (f"first: {case.first.tensor} ({case.first.direction})" if case.first else case.sentence) + variant
+    if case.status == "ambiguous":
+        return "; ".join(case.ambiguous)
+    return case.sentence
+
+
+def _details(case: CaseReport) -> list[str]:
+    """One difference at length."""
+    lines = [f"{case.name}: {case.describes}"]
+    if case.first is not None:
+        lines += _divergence(case.first)
+    if case.variant is not None:
+        lines.append(f"   variant          agrees with {case.variant}")
+    if case.sentence:
+        lines.append(f"   besides          {case.sentence}")
+    lines += [f"   ambiguous        {text}" for text in case.ambiguous]
+    if case.reproduce:
+        lines += ["   reproduce", *(f"      {line}" for line in case.reproduce.splitlines())]
+    return lines
+
+
+def _divergence(first: Divergence) -> list[str]:
+    lines = [
+        f"   first difference {first.tensor} ({first.direction})",
+        f"   last agreeing    {first.last_agreeing or 'none before it was given'}",
+    ]
+    if first.note:
+        lines.append(f"   what it is       {first.note}")
+    if first.index is not None:
+        lines.append(f"   worst element    {list(first.index)}: {first.place}" if first.place else "")
+        lines.append(f"                    got {first.got:.9g}, expected {first.expected:.9g}")
+    if math.isfinite(first.error):
+        of = "relative L2 error" if first.allowed else "wrong elements:"
+        allowed = f", allowed {first.allowed:.3g}" if first.allowed else ""
+        lines.append(f"   size             {of} {first.error:.3g}{allowed}; {_share(first.share)} of the budget")
+    return [line for line in lines if line]
+
+
+def _law(law: LawReport) -> list[str]:
+    head = f"law {law.law} of {law.operation}: {'does not hold' if law.status == 'differs' else law.status}"
+    return [head, f"   {law.sentence}", *(f"      {line}" for line in law.reproduce.splitlines())]

@@ -1,0 +1,369 @@
+"""Which of the tensors that a module computed is which named tensor.
+
+Three ways, the surest first:
+
+1. *By value.* A computed tensor that agrees with a named tensor within its budget, in one of the arrangements of
+   ``arrangements.py``, is that tensor. Of several the one with the smallest error is taken. Zero or constant tensors
+   are never matched: they have no value of their own.
+2. *By its layer.* After the first wrong tensor no value agrees any more. But parameters are known: what comes out of a
+   linear layer or LayerNorm that uses ``blocks.3.norm1.bias`` is ``blocks.3.norm1``, whatever its value. The input of a
+   projection is ``attn.y``; the sum of a projection and the skip input is ``attn.proj`` or ``mlp``; the input of a
+   block's norms is ``entering``, ``selected`` or ``attn.proj``; the tensor that is sorted is ``scores``.
+3. *By similarity.* A named tensor that is still missing is given the computed tensor that resembles it most, if they
+   stand between the same neighbours and differ by less than half of their norm.
+
+Way 3 is used only after the last tensor that agrees by value, way 2 before it only for small errors, which a skip
+connection can hide again: whatever else lies before a tensor that agrees is not the named tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from refvt.array import Array
+from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.arrangements import Arrangement, Geometry, Rows
+
+__all__ = ["Discovery", "Found", "NamedTensors", "discover"]
+
+SIMILAR = 0.5  # relative error below which a tensor resembles a named one
+DAMPED = 1e-2  # relative error that a skip connection can make too small to be seen
+_RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
+_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__", "mul", "__mul__", "__rmul__")
+_LAYOUT_ONLY = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to"))
+_APPLY = ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
+_ADD = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A named tensor in the record: the event, its arrangement, and the part of its last axis (which of how many)."""
+
+    name: str
+    event: int
+    arrangement: Arrangement
+    heads_first: bool
+    part: tuple[int, int]
+    error: float  # relative to the truth, over the rows that count and are there
+    way: str  # "value", "layer", "similarity", "map"
+
+    @property
+    def covers(self) -> int:
+        """The number of rows that the tensor holds."""
+        return self.arrangement.rows.size
+
+
+@dataclass(frozen=True)
+class NamedTensors:
+    """The named tensors of a case: their values, where they stand, and the relative error that each is allowed."""
+
+    geometry: Geometry
+    truth: Mapping[str, Array]  # in the order of computation, forward alone
+    allowed: Mapping[str, float]
+
+    @property
+    def heads(self) -> int:
+        return self.geometry.config.num_heads
+
+    def stored(self, found: Found, value: Array, fill: Array | None = None) -> Array:
+        """A value of the event as the stored tensor; rows that are not there are taken from the truth (or ``fill``)."""
+        rows = self.geometry.rows_of(found.name)
+        assert rows is not None
+        given = self._placed(found.arrangement, found.heads_first, rows, _part(value, found.part))
+        assert given is not None
+        truth = self.truth[found.name] if fill is None else fill
+        full = truth.reshape(rows.count, rows.channels).astype(np.float64)
+        full[found.arrangement.rows.ravel()] = given
+        return full.reshape(truth.shape)
+
+    def _placed(self, arrangement: Arrangement, heads_first: bool, rows: Rows, value: Array) -> Array | None:
+        how = arrangement.apply_heads_first if heads_first else arrangement.apply
+        return how(value, rows, self.heads)
+
+    def fits(self, name: str, event: int, value: Array, part: tuple[int, int], way: str) -> Iterator[Found]:
+        """Every arrangement in which the value can be read as the named tensor, with its error."""
+        rows = self.geometry.rows_of(name)
+        if rows is None:
+            return
+        value, counts = _part(value, part), self.geometry.counts(name)
+        truth = self.truth[name].reshape(rows.count, rows.channels)
+        for arrangement in self.geometry.arrangements(name):
+            if arrangement.says == "class token alone" and name != "y":
+                continue  # too little to recognise a tensor by
+            for heads_first in (False, True):
+                given = self._placed(arrangement, heads_first, rows, value)
+                if given is None:
+                    continue
+                places = arrangement.rows.ravel()
+                there = np.ones(len(places), bool) if counts is None else counts[places]
+                error = _error(given[there], truth[places][there])
+                yield Found(name, event, arrangement, heads_first, part, error, way)
+
+    def best(self, name: str, event: int, value: Array, part: tuple[int, int], way: str) -> Found | None:
+        """The arrangement with the smallest error, the fullest one of equals; None if no shape fits."""
+        fits = self.fits(name, event, value, part, way)
+        return min(fits, key=lambda f: (f.error, -f.covers), default=None)
+
+
+def _part(value: Array, part: tuple[int, int]) -> Array:
+    which, of = part
+    return value if of == 1 else np.split(value, of, axis=-1)[which]
+
+
+def _error(given: Array, truth: Array) -> float:
+    """‖given − truth‖ / ‖truth‖; infinite if that is no number or the truth is zero."""
+    norm = float(np.linalg.norm(truth))
+    if norm == 0:
+        return float("inf")
+    with np.errstate(all="ignore"):
+        error = float(np.linalg.norm(given - truth)) / norm
+    return error if np.isfinite(error) else float("inf")
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found in a record.
+
+    agreeing: for each name all tensors that have its value, best first. wrong: the tensor that stands in the place of a
+    name whose value no tensor has. misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
+    """
+
+    agreeing: dict[str, list[Found]]
+    wrong: dict[str, Found]
+    misfits: dict[str, int]
+
+
+def discover(events: list[Event], named: NamedTensors) -> Discovery:
+    """Find the named tensors of a case among all that a module computed."""
+    agreeing = _by_value(events, named)
+    guesses, misfits = _by_layer(events, named)
+    for name, guess in guesses.items():  # a part agrees, but the whole does not: the class token's row, or a patch's
+        if name in agreeing and guess.covers > agreeing[name][0].covers and guess.error > named.allowed[name]:
+            del agreeing[name]
+    wrong: dict[str, Found] = {}
+    for name in named.truth:
+        if name in agreeing:
+            continue
+        found = guesses.get(name)
+        if _is_after_the_last(name, agreeing, named):
+            found = found or _by_similarity(name, events, named, agreeing, wrong)
+        elif found is not None and found.error > DAMPED:
+            continue  # a later tensor agrees, so this is something else than the named tensor
+        if found is not None:
+            wrong[name] = found
+    in_glimpser = [f"blocks.{g}." for g in range(named.geometry.config.glimpser_depth)]
+    unfit = {
+        name: number
+        for name, number in misfits.items()
+        if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
+    }
+    return Discovery(agreeing, wrong, unfit)
+
+
+# ---- 1. by value
+
+
+def _by_value(events: list[Event], named: NamedTensors) -> dict[str, list[Found]]:
+    """All computed tensors that agree with each named tensor: first those with most rows, of these the best."""
+    found: dict[str, list[Found]] = {}
+    index = _Fingerprints(named)
+    for number, event in enumerate(events):
+        if event.value.dtype.kind != "f" or _is_constant(event.value):
+            continue
+        for name in index.candidates(event.value):
+            best = named.best(name, number, event.value, (0, 1), "value")
+            if best is not None and best.error <= named.allowed[name]:
+                found.setdefault(name, []).append(best)
+    return {n: sorted(found[n], key=lambda f: (-f.covers, f.error)) for n in named.truth if n in found}
+
+
+def _is_constant(value: Array) -> bool:
+    return value.size == 0 or bool(np.all(value == value.flat[0]))
+
+
+class _Fingerprints:
+    """A quick test of which named tensors a value can be: its size, and one number that must stand at its place."""
+
+    def __init__(self, named: NamedTensors) -> None:
+        found: dict[int, list[tuple[int, float, float, str]]] = {}
+        for name, truth in named.truth.items():
+            rows = named.geometry.rows_of(name)
+            if rows is None or _is_constant(truth):
+                continue
+            flat, counts = truth.reshape(rows.count, rows.channels), named.geometry.counts(name)
+            tolerance = named.allowed[name] * float(np.linalg.norm(flat))
+            for arrangement in named.geometry.arrangements(name):
+                places = arrangement.rows.ravel()
+                living = np.arange(len(places)) if counts is None else np.flatnonzero(counts[places])
+                if not len(living):
+                    continue
+                expected = float(flat[places[living[0]], 0])
+                for position in arrangement.positions(int(living[0]), rows, named.heads):
+                    entry = position, expected, tolerance, name
+                    found.setdefault(len(places) * rows.channels, []).append(entry)
+        self.by_size = {
+            size: (
+                np.array([e[0] for e in entries]),
+                np.array([e[1] for e in entries]),
+                np.array([e[2] for e in entries]),
+                [e[3] for e in entries],
+            )
+            for size, entries in found.items()
+        }
+
+    def candidates(self, value: Array) -> list[str]:
+        """Names whose tensor may be this value."""
+        if value.size not in self.by_size:
+            return []
+        positions, expected, tolerances, names = self.by_size[value.size]
+        with np.errstate(invalid="ignore"):
+            near = np.abs(value.ravel()[positions] - expected) <= tolerances
+        return list(dict.fromkeys(names[i] for i in np.flatnonzero(near)))
+
+
+# ---- 2. by layer
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Which events read which."""
+
+    events: list[Event]
+    readers: dict[int, list[int]]
+
+    @classmethod
+    def of(cls, events: list[Event]) -> _Graph:
+        readers: dict[int, list[int]] = {}
+        for number, event in enumerate(events):
+            for source in event.inputs:
+                readers.setdefault(source, []).append(number)
+        return cls(events, readers)
+
+    def next_sum(self, number: int) -> int | None:
+        """The first addition that reads this tensor, directly or through reshaping and scaling."""
+        front = [number]
+        for _ in range(8):
+            following = sorted(r for n in front for r in self.readers.get(n, []))
+            for reader in following:
+                event = self.events[reader]
+                if event.function in _ADD and len(event.inputs) == 2:
+                    return reader
+            front = [r for r in following if self.events[r].function in _LAYOUT_ONLY]
+        return None
+
+
+def _by_layer(events: list[Event], named: NamedTensors) -> tuple[dict[str, Found], dict[str, int]]:
+    """The named tensors that the layers' parameters identify, and the events whose size does not fit.
+
+    A layer that is used more than once identifies none.
+    """
+    found: dict[str, Found] = {}
+    misfits: dict[str, int] = {}
+    for name, number, part in _roles(events, named):
+        if name in named.truth and 0 <= number < len(events):
+            best = named.best(name, number, events[number].value, part, "layer")
+            if best is not None:
+                found.setdefault(name, best)
+            elif part == (0, 1):
+                misfits.setdefault(name, number)
+    return found, misfits
+
+
+def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    config, graph, whole = named.geometry.config, _Graph.of(events), (0, 1)
+    outputs = _last_users(events, ".bias")
+    inputs = {
+        layer: events[number].inputs[0]
+        for layer, number in _last_users(events, ".weight").items()
+        if events[number].function in ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
+        and events[number].inputs
+    }
+    for layer, number in outputs.items():
+        block, _, part = layer.partition(".attn.") if ".attn." in layer else layer.rpartition(".")
+        if layer.endswith("qkv"):
+            for i, letter in enumerate("qkv"):
+                yield f"{layer.removesuffix('qkv')}{letter}", number, (i, 3)
+        elif match := re.fullmatch(r"(.*attn)\.qkv\[(\d)\]", layer):
+            yield f"{match[1]}.{'qkv'[int(match[2])]}", number, whole
+        elif layer == "head":
+            yield "logits", number, whole
+        elif layer == "motion_head":
+            yield "motion_logits", number, whole
+        elif layer.endswith((".temporal_fc", ".attn.proj", "fc2")):
+            total = graph.next_sum(number)
+            name = f"{block.removesuffix('.mlp')}.mlp" if layer.endswith("fc2") else layer
+            if total is not None:
+                yield name, total, whole
+        else:
+            yield layer, number, whole
+    for layer, number in inputs.items():
+        block, _, part = layer.rpartition(".")
+        in_glimpser = layer.startswith("blocks.") and int(layer.split(".")[1]) < config.glimpser_depth
+        if part == "proj" and block.endswith("attn"):
+            yield f"{block}.y", number, whole
+        elif part == "norm1" and not in_glimpser:
+            yield f"{block}.entering", number, whole
+        elif part == "norm2":
+            yield (f"{block}.selected" if in_glimpser else f"{block}.attn.proj"), number, whole
+        elif layer == "norm":
+            yield "y", number, whole
+    yield from _sorted_scores(events, named)
+
+
+def _last_users(events: list[Event], suffix: str) -> dict[str, int]:
+    """For every layer the event that uses its weight or bias; layers that are used more than once are left out."""
+    users: dict[str, list[int]] = {}
+    for number, event in enumerate(events):
+        for parameter in event.parameters:
+            if parameter.partition("[")[0].endswith(suffix):
+                users.setdefault(parameter.replace(suffix, ""), []).append(number)
+    return {layer: numbers[0] for layer, numbers in users.items() if len(numbers) == 1}
+
+
+def _sorted_scores(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """What is given to top-k or a sort, if there are as many of these as blocks that select."""
+    config = named.geometry.config
+    selecting = [g for g, rate in enumerate(config.keep_rates) if rate < 1]
+    sources = []
+    for event in events:
+        if event.function in ("topk", "sort", "argsort") and event.inputs and event.inputs[0] not in sources:
+            sources.append(event.inputs[0])
+    if len(sources) == len(selecting):
+        for g, source in zip(selecting, sources, strict=True):
+            yield f"blocks.{g}.scores", source, (0, 1)
+
+
+# ---- 3. by similarity
+
+
+def _is_after_the_last(name: str, agreeing: Iterable[str], named: NamedTensors) -> bool:
+    """Whether nothing that is computed from this tensor agrees: halting and states are two chains until the output."""
+    order, halting = list(named.truth), ("joint.", "y", "ponder")
+    chain = [n for n in agreeing if n.startswith(halting) == name.startswith(halting)]
+    return all(order.index(n) < order.index(name) for n in chain)
+
+
+def _by_similarity(
+    name: str,
+    events: list[Event],
+    named: NamedTensors,
+    agreeing: Mapping[str, list[Found]],
+    wrong: Mapping[str, Found],
+) -> Found | None:
+    """The tensor between the same neighbours that resembles the named one most."""
+    order = list(named.truth)
+    before = [f.event for n, found in agreeing.items() for f in found[:1] if order.index(n) < order.index(name)]
+    before += [f.event for n, f in wrong.items()]
+    start = max(before, default=-1) + 1
+    best = None
+    for number in range(start, len(events)):
+        value = events[number].value
+        if value.dtype.kind == "f" and not _is_constant(value):
+            found = named.best(name, number, value, (0, 1), "similarity")
+            if found is not None and found.error < (SIMILAR if best is None else best.error):
+                best = found
+    return best

@@ -1,0 +1,362 @@
+"""``check`` on candidates of every form: what agrees, what differs and where, what is not given, what fails."""
+
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import refvt
+from refvt import conformance
+from refvt.conformance import compare_tensor, load_case, load_truth
+from refvt.ops.attention import reference as attention
+from refvt.ops.halting import reference as halting
+
+TINY = "tiny-model-*"
+
+
+def check(candidate, *arguments, **options):
+    """With a limit that a busy machine keeps."""
+    return conformance.check(candidate, *arguments, **{"timeout": 600, **options})
+
+
+def run(case):
+    """A right candidate: every named tensor, by the reference in float32."""
+    model = refvt.HaltingVT(case.config, case.parameters, backend="reference", dtype="float32")
+    imposed = case.decisions if case.force_decisions else None
+    labels = {"labels": case.labels, "motion_labels": case.motion_labels}
+    trace = model.trace(case.clips, gradients=True, decisions=imposed, **labels, **case.settings)
+    return dict(trace) | {"decisions.halting_layer": trace.output.decisions.halting_layer}
+
+
+def changed(name, change):
+    def candidate(case):
+        found = run(case)
+        found[name] = change(found[name].copy())
+        return found
+
+    return candidate
+
+
+def only(report):
+    (case,) = report.cases
+    return case
+
+
+def test_right_function_agrees_and_the_summary_counts_what_was_compared():
+    report = check(run, cases=TINY)
+    assert report.agrees
+    assert report.exit_code == 0
+    assert [case.status for case in report.cases] == ["agrees"] * 3
+    assert all(0 < case.compared < case.total for case in report.cases)
+    assert all(case.compared + len(case.not_given) == case.total for case in report.cases)
+    assert "loss.total" in report.cases[0].not_given
+    assert f"{report.compared} of" in report.sentence
+
+
+def halve(x):
+    return x / 2
+
+
+def one_wrong(x):
+    x.flat[7] += 0.01
+    return x
+
+
+def one_nan(x):
+    x.flat[3] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "direction", "note"),
+    [
+        ("blocks.0.attn.q", halve, "forward", "scaled by"),
+        ("blocks.1.attn.y", one_wrong, "forward", ""),
+        ("d(blocks.1.mlp)", one_nan, "backward", "1 of 72 values are NaN"),
+        ("d(head.weight)", lambda x: x.T[:1], "backward", "shape [1, 3], expected [3, 8]"),
+        ("d(head.weight)", lambda x: x.astype(np.int64), "backward", "expected floats, got int64"),
+    ],
+)
+def test_first_divergence_is_the_tensor_that_is_wrong(name, change, direction, note):
+    report = check(changed(name, change), cases="tiny-model-zero")
+    first = only(report).first
+    assert report.exit_code == 1
+    assert (first.tensor, first.direction) == (name, direction)
+    order = list(load_truth("tiny-model-zero"))
+    assert order.index(first.last_agreeing) < order.index(name)
+    assert note in first.note
+    assert first.share > 1
+
+
+def test_the_place_is_said_in_human_terms_and_the_snippet_runs():
+    case = only(check(changed("blocks.1.attn.y", one_wrong), cases="tiny-model-zero"))
+    assert case.first.index == (0, 7)
+    assert case.first.place == "block 1 (joint layer 1), clip 0, CLS, head 1, channel 3 of the head"
+    assert case.first.got == pytest.approx(case.first.expected + 0.01, rel=1e-3)
+    case = only(check("reference", cases="tiny-model-zero"))
+    assert case.status == "agrees"
+    found = compare_tensor("tiny-model-zero", "embed", run(load_case("tiny-model-zero"))["embed"])
+    assert found.status == "agrees"
+
+
+def test_rows_of_halted_tokens_do_not_count_and_states_may_be_rectangular():
+    truth = load_truth("tiny-model-zero")
+    halted = ~truth["blocks.2.attn.q"].rows
+    assert halted.any()
+
+    def candidate(case):
+        found = run(case)
+        found["blocks.2.attn.q"][halted] = 1e9
+        found["blocks.2.attn.k"] = found["blocks.2.attn.k"].reshape(1, -1, 8)
+        return found
+
+    assert only(check(candidate, cases="tiny-model-zero")).status == "agrees"
+
+
+def test_outputs_alone_say_what_agrees_and_which_gradients_vanish():
+    def candidate(case):
+        found = run(case)
+        return {"logits": found["logits"], "ponder": found["ponder"] + 1, "d(head.bias)": 0 * found["d(head.bias)"]}
+
+    case = only(check(candidate, cases="tiny-model-zero"))
+    assert case.first.tensor == "ponder"
+    assert "logits agrees" in case.sentence
+    assert "gradients that vanish: d(head.bias)" in case.sentence
+
+
+def test_a_known_variant_is_named():
+    def candidate(case):
+        from dataclasses import replace
+
+        return run(replace(case, config=replace(case.config, halted_keys="masked")))
+
+    report = check(candidate, cases="tiny-model-*")
+    named = {case.name: case.variant for case in report.cases}
+    assert named == {
+        "tiny-model-fuse": "halted_keys=masked",
+        "tiny-model-masked": None,
+        "tiny-model-zero": "halted_keys=masked",
+    }
+
+
+# ---- operations
+
+
+def halt_tokens(states, scale, center, epsilon):
+    (y, ponder, layers), _ = halting.halt_tokens_forward(states, scale, center, epsilon)
+    return y, ponder, layers
+
+
+@pytest.mark.parametrize("candidate", [halt_tokens, SimpleNamespace(halt_tokens=halt_tokens)])
+def test_halt_tokens_alone(candidate):
+    case = only(check(candidate, cases="tiny-op-halt_tokens-*"))
+    assert (case.status, case.compared, case.not_given) == ("agrees", 3, ("d(states)",))
+
+
+def test_operations_with_and_without_backward():
+    def forward(q, k, v, query_offsets, key_offsets, heads, bias=None):  # names of its own, and no keep
+        return attention.attention_forward(q, k, v, query_offsets, key_offsets, heads, bias)
+
+    report = check(SimpleNamespace(attention_forward=forward), cases="tiny-op-*")
+    given = {case.name: case.compared for case in report.cases if case.status != "not given"}
+    assert given == {f"tiny-op-attention-{name}": 1 for name in ("basic", "empty", "key-bias")}
+    with_backward = SimpleNamespace(attention_forward=forward, attention_backward=attention.attention_backward)
+    report = check(with_backward, cases="tiny-op-attention-*")
+    assert report.agrees
+    assert [case.compared for case in report.cases] == [4, 4, 4]
+
+
+def test_an_operation_without_an_optional_argument_is_not_given_where_it_is_needed():
+    def forward(q, k, v, query_offsets, key_offsets, num_heads):
+        return attention.attention_forward(q, k, v, query_offsets, key_offsets, num_heads)
+
+    report = check(SimpleNamespace(attention_forward=forward), cases="tiny-op-attention-*")
+    statuses = {case.name.rpartition("attention-")[2]: case.status for case in report.cases}
+    assert statuses == {"basic": "agrees", "empty": "not given", "key-bias": "not given"}
+    assert report.agrees
+
+
+def test_a_wrong_forward_is_named_although_its_backward_raises():
+    def forward(x):
+        return np.maximum(x, 0), None
+
+    def backward(dy, cache):
+        raise RuntimeError("not yet")
+
+    case = only(check(SimpleNamespace(gelu_forward=forward, gelu_backward=backward), cases="tiny-op-gelu-basic"))
+    assert case.status == "differs"
+    assert case.first.tensor == "y"
+    assert "its backward raised RuntimeError: not yet" in case.sentence
+
+
+# ---- what goes wrong
+
+
+def rubbish(case):
+    return {"logits": "hello"}
+
+
+def leave(case):
+    os._exit(3)
+
+
+def hang(case):
+    time.sleep(600)
+
+
+def mutate(case):
+    found = run(case)
+    case.parameters["head.bias"][0] = 7
+    return found
+
+
+def crash(case):
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def speak(case):
+    print("x" * 3_000_000)
+    sys.stderr.write("y" * 3_000_000)
+    return run(case)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (rubbish, "logits: expected an array, got str"),
+        (lambda case: 5, "expected a mapping from names to arrays, got int"),
+        (lambda case: 1 / 0, "ZeroDivisionError: division by zero (test_checking.py, line"),
+        (lambda case: sys.exit("bye"), "it called sys.exit(bye)"),
+        (leave, "it ended its process with exit code 3"),
+        (crash, "its process was ended by SIGSEGV"),
+    ],
+)
+def test_what_a_candidate_breaks_is_one_case_and_the_others_go_on(bad, sentence, capfd):
+    report = check(lambda case: bad(case) if case.name == "tiny-model-masked" else run(case), cases=TINY)
+    statuses = {case.name: case.status for case in report.cases}
+    assert statuses == {"tiny-model-fuse": "agrees", "tiny-model-masked": "error", "tiny-model-zero": "agrees"}
+    assert sentence in next(case.sentence for case in report.cases if case.status == "error")
+    assert report.exit_code == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_candidate_that_hangs_is_ended():
+    start = time.monotonic()
+    report = check(lambda case: hang(case) if case.name == "tiny-model-fuse" else {}, cases=TINY, timeout=20)
+    assert [case.status for case in report.cases] == ["error", "not given", "not given"]
+    assert report.cases[0].sentence == "it did not return within 20 s"
+    assert time.monotonic() - start < 590
+
+
+def test_megabytes_of_output_are_discarded(capfd):
+    assert check(speak, cases=TINY).agrees
+    assert capfd.readouterr() == ("", "")
+
+
+def test_changed_inputs_are_a_difference():
+    case = only(check(mutate, cases="tiny-model-zero"))
+    assert case.status == "differs"
+    assert "it changed its inputs head.bias" in case.sentence
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of other C libraries is not filled with a pattern")
+def test_values_that_were_never_written_are_named():
+    def candidate(case):
+        found = run(case)
+        found["embed"] = np.empty((4096, *found["embed"].shape), np.float32)[4000]
+        return found
+
+    assert "values were never written" in only(check(candidate, cases="tiny-model-zero")).first.note
+
+
+def test_nothing_compared_is_exit_code_2():
+    for candidate in (lambda case: {}, lambda case: None, lambda case: {"logit": np.zeros(3)}):
+        report = check(candidate, cases=TINY)
+        assert report.exit_code == 2
+        assert not report.agrees
+        assert all(case.status == "not given" for case in report.cases)
+    assert "names that this case does not know: logit" in report.cases[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("candidate", "options", "message"),
+    [
+        (5, {}, "expected a function of a case"),
+        (SimpleNamespace(), {}, "expected a function of a case"),
+        ("nonsense", {}, "expected a backend"),
+        ("nowhere_at_all:candidate", {}, "no module 'nowhere_at_all'"),
+        ("json:candidate", {}, "json has no 'candidate'"),
+        (run, {"dtype": "int8"}, "dtype: expected one of"),
+        (run, {"cases": "nothing*"}, "cases: expected a pattern"),
+        (run, {"timeout": 0}, "timeout: expected"),
+    ],
+)
+def test_bad_arguments_are_one_clear_sentence(candidate, options, message):
+    with pytest.raises((ValueError, TypeError), match=message.replace("(", r"\(")):
+        check(candidate, **options)
+
+
+# ---- decisions
+
+
+def test_a_flip_inside_rounding_is_ambiguous_and_the_rest_is_compared_under_imposed_decisions():
+    """In bfloat16 the smallest halting margin of this case is far within rounding."""
+    wanted = load_truth("tiny-model-zero")["decisions.halting_layer"].value
+
+    def flips(case):
+        found = run(case)
+        if not case.force_decisions:
+            found["decisions.halting_layer"] = flipped(wanted)
+        return found
+
+    case = only(check(flips, dtype="bfloat16", cases="tiny-model-zero"))
+    assert case.status == "ambiguous"
+    assert "within rounding" in case.ambiguous[0]
+    assert case.compared > 100
+    # in float32 the same flip is an error
+    case = only(check(flips, dtype="float32", cases="tiny-model-zero"))
+    assert case.status == "differs"
+    assert case.first.tensor == "decisions.halting_layer"
+
+
+def flipped(layers):
+    """The token whose running sum is nearest to 1 − ε halts in the other layer."""
+    truth = load_truth("tiny-model-zero")
+    config = truth.config
+    scores = 1 / (1 + np.exp(config.halting_center - config.halting_scale * truth["joint.1.logit"].value))
+    token = int(np.abs(scores - (1 - config.epsilon)).argmin())
+    layers = layers.copy()
+    layers[0, token] = 3 - layers[0, token]
+    return layers
+
+
+def test_without_forcing_the_comparison_ends_at_the_ambiguous_decision():
+    wanted = load_truth("tiny-model-zero")["decisions.halting_layer"].value
+
+    def flips(case):
+        found = run(case)
+        found["decisions.halting_layer"] = flipped(wanted)
+        found["logits"] = found["logits"] + 5  # a consequence of the flip, as far as anybody can tell
+        return found
+
+    case = only(check(flips, dtype="bfloat16", cases="tiny-model-zero"))
+    assert case.status == "ambiguous"
+    statuses = {tensor.name: tensor.status for tensor in case.tensors}
+    assert statuses["logits"] == "ambiguous"
+    assert statuses["blocks.1.attn.q"] == "agrees"
+
+
+def test_a_clip_that_left_early_is_right():
+    def candidate(case):
+        model = refvt.HaltingVT(case.config, case.parameters, backend="reference", dtype="float32")
+        out = model(case.clips)
+        return {"logits": out.logits, "ponder": out.ponder, "decisions.halting_layer": out.decisions.halting_layer}
+
+    case = only(check(candidate, cases="model-cls-first"))
+    assert case.status == "agrees"
+    assert case.compared == 3
