@@ -33,10 +33,9 @@ from refvt.weights import find_backbone, find_files
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Repeat one of the paper's experiments in small, on moving digits."
-SEEDS, QUICK_SEEDS = 3, 1
-# Steps of each run, in whole epochs and at most the recipe's own, and those with --quick. At 0.06 s a step, twice that
-# with static twins (the recipe digits on two cores), an experiment takes two to four hours, and --quick five minutes.
-STEPS = {"table1": (2560, 512), "frontier": (2560, 512), "figure3": (8192, 2048), "variants": (6144, 1024)}
+SEEDS, QUICK_SEEDS = 5, 1
+# Steps of each run, in whole epochs and at most the recipe's own, and those with --quick.
+STEPS = {"table1": (1024, 256), "frontier": (1024, 256), "figure3": (2048, 256), "variants": (2048, 256)}
 
 Measure = Callable[[Grid, bool], Findings]
 GRIDS: dict[str, tuple[str, Measure]] = {
@@ -62,9 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         steps = "default: what fits in {} steps, --quick: {}; never more than the recipe's".format(*STEPS[name])
         sub.add_argument("--epochs", type=int, default=None, metavar="N", help=steps)
-        sub.add_argument(
-            "--recipe", default=None, metavar="NAME|FILE.json", help="the recipe that the runs change; default: digits"
-        )
+        changed = "the recipe that the runs change; default: photographs"
+        sub.add_argument("--recipe", default=None, metavar="NAME|FILE.json", help=changed)
         out = f"folder of the runs, resumed if it exists; default: refvt-experiments/{name}, with --quick {name}-quick"
         sub.add_argument("--out", type=Path, default=None, metavar="FOLDER", help=out)
         sub.add_argument(
@@ -108,7 +106,7 @@ def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
     if options.experiment == "figure3" and options.recipe is None:
         options.recipe = "photographs"
         options.weights = weights = find_files("photographs").weights
-    options.recipe = options.recipe or "digits"
+    options.recipe = options.recipe or "photographs"
     recipe = find_recipe(options.recipe)
     if recipe.data != "digits":
         raise ValueError(f"--recipe: expected one on moving digits, got one on {recipe.data}")
@@ -161,10 +159,10 @@ def _command(options: argparse.Namespace) -> str:
     words = ["refvt", "experiment", options.experiment]
     words += ["--quick"] if options.quick else []
     for name, value in (
-        ("--weights", getattr(options, "weights", None)),
+        ("--weights", None if options.recipe == "photographs" else getattr(options, "weights", None)),
         ("--seeds", getattr(options, "seeds", None)),
         ("--epochs", options.epochs),
-        ("--recipe", None if options.recipe == "digits" else options.recipe),
+        ("--recipe", None if options.recipe == "photographs" else options.recipe),
         ("--backend", options.backend),
     ):
         if value is not None:

@@ -147,8 +147,8 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the run of this recipe has ended in this folder. TrainingError if the folder holds another run."""
     if not (folder / MODEL).is_file():
         return False  # train itself looks at the checkpoint, if there is one
-    stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    if names := difference(stored, recipe.as_dict()):
+    stored = Recipe.from_dict(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+    if names := difference(stored.as_dict(), recipe.as_dict()):
         raise TrainingError(
             f"{folder}: holds a finished run of another recipe ({', '.join(names)} differ): take another --out"
         )

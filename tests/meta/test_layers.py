@@ -26,7 +26,7 @@ LAYERS = (
     ("refvt.training", "refvt.evaluation"),
     ("refvt.weights",),
     ("refvt.conformance",),
-    ("refvt.bench", "refvt.experiments", "refvt.plots"),
+    ("refvt.bench", "refvt.experiments", "refvt.plots", "refvt.notebooks"),
     ("refvt.cli", "refvt.__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

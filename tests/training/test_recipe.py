@@ -71,7 +71,9 @@ def test_a_wrong_field_is_named(changes, error, message, tmp_path):
 def test_missing_fields_and_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="recipe: missing: config, data"):
         Recipe.from_dict({"epochs": 3})
-    with pytest.raises(ValueError, match=r"recipe: expected one of digits, paper-minik-g03-b10, .* or a .json file"):
+    with pytest.raises(
+        ValueError, match=r"recipe: expected one of digits, photographs, .* or a .json file"
+    ):
         find_recipe("nonsense")
     with pytest.raises(FileNotFoundError):
         find_recipe(str(tmp_path / "none.json"))

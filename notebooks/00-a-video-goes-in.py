@@ -1,0 +1,69 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0. A video goes in
+#
+# A video transformer cuts every frame into patches. Each patch becomes a *token*, a vector, and every layer computes every
+# token. Most of them show a wall, a lawn, a sky: things that do not change from frame to frame.
+#
+# HaltingVT stops computing a token once it has been computed enough. In this notebook you see it happen, in three cells.
+# How it works is told in the notebooks that follow.
+
+# %%
+from refvt import weights
+from refvt.data import find_sample_video
+from refvt.evaluation.scenes import alive_by_change, change_auc, run_on_scene
+
+model, recipe = weights.load("photographs")  # a small trained model that comes with refvt
+
+# %%
+scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=8)
+for layer, (changing, other) in enumerate(alive_by_change(scene), start=1):
+    print(f"layer {layer}: alive are {changing:4.0%} of the patches that change, and {other:4.0%} of those that do not")
+
+# %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from IPython.display import Image
+
+from refvt.plots.scene import draw_scene
+
+with TemporaryDirectory() as folder:
+    picture, _ = draw_scene(scene, "carphone: 8 frames of a person in a car", Path(folder), "scene")
+    shown = Image(picture.read_bytes())
+shown
+
+# %% [markdown]
+# From left to right are eight frames of the video. The first row is the video; each further row is a layer of the model.
+# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one.
+#
+# The model was trained on handwritten digits that move in front of photographs. It has never seen a person. Still, the
+# patches that change live longer than those that do not. How much longer? Take a patch that changes and one that does not
+# at random: with this probability the first lives through more layers (ties count half; 0.5 would be chance):
+
+# %%
+round(change_auc(scene), 2)
+
+# %% [markdown]
+# ## The way ahead
+#
+# | notebook | question |
+# | --- | --- |
+# | 1 | How does a clip become tokens? |
+# | 2, 3 | What is attention, forward and backward? What does the Glimpser keep? |
+# | 4 | When does a token halt, and what is the remainder? |
+# | 5 | How does a network learn when to halt? |
+# | 6 | What does it save, in time and not on paper? |
+# | 7 | Why a second loss that asks whether anything moves? |
+# | 8 | What does it cost in accuracy? |
+# | 9 | Is *my* implementation right? |
+# | 10 | The same loop in NumPy, Numba and CUDA |

@@ -1,0 +1,152 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. From clip to tokens
+#
+# A transformer knows nothing of pictures. It gets a list of vectors, the tokens. This notebook makes tokens of a clip, by
+# hand, and compares the result with refvt. After it you can say
+#
+# - how many tokens a clip has, and which token belongs to which patch of which frame,
+# - what CLS is,
+# - how a token knows where and when it is.
+
+# %%
+import numpy as np
+
+import refvt
+from refvt.data import MovingDigits
+
+np.set_printoptions(precision=3, suppress=True)
+
+# %% [markdown]
+# ## The clip
+#
+# A clip is an array [C, T, height, width]: C colours, T frames. A batch has B of them. Pixels are scaled from 0…255 to
+# −1…1, with (x − 127.5) / 127.5.
+
+# %%
+data = MovingDigits("test", clips=2, size=32)
+clip = data.clip(0)
+print(clip.shape, clip.dtype, clip.min(), clip.max())
+
+# %% [markdown]
+# ## Patches
+#
+# Every frame is cut into squares of P × P pixels. Here P = 8, so a frame of 32 × 32 has S = 4 · 4 = 16 patches. A patch is
+# flattened in the order (colour, row, column) to a vector of C · P · P = 64 numbers.
+
+# %%
+C, T, height, width = clip.shape
+P = 8
+rows, columns = height // P, width // P
+patches = clip.reshape(C, T, rows, P, columns, P).transpose(1, 2, 4, 0, 3, 5).reshape(T, rows * columns, C * P * P)
+print(patches.shape, "= frames, patches, numbers per patch")
+
+# %% [markdown]
+# *Predict first.* Which patch of frame 0 holds the most of the digit? `data.places()` says where its top left corner is.
+
+# %%
+print("corner of the digit in frame 0:", data.places()[0, 0])
+brightness = patches[0].mean(axis=1)
+print(brightness.reshape(rows, columns))
+print("brightest patch:", divmod(int(brightness.argmax()), columns), "(row, column)")
+
+# %% [markdown]
+# ## Projection
+#
+# One linear layer makes a vector of D numbers of each patch, the same layer for all patches: $x = W p + b$. Now it is a
+# token.
+
+# %%
+config = refvt.HaltingVTConfig(
+    image_size=(32, 32), patch_size=8, channels=1, num_frames=8, width=12, num_heads=3,
+    glimpser_depth=1, depth=3, keep_rates=(0.5,), num_classes=8,
+)  # fmt: skip
+model = refvt.HaltingVT(config, seed=0, backend="reference", dtype="float64")
+W = model.parameters["patch_embed.proj.weight"].reshape(12, -1)  # [D, C·P·P]
+b = model.parameters["patch_embed.proj.bias"]
+projected = patches.astype(np.float64) @ W.T + b
+print(projected.shape, "= frames, patches, D")
+
+# %% [markdown]
+# ## Where and when
+#
+# Attention treats its tokens as a set: without help it cannot know which patch is where. So each token gets two learnt
+# vectors added:
+#
+# - `pos_embed[1 + s]`, the same for patch s in every frame: *where*,
+# - `time_embed[t]`, the same for every patch of frame t: *when*.
+#
+# One more token joins: **CLS**, a learnt vector that belongs to no patch. At the end, the answer is read from it. CLS gets
+# `pos_embed[0]` and no time.
+
+# %%
+p = model.parameters
+tokens = projected + p["pos_embed"][0, 1:] + p["time_embed"][0][:, None]  # [T, S, D]
+cls = p["cls_token"][0, 0] + p["pos_embed"][0, 0]
+print(tokens.shape, cls.shape)
+
+# %% [markdown]
+# ## The order of tokens
+#
+# The model stores all tokens of a clip as rows: CLS first, then patch by patch, and within a patch frame by frame. Token
+# 1 + s · T + t is patch s of frame t. This *patch-major* order puts the T tokens of one patch next to each other, which is
+# what attention through time needs (notebook 3).
+
+# %%
+ours = np.concatenate([cls[None], tokens.transpose(1, 0, 2).reshape(-1, 12)])
+trace = model.trace(clip[None].astype(np.float64))
+print(ours.shape, "tokens of a clip: 1 +", rows * columns, "·", T)
+print("largest difference to refvt:", np.abs(ours - trace["embed"]).max())
+
+# %% [markdown]
+# *Predict first.* Frame-major order would put all patches of a frame next to each other. It is a common mistake when the
+# model is written again. In which tokens would the two orders agree?
+
+# %%
+frame_major = np.concatenate([cls[None], tokens.reshape(-1, 12)])
+same = np.flatnonzero(np.abs(frame_major - ours).max(axis=1) < 1e-12)
+print("tokens that agree:", same)
+
+# %% [markdown]
+# CLS, the first patch of the first frame, the last one of the last, and those that happen to be at the same place in both
+# orders. Nothing else. Yet the shapes are right, so nothing complains: only numbers show such a mistake. `refvt check` names
+# it (notebook 9).
+#
+# ## At the paper's size
+#
+# HaltingVT-S sees 8 frames of 224 × 224 pixels in patches of 16 × 16: 196 patches a frame, 1 + 8 · 196 = 1569 tokens of
+# width 384. Attention among all of them compares each with each, 2.5 million pairs in each head and layer. Most show
+# nothing that matters. What to do about it is the rest of the story.
+#
+# ## Exercise
+#
+# Write `place_of_token(token, S, T)`, which returns (patch, frame) of a token, and None for CLS. Check it below.
+
+
+# %%
+def place_of_token(token, S, T): ...
+
+
+expected = [None] + [(s, t) for s in range(16) for t in range(8)]
+[place_of_token(i, 16, 8) for i in range(129)] == expected
+
+# %% [markdown]
+# <details><summary>A solution</summary>
+#
+# ```python
+# def place_of_token(token, S, T):
+#     return None if token == 0 else divmod(token - 1, T)
+# ```
+# </details>
+#
+# Source: HaltingVT (arXiv 2401.04975), section 3.1. The code is in
+# [refvt/ops/embedding/reference.py](../refvt/ops/embedding/reference.py).

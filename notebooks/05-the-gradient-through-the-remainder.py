@@ -1,0 +1,241 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. The gradient through the remainder, and the ponder loss
+#
+# Notebook 4 showed how a token halts. The layer in which it halts is a whole number, so it has no gradient. How then
+# can a
+# network learn when to halt? This notebook derives the answer on paper, checks it with numbers, and shows what the
+# ponder
+# loss does. After it you can say
+#
+# - which gradient reaches the halting logit of a token in each layer, and why none reaches it in the last one,
+# - what that gradient means: which later states it compares,
+# - what the ponder loss adds to it,
+# - why patches, other than CLS, learn to halt from the ponder loss alone.
+
+# %%
+import numpy as np
+
+from refvt import backends
+from refvt.notebooks import check_exercise, worked_example
+
+np.set_printoptions(precision=4, suppress=True)
+halt_tokens = backends.get("reference").halt_tokens
+states, scale, center, epsilon, names = worked_example()
+(y, ponder, halting_layer), cache = halt_tokens.forward(states, scale, center, epsilon)
+print(halting_layer)
+
+# %% [markdown]
+# ## What is constant and what is not
+#
+# For one token that halts in layer $N$:
+#
+# $$y = \sum_{l<N} h^l x^l + r\, x^N, \qquad \rho = N + r, \qquad r = 1 - \sum_{l<N} h^l$$
+#
+# Change one score a little, so little that the token still halts in the same layer. Then
+#
+# - $N$ stays as it is: the comparison "sum > 1 − ε" has no slope,
+# - each $h^l$ with $l < N$ changes its own term, **and it changes r**, because r is what the others leave,
+# - $h^N$ itself occurs nowhere! It was replaced by r. So its slope is zero.
+#
+# ## The derivation
+#
+# Write $g_y = \partial L / \partial y$ (a vector) and $g_\rho = \partial L / \partial \rho$ (a number). For $l < N$:
+#
+# $$\frac{\partial y}{\partial h^l} = x^l - x^N, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
+#
+# The first: the term $h^l x^l$ grows by $x^l$, and r shrinks by the same amount, which takes away $x^N$. The second: ρ
+# contains r, which shrinks. So
+#
+# $$\frac{\partial L}{\partial h^l} = g_y \cdot (x^l - x^N) - g_\rho$$
+#
+# The score is $h = \sigma(\gamma x[0] - \beta)$, and $\sigma' = \sigma (1 - \sigma)$. So what reaches the logit,
+# channel 0
+# of the state, through the score is
+#
+# $$\boxed{\;\frac{\partial L}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^N) - g_\rho \right)
+# \quad (l < N), \qquad 0 \quad (l \ge N)\;}$$
+#
+# Read it in words. **A token is moved to use layer l more if its state there is better for the loss than its state in
+# layer N. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
+
+# %% [markdown]
+# ## Check it with numbers
+#
+# Take a random loss that is linear in y and ρ: $L = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient can
+# be
+# measured: move one logit by a small step in both directions and look at L.
+
+# %%
+rng = np.random.default_rng(0)
+dy, dponder = rng.standard_normal((5, 3)), rng.standard_normal(5)
+
+
+def loss(states):
+    (y, ponder, _), _ = halt_tokens.forward(states, scale, center, epsilon)
+    return (dy * y).sum() + dponder @ ponder
+
+
+step = 1e-6
+measured = np.zeros((3, 5))
+for layer in range(3):
+    for k in range(5):
+        moved = []
+        for sign in (1, -1):
+            other = states.copy()
+            other[layer, k, 0] += sign * step
+            moved.append(loss(other))
+        measured[layer, k] = (moved[0] - moved[1]) / (2 * step)
+measured
+
+# %% [markdown]
+# Compare with refvt's hand-written backward. Channel 0 is also an ordinary channel of the state, a part of y; the
+# backward
+# gives both parts together, as the measurement does.
+
+# %%
+dstates = halt_tokens.backward(dy, dponder, cache)
+print(dstates[:, :, 0])
+print("largest difference:", np.abs(dstates[:, :, 0] - measured).max())
+
+# %% [markdown]
+# *Predict first.* Some entries belong to layers after a token has halted. What should they be? And for the token
+# "at once", which halts in layer 1: what reaches its logit *through the score*?
+#
+# Below, the part that comes through y as an ordinary channel is taken away. What is left came through the score:
+
+# %%
+scores = 1 / (1 + np.exp(-(scale * states[:, :, 0] - center)))
+weights = np.where(np.arange(1, 4)[:, None] < halting_layer, scores, 0.0)
+weights[halting_layer - 1, np.arange(5)] = 1 - weights.sum(axis=0)
+through_the_score = dstates[:, :, 0] - weights * dy[:, 0]
+print(np.round(through_the_score, 6) + 0.0)
+
+# %% [markdown]
+# The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **A
+# token
+# that halts at once gets no gradient that could make it live longer.** This is why training from scratch can collapse:
+# once all tokens halt in layer 1, halting cannot learn any more.
+#
+# ## The local form: no memory of the past
+#
+# The formula above needs $x^N$ in every earlier layer. A program that runs backward through the layers can do without:
+# it
+# carries one number per token, the gradient of `used`, the sum of the weights so far.
+#
+# | | forward | backward |
+# | --- | --- | --- |
+# | lives on | weight = h, used' = used + h | dh = dweight + dused', dused = dused' |
+# | halts | weight = 1 − used, used' = 1 | dused = −dweight |
+#
+# Here it is for one token, CLS, from layer 3 back to layer 1:
+
+# %%
+k, dused = 0, 0.0
+for layer in (3, 2, 1):
+    dweight = dy[k] @ states[layer - 1, k]  # y = sum of weight · x
+    if layer == halting_layer[k]:
+        dweight += dponder[k]  # ρ = N + r, and r is the weight of the last layer
+        dused = -dweight
+        print(f"layer {layer}: halts, dused = {dused:.4f}")
+    else:
+        h = scores[layer - 1, k]
+        dh = dweight + dused
+        print(f"layer {layer}: lives on, dlogit = {scale * h * (1 - h) * dh:.4f}")
+print("from the formula:", through_the_score[:2, k][::-1])
+
+# %% [markdown]
+# This is what [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py) does (`halt_backward`), and the Numba
+# and
+# CUDA kernels do the same.
+#
+# ## The ponder loss
+#
+# The ponder loss is the mean of ρ over all tokens and clips, times a small weight, 5e-4 in the paper:
+#
+# $$L_\text{ponder} = \frac{1}{N'} \sum_k \rho_k, \qquad g_{\rho,k} = \frac{\text{weight}}{N'}$$
+#
+# Every token has the same $g_\rho$. With $g_y = 0$ only this is left:
+#
+# $$\frac{\partial L}{\partial x^l[0]} = -\gamma\, h^l (1 - h^l)\, g_\rho$$
+#
+# Descent moves against the gradient, so each logit grows, the scores grow, and the token halts earlier. The factor
+# $h(1 - h)$ is small when h is near 0 or 1: a token with tiny scores feels almost nothing.
+
+# %%
+only_ponder = halt_tokens.backward(np.zeros((5, 3)), np.full(5, 1 / 5), cache)[:, :, 0]
+print(only_ponder)
+
+# %% [markdown]
+# ## Patches learn to halt from the ponder loss alone
+#
+# The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What remains
+# for a
+# patch is the ponder loss, which has the same force for all of them, and moves all of them to halt.
+#
+# A patch does matter to the answer, but in another way: while it lives, it is a key and a value in the attention of
+# CLS.
+# Whether it lives is decided by the comparison, and the comparison has no gradient. So the loss cannot say to a patch
+# "stay, you are needed". What keeps needed patches alive is indirect: channel 0 is an ordinary channel too, the layers
+# read
+# it, and the weights that write to it are shared with everything else.
+#
+# This is a limit of the method as the paper writes it. It can be measured: see
+# [docs/training.md](../docs/training.md), "The variant changing_ponder".
+#
+# ## Exercise
+#
+# Write `logit_gradient(states, scale, center, epsilon, dy, dponder)`: what reaches each logit through the score, [L,
+# N]. Use
+# the boxed formula.
+
+
+# %%
+def logit_gradient(states, scale, center, epsilon, dy, dponder): ...
+
+
+check_exercise("gradient of the logit", logit_gradient)
+
+# %% [markdown]
+# <details><summary>A solution</summary>
+#
+# ```python
+# def logit_gradient(states, scale, center, epsilon, dy, dponder):
+#     L, N, _ = states.shape
+#     gradient = np.zeros((L, N))
+#     for k in range(N):
+#         h = 1 / (1 + np.exp(-(scale * states[:, k, 0] - center)))
+#         h[-1] = 1
+#         sums = np.cumsum(h)
+#         last = int(np.argmax(sums > 1 - epsilon))  # N_k − 1
+#         for layer in range(last):
+#             better = dy[k] @ (states[layer, k] - states[last, k])
+#             gradient[layer, k] = scale * h[layer] * (1 - h[layer]) * (better - dponder[k])
+#     return gradient
+# ```
+# </details>
+#
+# **On paper.** A token halts in layer 3. Its scores are 0.3 and 0.5, γ = 10. What is $\partial L / \partial x^1[0]$,
+# through
+# the score? (Answer: $10 \cdot 0.3 \cdot 0.7 \cdot (g_y \cdot (x^1 - x^3) - g_\rho) = 2.1\,(g_y \cdot (x^1 - x^3) -
+# g_\rho)$. Note that $x^2$ does not occur.)
+#
+# ## What to remember
+#
+# - The comparison has no gradient. The remainder has: it is how the layers before N feel each other.
+# - $\partial L / \partial h^l = g_y \cdot (x^l - x^N) - g_\rho$ for $l < N$, and zero from N on.
+# - The ponder loss moves every token to halt earlier, with the same force.
+# - A token that halts in layer 1 learns nothing more about halting.
+#
+# Source: HaltingVT (arXiv 2401.04975), sections 3.3 and 3.4. The derivation is ours; `refvt/ops/halting/__init__.py`
+# has it
+# in short.

@@ -1,0 +1,150 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6. Removing tokens for real
+#
+# GFLOPs on paper save no time. The released PyTorch code *counts* what a halted token would save, and computes it all the
+# same. This notebook removes halted tokens, shows that the answers stay the same to rounding, and measures the time. After
+# it you can say
+#
+# - what living tokens see of halted ones, in two variants: `zero` and `masked`,
+# - what the ghost token is, and why it is exact,
+# - why the last layer needs only one query,
+# - what halting saves on your machine.
+
+# %%
+import time
+
+import numpy as np
+
+import refvt
+from refvt.model import flops
+from refvt.weights import handmade_parameters
+
+np.set_printoptions(precision=3, suppress=True)
+
+# %% [markdown]
+# ## What a halted token is to the others
+#
+# | variant | a halted token | who |
+# | --- | --- | --- |
+# | `zero` | its state is set to 0 before every block; it stays in the attention as a key and a value | the released HaltingVT |
+# | `masked` | is no key any more | A-ViT; what "removing tokens" says |
+#
+# `masked` is easy to make fast: delete the rows. `zero` is not: all halted tokens still count in every softmax. But they are
+# all *equal*. The state is 0, LayerNorm(0) is its bias, so all have the same key k and the same value v. Notebook 2 showed
+# what m equal keys are: one key with log m added to its logit. So refvt removes all halted tokens and adds one **ghost** per
+# clip. Nothing is approximated.
+#
+# Let us do it by hand for one query.
+
+# %%
+rng = np.random.default_rng(1)
+D, living, m = 6, 4, 20
+q = rng.standard_normal(D)
+keys, values = rng.standard_normal((2, living, D))  # of living tokens
+ghost_k, ghost_v = rng.standard_normal((2, D))  # of any halted token
+
+
+def attend(q, keys, values, bias):
+    s = keys @ q / np.sqrt(D) + bias
+    p = np.exp(s - s.max())
+    return p / p.sum() @ values
+
+
+all_of_them = attend(q, np.vstack([keys, np.tile(ghost_k, (m, 1))]), np.vstack([values, np.tile(ghost_v, (m, 1))]), 0)
+with_ghost = attend(q, np.vstack([keys, ghost_k]), np.vstack([values, ghost_v]), np.array([0] * living + [np.log(m)]))
+print("24 keys against 5 keys, largest difference:", np.abs(all_of_them - with_ghost).max())
+
+# %% [markdown]
+# *Predict first.* A ghost is key and value only. Why does it need no query, no MLP and no output?
+#
+# Because nobody reads it: the output of a halted token is already fixed, and before the next block its state would be set to
+# zero again.
+#
+# ## The whole model, both ways
+#
+# `execution="dense"` keeps a row for every token, as the released code does. `execution="compact"` removes the halted ones.
+# Here is HaltingVT-S at the paper's size, with weights set by hand so that a patch lives as long as something moves in it.
+
+# %%
+config = refvt.HaltingVTConfig.preset("minik-g03-b10")
+model = refvt.HaltingVT(config, handmade_parameters(config))
+clip, _ = refvt.data.read_clip(refvt.data.find_sample_video("carphone_pristine.mp4"), config.num_frames, 8)
+answers = {how: model(clip[None], execution=how) for how in ("dense", "compact")}
+print("tokens entering each joint layer:", answers["compact"].tokens_per_layer[0])
+logits = {how: out.logits[0] for how, out in answers.items()}
+print("largest difference of the logits:", np.abs(logits["dense"] - logits["compact"]).max())
+
+# %% [markdown]
+# The same answer. Now the time. We run both in turn and take the median, because machines are noisy.
+
+
+# %%
+def median_ms(how, rounds=5):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        model(clip[None], execution=how)
+        times.append(1e3 * (time.perf_counter() - start))
+    return np.median(times)
+
+
+for how in ("dense", "compact"):
+    print(f"{how:8s} {median_ms(how):7.0f} ms")
+counted = answers["compact"].gflops[0]
+full = flops.clip_gflops(config, np.full((1, config.joint_depth), config.joint_tokens))[0]
+print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without halting")
+
+# %% [markdown]
+# Time falls less than GFLOPs: the Glimpser's blocks and the first joint layer see all tokens, and many small products keep a
+# processor less busy than a few large ones. [docs/performance.md](../docs/performance.md) says how far from the machine's
+# limit refvt runs.
+#
+# ## Three more things that need not be computed
+#
+# 1. *CLS has halted.* Nothing that comes later can reach the answer. At test time the clip is done.
+# 2. *The last layer.* Every score there is 1, so every token halts, and only y of CLS is read. So only CLS needs a query, a
+#    projection and an MLP; patches are still needed as keys and values.
+# 3. *y of patches.* No loss reads it. It is not formed at all.
+#
+# With `full_ponder=True` every token is followed to its own halt. *Predict first:* which results change?
+
+# %%
+full_run = model(clip[None], full_ponder=True)
+print("logits equal:", np.allclose(full_run.logits, answers["compact"].logits, atol=1e-5))
+unknown = np.isnan(answers["compact"].ponder).sum()
+print("tokens whose ponder is not known when the clip leaves early:", unknown)
+
+# %% [markdown]
+# ## Exercise
+#
+# A clip has N = 1569 tokens, and n of them live. In the attention of one layer, `dense` computes N · N pairs of query and
+# key. How many does `compact` compute, in the variant `zero`, if at least one token has halted? Write `pairs(n, N)`.
+
+
+# %%
+def pairs(n, N): ...
+
+
+[pairs(n, 1569) for n in (1569, 1000, 1)] == [1569 * 1569, 1000 * 1001, 2]
+
+# %% [markdown]
+# <details><summary>A solution</summary>
+#
+# ```python
+# def pairs(n, N):
+#     return n * (n if n == N else n + 1)  # the ghost is one more key
+# ```
+# </details>
+#
+# Sources: the released HaltingVT code for `zero`; A-ViT (CVPR 2022) for `masked`. The ghost and its proof are refvt's:
+# [refvt/ops/compaction](../refvt/ops/compaction/__init__.py).
