@@ -27,7 +27,7 @@ class Writer:
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p" if size != (40, 40) else "yuvj420p"
         if mark:
-            stream.disposition = av.stream.Disposition[mark]
+            stream.disposition = av.stream.Disposition[mark].value
         self.streams.append((stream, count, colour, size))
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ def test_nothing_runs(file, name, kind):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize("name", sorted(set(PAYLOADS) - {"memo"}))  # which leaves two values on the stack
 @pytest.mark.usefixtures("extension")
 def test_nothing_beside_the_weights_runs_either(file, name):
     canary = file.with_name("canary")

@@ -265,8 +265,8 @@ def test_an_old_file_with_an_optimiser_and_odd_tensors(path):
 def test_a_tar_file_is_refused_with_advice_that_works(path):
     """PyTorch 0.1 wrote a tar of four members; today's torch.load reads it with weights_only=False, as we say."""
     values = np.arange(6, dtype="<f4")
-    storages = pickle.dumps(1, 2) + pickle.dumps(("7", "cpu", torch.FloatStorage), 2) + struct.pack("<q", 6)
-    tensors = pickle.dumps(1, 2) + pickle.dumps(("9", "7", torch.FloatTensor), 2)
+    storages = pickle.dumps(1, 2) + pickle.dumps((7, "cpu", torch.FloatStorage), 2) + struct.pack("<q", 6)
+    tensors = pickle.dumps(1, 2) + pickle.dumps((9, 7, torch.FloatTensor), 2)
     tensors += struct.pack("<i4x", 2) + struct.pack("<2q", 2, 3) + struct.pack("<2q", 3, 1) + struct.pack("<q", 0)
     content = b"\x80\x02}X\x01\x00\x00\x00xX\x01\x00\x00\x009Qs."  # {"x": the tensor of persistent id 9}
     machine = pickle.dumps({"protocol_version": 1000, "little_endian": True}, 2)
@@ -274,7 +274,7 @@ def test_a_tar_file_is_refused_with_advice_that_works(path):
         for name, data in (
             ("sys_info", machine),
             ("pickle", content),
-            ("storages", storages + values.tobytes()),
+            ("storages", storages + values.tobytes() + pickle.dumps([], 2)),  # and no views of them
             ("tensors", tensors),
         ):
             entry = tarfile.TarInfo(name)
