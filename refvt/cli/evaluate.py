@@ -13,10 +13,12 @@ from typing import Any
 import refvt
 from refvt import weights
 from refvt.cli.data_sets import open_annotated_videos
-from refvt.cli.options import add_backend
+from refvt.cli.options import add_backend, add_checkpoint, checkpoint_settings, refuse_checkpoint_settings
 from refvt.cli.progress import EvaluationBar
+from refvt.data.annotations import RELEASED_VIDEOS, SAMPLING
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
+from refvt.data.resize import FILTERS
 from refvt.evaluation import evaluate
 from refvt.evaluation.metrics import Evaluation
 from refvt.model.config import PRESETS, HaltingVTConfig
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="checkpoint, .pth, .safetensors or .npz; default for --data digits: the model that comes with refvt",
     )
+    add_checkpoint(parser)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--annotations", type=Path, metavar="LIST", help="annotation list in MMAction's format")
     data.add_argument("--data", choices=["digits"], help="moving digits, in the sizes of the configuration")
@@ -53,7 +56,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", type=int, default=None, help="frames between sampled frames; default: 32, for anet-…: 64"
     )
-    parser.add_argument("--multi-label", action="store_true", help="several labels per video: mAP instead of top-1")
+    parser.add_argument(
+        "--multi-label",
+        action=argparse.BooleanOptionalAction,
+        help="several labels per video: mAP instead of top-1; default: yes for anet-…, else no",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=FILTERS,
+        help="filter that scales the frames; default: opencv, as in the released code, for a preset, else antialiased",
+    )
+    parser.add_argument(
+        "--sampling",
+        default="span",
+        choices=list(SAMPLING),
+        help="which clip is centred: itself, as in MMAction2 1.0.0 (span, default), or its window, as in 0.x",
+    )
+    parser.add_argument(
+        "--with-offset", action="store_true", help="the lines have offsets; only multi-label lists need to be told"
+    )
+    parser.add_argument(
+        "--square-pixels", action="store_true", help="widen frames whose pixels are not square; MMAction does not"
+    )
     parser.add_argument("--strict", action="store_true", help="refuse a list with any line that cannot be used")
     parser.add_argument(
         "--set",
@@ -80,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         config = _read_config(options)
         dataset, problems = _open_data_set(options, config, {})
-        model = refvt.load(options.weights, config, backend=options.backend)
+        model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
     with closing(EvaluationBar(len(dataset))) as bar:
         observer = None if options.json else bar.add
         done = evaluate(model, dataset, options.batch, out=options.out, resume=options.resume, observer=observer)
@@ -100,6 +124,7 @@ def _load_shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
     for option, given in (("--preset", options.preset), ("--config", options.config)):
         if given is not None:
             raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
+    refuse_checkpoint_settings(options, "needs --weights")
     return weights.load("digits", options.backend)
 
 
@@ -121,14 +146,22 @@ def _open_data_set(
     if options.annotations is not None:
         if options.set:
             raise ValueError("--set: only for --data digits")
-        stride = options.stride
-        if stride is None:
-            stride = 64 if (options.preset or "").startswith("anet-") else 32
         root = options.annotations.parent if options.root is None else options.root
-        more = {"stride": stride, "multi_label": options.multi_label, "strict": options.strict}
-        videos = open_annotated_videos(options.annotations, root, config, **more)
+        videos = open_annotated_videos(options.annotations, root, config, **_video_settings(options))
         return videos, videos.problems
     return _open_digits(options.set, config, settings), ()
+
+
+def _video_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of an annotation list; with a preset, those of the released configuration by default."""
+    activitynet = (options.preset or "").startswith("anet-")
+    released = {"stride": 64 if activitynet else 32, "multi_label": activitynet}
+    if options.config is None:
+        released |= RELEASED_VIDEOS
+    names = ("stride", "multi_label", "resize", "sampling")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    more = {name: getattr(options, name) for name in ("strict", "with_offset", "square_pixels")}
+    return {**released, **given, **more}
 
 
 def _open_digits(texts: Sequence[str], config: HaltingVTConfig, settings: Mapping[str, Any]) -> MovingDigits:

@@ -13,7 +13,14 @@ from typing import Any
 import refvt
 from refvt import backends
 from refvt.backends.jit import workspace
-from refvt.cli.options import add_backend, add_json, at_least_one
+from refvt.cli.options import (
+    add_backend,
+    add_checkpoint,
+    add_json,
+    at_least_one,
+    checkpoint_settings,
+    refuse_checkpoint_settings,
+)
 from refvt.cli.progress import ProgressBar, TrainingBar
 from refvt.environment import describe_machine
 from refvt.experiments import figure3, frontier, table1, variants
@@ -47,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--quick", action="store_true", help="fewer runs, seeds and epochs: minutes instead of hours")
         if name == "figure3":
             sub.add_argument("--weights", type=Path, default=None, metavar="FILE", help="a model of the recipe's shape")
+            add_checkpoint(sub)
         else:
             sub.add_argument(
                 "--seeds", type=int, default=None, metavar="N", help=f"default: {SEEDS}, --quick: {QUICK_SEEDS}"
@@ -74,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     start = find_backbone(recipe)
     grid = Grid(recipe, seeds, out, options.backend, observer, iter if options.json else _track, start)
     if options.experiment == "figure3":
-        findings = figure3.measure(grid, options.quick, options.weights)
+        findings = figure3.measure(grid, options.quick, options.weights, checkpoint_settings(options))
     else:
         findings = GRIDS[options.experiment][1](grid, options.quick)
     report = _report(options, grid, findings)
@@ -93,6 +101,8 @@ def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
     if weights is not None and options.recipe is None:
         # γ, β and ε are not in the weights, so another recipe's would go unnoticed
         raise ValueError("--recipe: needed with --weights, the recipe.json of the run that made them")
+    if options.experiment == "figure3" and weights is None:
+        refuse_checkpoint_settings(options, "needs --weights")
     if options.experiment == "figure3" and options.recipe is None:
         options.recipe = "photographs"
         options.weights = weights = find_files("photographs").weights

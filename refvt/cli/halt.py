@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import refvt
-from refvt.cli.options import add_backend, add_json, add_pictures, add_preset
+from refvt.cli.options import (
+    add_backend,
+    add_checkpoint,
+    add_json,
+    add_pictures,
+    add_preset,
+    checkpoint_settings,
+    refuse_checkpoint_settings,
+)
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -39,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{TRAINED}: the small trained model that comes with refvt, in windows over the frame (default); "
         f"{HANDMADE}: weights of the paper's size set by hand; or a checkpoint: .pth, .safetensors or .npz",
     )
+    add_checkpoint(parser)
     parser.add_argument("--labels", type=Path, default=None, help="class names for a checkpoint, one per line")
     add_json(parser, "print the numbers as JSON")
     add_preset(parser)
@@ -48,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the model on the video, print and draw; 0. ValueError or OSError for what cannot be read or does not fit."""
+    if options.weights in (TRAINED, HANDMADE):
+        refuse_checkpoint_settings(options, "expected with a checkpoint only")
     if options.weights == TRAINED:
         if options.labels is not None:
             raise ValueError(f"--labels: expected with a checkpoint only, got {options.labels}")
@@ -124,10 +135,11 @@ def _run_whole(options: argparse.Namespace) -> int:
     names = None if options.labels is None else _read_names(options.labels, config.num_classes)
     trained = options.weights != HANDMADE
     if trained:
-        model = refvt.load(options.weights, config, backend=options.backend)
+        model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
     else:
         model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
-    found = run_on_video(model, options.video, options.stride)
+    # a checkpoint gets the pixels of the released code, in which published weights were trained
+    found = run_on_video(model, options.video, options.stride, "opencv" if trained else "antialiased")
     stem = options.video.stem
     report: dict[str, Any] = {
         "video": str(options.video),

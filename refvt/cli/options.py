@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from refvt import backends
 from refvt.model.config import PRESETS
 
-__all__ = ["DEFAULT_PRESET", "add_backend", "add_dtype", "add_json", "add_pictures", "add_preset", "at_least_one"]
+__all__ = [
+    "DEFAULT_PRESET",
+    "add_backend",
+    "add_checkpoint",
+    "add_dtype",
+    "add_json",
+    "add_pictures",
+    "add_preset",
+    "at_least_one",
+    "checkpoint_settings",
+    "refuse_checkpoint_settings",
+]
 
 DEFAULT_PRESET = "minik-g03-b10"
 
@@ -33,6 +45,37 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     """Add ``--preset``, the name of a configuration."""
     help = f"configuration; default: {DEFAULT_PRESET}"
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help=help)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint-grid`` and ``--weights-key``, which say how to read the file of ``--weights``."""
+    parser.add_argument(
+        "--checkpoint-grid",
+        type=int,
+        nargs=2,
+        default=None,
+        metavar=("ROWS", "COLUMNS"),
+        help="patches of a frame in the checkpoint, if they are no square and not those of the configuration",
+    )
+    parser.add_argument(
+        "--weights-key",
+        default=None,
+        metavar="NAME",
+        help="which weights of the checkpoint, if it holds several: state_dict, model_ema …",
+    )
+
+
+def checkpoint_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of ``add_checkpoint`` as arguments of ``refvt.load``."""
+    grid = None if options.checkpoint_grid is None else tuple(options.checkpoint_grid)
+    return {"checkpoint_grid": grid, "weights_key": options.weights_key}
+
+
+def refuse_checkpoint_settings(options: argparse.Namespace, reason: str) -> None:
+    """Raise ValueError if an option of ``add_checkpoint`` is given although no checkpoint is read."""
+    for name, value in checkpoint_settings(options).items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: {reason}")
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:

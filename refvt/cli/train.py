@@ -12,7 +12,7 @@ from typing import Any
 import refvt
 from refvt.array import Array
 from refvt.cli.data_sets import open_annotated_videos
-from refvt.cli.options import add_backend
+from refvt.cli.options import add_backend, add_checkpoint, checkpoint_settings, refuse_checkpoint_settings
 from refvt.cli.progress import TrainingBar, headline
 from refvt.data.dataset import Dataset
 from refvt.evaluation import Evaluation
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path, default=None, metavar="FILE", help="checkpoint to initialise the model from"
     )
+    add_checkpoint(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the folder, if there is one"
     )
@@ -103,8 +104,12 @@ def _prepare(options: argparse.Namespace, first: bool) -> tuple[Recipe, Dataset,
     except TypeError as error:  # a setting that the data set does not have
         raise TypeError(f"data_settings: {error}") from error
     parameters = None
+    if options.weights is None:
+        refuse_checkpoint_settings(options, "needs --weights")
     if options.weights is not None:
-        parameters = refvt.load(options.weights, recipe.config, seed=recipe.seed).parameters
+        parameters = refvt.load(
+            options.weights, recipe.config, seed=recipe.seed, **checkpoint_settings(options)
+        ).parameters
     return recipe, train_set, test_set, parameters
 
 

@@ -41,16 +41,18 @@ _OUTSIDE = 128
 _MOST = 10.0
 
 
-def random_scale_and_crop(images: Images, rng: np.random.Generator, crop: Sequence[int] = (224, 224)) -> Images:
+def random_scale_and_crop(
+    images: Images, rng: np.random.Generator, crop: Sequence[int] = (224, 224), resize: str = "antialiased"
+) -> Images:
     """Scale the short side to a length drawn uniformly from 256 … 320, then crop 224×224 at a position drawn uniformly.
 
-    For other crops the lengths scale with the crop's longer side. Raises the errors of ``resize_and_crop``. Source: the
-    paper's training configurations.
+    For other crops the lengths scale with the crop's longer side. ``resize`` is the filter. Raises the errors of
+    ``resize_and_crop``. Source: the paper's training configurations.
     """
     longest = max(crop)
     short_side = int(rng.integers(round(longest * 256 / 224), round(longest * 320 / 224) + 1))
     down, across = rng.random(2)
-    return resize_and_crop(images, crop, short_side, (down, across))
+    return resize_and_crop(images, crop, short_side, (down, across), resize)
 
 
 def random_flip(images: Images, rng: np.random.Generator) -> Images:

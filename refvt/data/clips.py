@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from refvt.checks import check_int
+from refvt.data.resize import check_filter, scale_and_cut, scaled_size
 from refvt.data.video import Frames, read_frames
 
 
@@ -27,17 +27,21 @@ def resize_and_crop(
     crop: Sequence[int] = (224, 224),
     short_side: int | None = None,
     place: Sequence[float] | None = None,
+    resize: str = "antialiased",
 ) -> NDArray[np.uint8]:
     """Scale the short side to ``short_side`` pixels, then crop (height, width) from the centre, or from ``place``.
 
     images: uint8 [T, height, width, 3] → uint8 [T, *crop, 3]. The aspect ratio is kept. ``short_side`` None means
-    256/224 of the crop's longer side, the paper's ratio in testing. Bilinear; when scaling down, Pillow widens the
-    filter, which prevents aliasing. If a margin is odd, the extra pixel is at the bottom or on the right. ``place`` is
-    two numbers in [0, 1), vertical and horizontal; drawn uniformly, they make all positions equally likely.
+    256/224 of the crop's longer side, the paper's ratio in testing. If a margin is odd, the extra pixel is at the
+    bottom or on the right. ``place`` is two numbers in [0, 1), vertical and horizontal; drawn uniformly, they make all
+    positions equally likely. ``resize``: "antialiased" or "opencv", the filter of the released configurations; both
+    are bilinear (see ``refvt.data.resize``).
 
-    Raises TypeError for other dtypes, ValueError for other shapes and for a crop larger than the scaled frame.
+    Raises TypeError for other dtypes, ValueError for other shapes and filters and for a crop larger than the scaled
+    frame.
     """
     images = check_images(images)
+    check_filter(resize)
     if len(crop) != 2:
         raise ValueError(f"crop: expected (height, width), got {tuple(crop)}")
     crop_height, crop_width = check_int("crop height", crop[0]), check_int("crop width", crop[1])
@@ -46,9 +50,7 @@ def resize_and_crop(
     short_side = check_int("short_side", short_side)
 
     height, width = images.shape[1:3]
-    short = min(height, width)
-    # rounded to the nearest pixel; exact for the short side
-    new_height, new_width = ((side * short_side + short // 2) // short for side in (height, width))
+    new_height, new_width = scaled_size(height, width, short_side, resize)
     if new_height < crop_height or new_width < crop_width:
         raise ValueError(
             f"crop: expected at most the scaled frame, {new_height}×{new_width} (height × width) with a short side of "
@@ -59,11 +61,7 @@ def resize_and_crop(
         if len(place) != 2 or not all(0 <= p < 1 for p in place):
             raise ValueError(f"place: expected two numbers in [0, 1), got {tuple(place)}")
         top, left = int(place[0] * (new_height - crop_height + 1)), int(place[1] * (new_width - crop_width + 1))
-    out = np.empty((len(images), crop_height, crop_width, 3), np.uint8)
-    for t, image in enumerate(images):
-        scaled = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
-        out[t] = np.asarray(scaled.crop((left, top, left + crop_width, top + crop_height)))
-    return out
+    return scale_and_cut(images, (new_height, new_width), (top, left), (crop_height, crop_width), resize)
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,14 +74,21 @@ def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def preprocess(
-    images: NDArray[np.uint8], crop: Sequence[int] = (224, 224), short_side: int | None = None
+    images: NDArray[np.uint8],
+    crop: Sequence[int] = (224, 224),
+    short_side: int | None = None,
+    resize: str = "antialiased",
 ) -> NDArray[np.float32]:
     """Scale, crop and normalise: uint8 [T, height, width, 3] → float32 [3, T, *crop]; errors of ``resize_and_crop``."""
-    return normalise(resize_and_crop(images, crop, short_side))
+    return normalise(resize_and_crop(images, crop, short_side, resize=resize))
 
 
 def read_clip(
-    path: str | Path, num_frames: int, stride: int | None = None, image_size: Sequence[int] = (224, 224)
+    path: str | Path,
+    num_frames: int,
+    stride: int | None = None,
+    image_size: Sequence[int] = (224, 224),
+    resize: str = "antialiased",
 ) -> tuple[NDArray[np.float32], Frames]:
     """Read a video's centre clip; returns it ready for the model, and as images.
 
@@ -91,5 +96,5 @@ def read_clip(
     [num_frames, *image_size, 3]. Raises the errors of ``read_frames`` and ``resize_and_crop``.
     """
     frames = read_frames(path, num_frames, stride)
-    images = resize_and_crop(frames.images, image_size)
+    images = resize_and_crop(frames.images, image_size, resize=resize)
     return normalise(images), replace(frames, images=images)

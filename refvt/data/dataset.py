@@ -44,3 +44,12 @@ class ShowsObject(Dataset, Protocol):
     def object_pixels(self, index: int) -> NDArray[np.bool_]:
         """Return them for ``clip(index)`` without rng, [T, height, width]."""
         ...
+
+
+@runtime_checkable
+class MakesTwins(Dataset, Protocol):
+    """A data set that makes static twins itself, from what a clip is made from."""
+
+    def twin(self, index: int, rng: np.random.Generator) -> Array:
+        """Return a static twin of clip ``index``, of the shape of a clip; errors as those of ``clip``."""
+        ...

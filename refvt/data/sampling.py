@@ -11,13 +11,17 @@ def sample_indices(
 ) -> NDArray[np.int64]:
     """Return the frame numbers of a clip of ``num_frames`` frames, ``stride`` apart, as int64 [num_frames].
 
-    A clip takes the first frame of each stride in a window of num_frames · stride frames. The window is centred in the
-    video if ``place`` is None; a ``place`` drawn uniformly from [0, 1) makes all its positions equally likely. A video
-    that is shorter than the window, but long enough for the clip, is read from frame 0.
+    place None, for testing: the clip, which spans (num_frames − 1) · stride + 1 frames, begins at half of what is left
+    of the video, rounded down. This is what MMAction2 1.0.0 does, the framework of the released configurations.
+
+    A place in [0, 1), for training: the clip takes the first frame of each stride in a window of num_frames · stride
+    frames. A place drawn uniformly makes all positions of the window equally likely; 0.5 is its centre, which releases
+    0.x of MMAction took in testing. A video that is shorter than the window, but long enough for the clip, is read from
+    frame 0.
 
     All numbers are below ``num_available``. They increase, unless the video is too short for the clip and ``loop`` is
-    set: then frame i stands for frame i modulo num_available, as in MMAction, which the paper's configurations use.
-    Without ``loop`` such a video raises ValueError with the stride that would fit.
+    set: then frame i stands for frame i modulo num_available, as in MMAction2. Without ``loop`` such a video raises
+    ValueError with the stride that would fit.
     """
     num_available = check_int("num_available", num_available, minimum=0)
     num_frames = check_int("num_frames", num_frames)
@@ -27,8 +31,10 @@ def sample_indices(
     needed = (num_frames - 1) * stride + 1
     if num_available < needed and not (loop and num_available):
         raise ValueError(_too_short(num_available, num_frames, stride))
-    starts = max(1, num_available - num_frames * stride + 1)  # number of positions of the window
-    start = starts // 2 if place is None else int(place * starts)
+    if place is None:
+        start = max(0, num_available - needed) // 2
+    else:
+        start = int(place * max(1, num_available - num_frames * stride + 1))  # of that many positions of the window
     return (start + stride * np.arange(num_frames, dtype=np.int64)) % num_available
 
 

@@ -5,20 +5,19 @@ So a file is decoded from start to end, and only the wanted frames are converted
 finds damage is refused: a clip with wrong frames looks like any other clip.
 """
 
-import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 
 from refvt.checks import check_int
 from refvt.data.containers import missing_bytes
+from refvt.data.display import Pixels, check_opaque, make_square, size_of, turn
+from refvt.data.images import count_pictures, list_frames, read_image, read_pictures
 from refvt.data.sampling import largest_stride, sample_indices
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +37,31 @@ class Frames:
 
 
 def read_frames(
-    path: str | Path, num_frames: int, stride: int | None = None, place: float | None = None, loop: bool = False
+    path: str | Path,
+    num_frames: int,
+    stride: int | None = None,
+    place: float | None = None,
+    loop: bool = False,
+    *,
+    part: tuple[int, int] | None = None,
+    square_pixels: bool = False,
 ) -> Frames:
     """Read one clip of a video file, a GIF, or a folder of images; the centre clip unless ``place`` is given.
 
     ``place`` and ``loop`` are those of ``sample_indices``. ``stride`` None takes the largest that fits, at most 32.
-    Frames keep their size, and are rotated upright if the file says that the camera was rotated. The images of a folder
-    are sorted by name, with numbers by value: 2.png before 10.png.
+    ``part`` (first, count) takes ``count`` images of a folder, from number ``first`` (counted from 0), as the video.
+
+    Frames are turned and mirrored upright as the file says. The sample aspect ratio of a file whose pixels are not
+    square is ignored, as MMAction ignores it; with ``square_pixels`` frames are widened by it, the height kept, as a
+    player shows them. Colours have 8 bits. A cover picture, and a stream of a single frame beside a longer one, are not
+    the video. Which files of a folder are the frames, and in what order: see ``refvt.data.images.list_frames``.
 
     Raises FileNotFoundError; IsADirectoryError for a folder without images; ModuleNotFoundError without PyAV (not
     needed for a folder); ValueError, with the path, for a file that is empty, truncated, damaged, too short for the
-    clip, not a video, or without a video stream. In the few formats that declare no length, truncation between two
-    frames is not detected (see ``refvt.data.containers``).
+    clip, not a video, without a video stream or with several of which none is marked as the default, for transparent
+    pixels, for a camera that is neither upright nor at a right angle, and for a folder in which the frames or their
+    order are in doubt. In the few formats that declare no length, truncation between two frames is not detected (see
+    ``refvt.data.containers``).
     """
     path = Path(path)
     num_frames = check_int("num_frames", num_frames)
@@ -57,7 +69,30 @@ def read_frames(
         stride = check_int("stride", stride)
     wish = _Wish(num_frames, stride, place, loop)
     if path.is_dir():
-        return _read_folder(path, wish)
+        return _read_folder(path, wish, part)
+    _check_file(path)
+    if part is not None:
+        raise ValueError(f"{path}: expected a folder of images where a part is asked for, got a file")
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return _read_animation(path, wish)
+
+    # The number of packets is quick to count and nearly always the number of frames: good enough to guess which frames
+    # are wanted. Decoding to the end gives the true number.
+    stream, packets = _find_stream(path)
+    guess = _guess(packets, wish)
+    found = _decode(path, stream, guess, square_pixels)
+    stride, indices = _choose(path, found.num_available, wish)
+    if not np.array_equal(indices, guess):
+        found = _decode(path, stream, indices, square_pixels)
+    order = np.unique(indices, return_inverse=True)[1]  # a looped clip may use a frame twice
+    images = np.stack([found.images[i] for i in order])
+    return Frames(images, indices, found.num_available, found.rate, stride)
+
+
+def _check_file(path: Path) -> None:
+    """Raise FileNotFoundError, or ValueError for a file that is empty or truncated."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")
     if path.stat().st_size == 0:
@@ -65,17 +100,6 @@ def read_frames(
     cut = missing_bytes(path)
     if cut is not None:
         raise ValueError(f"{path}: the file is truncated: {cut}")
-
-    # The number of packets is quick to count and nearly always the number of frames: good enough to guess which frames
-    # are wanted. Decoding to the end gives the true number.
-    guess = _guess(_count_packets(path), wish)
-    found = _decode(path, guess)
-    stride, indices = _choose(path, found.num_available, wish)
-    if not np.array_equal(indices, guess):
-        found = _decode(path, indices)
-    order = np.unique(indices, return_inverse=True)[1]  # a looped clip may use a frame twice
-    images = np.stack([found.images[i] for i in order])
-    return Frames(images, indices, found.num_available, found.rate, stride)
 
 
 class _Wish(NamedTuple):
@@ -107,64 +131,100 @@ def _guess(count: int, wish: _Wish) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
 
 
-def _read_folder(path: Path, wish: _Wish) -> Frames:
-    names = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
-    if not names:
-        raise IsADirectoryError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
-    stride, indices = _choose(path, len(names), wish)
-    images: list[NDArray[np.uint8]] = []
+def _read_folder(path: Path, wish: _Wish, part: tuple[int, int] | None) -> Frames:
+    names = list_frames(path)
+    first, count = (0, len(names)) if part is None else part
+    if first < 0 or count < 1 or first + count > len(names):
+        raise ValueError(
+            f"{path}: expected frames {first} to {first + count - 1}, counted from 0, got {len(names)} images"
+        )
+    stride, indices = _choose(path, count, wish)
+    images: list[Pixels] = []
     for i in indices:
-        try:
-            image: NDArray[np.uint8] = iio.imread(names[i], plugin="pillow", mode="RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises either, depending on where the damage is
-            raise ValueError(f"{names[i]}: expected a readable image ({error})") from error
-        images.append(image)
-        if image.shape != images[0].shape:
-            raise ValueError(f"{names[i]}: {_size(image)}, but the images before it are {_size(images[0])}")
-    return Frames(np.stack(images), indices, len(names), None, stride)
+        name = names[first + i]
+        images.append(read_image(name))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(f"{name}: {size_of(images[-1])}, but the images before it are {size_of(images[0])}")
+    return Frames(np.stack(images), first + indices, count, None, stride)
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """A sort key in which runs of digits count by their value."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[1]}×{image.shape[0]}"
+def _read_animation(path: Path, wish: _Wish) -> Frames:
+    """Read a clip of an animated WebP, which FFmpeg does not decode."""
+    count = count_pictures(path)
+    stride, indices = _choose(path, count, wish)
+    return Frames(np.stack(read_pictures(path, indices.tolist())), indices, count, None, stride)
 
 
 # ---- decoding
 
 
+_STILL = ("attached_pic", "still_image", "timed_thumbnails")  # streams that a player does not play
+
+
 class _Decoded(NamedTuple):
-    images: list[NDArray[np.uint8]]  # the wanted frames in the order of the video, each once, [height, width, 3]
+    images: list[Pixels]  # the wanted frames in the order of the video, each once, [height, width, 3]
     num_available: int  # frames in the whole video
     rate: float | None
 
 
-def _count_packets(path: Path) -> int:
-    """Count the packets of the first video stream that will be shown, without decoding them."""
+def _find_stream(path: Path) -> tuple[int, int]:
+    """Return which of the video streams is the video, and its number of packets that will be shown; decodes nothing.
+
+    ValueError if there is none, or if several could be it.
+    """
     av = _import_av()
     count = 0
     try:
         with _open(av, path) as container:
-            for packet in container.demux(container.streams.video[0]):
-                _refuse_damage(path, packet, count)
-                count += packet.size > 0 and not packet.is_discard
+            streams = container.streams.video
+            moving = [i for i, s in enumerate(streams) if not any(_is_marked(av, s, mark) for mark in _STILL)]
+            if not moving:
+                raise ValueError(f"{path}: no video stream in it, only {len(streams)} attached pictures")
+            counts, corrupt = dict.fromkeys(moving, 0), dict.fromkeys(moving, False)
+            number_of = {streams[i].index: i for i in moving}
+            for packet in container.demux([streams[i] for i in moving]):
+                i = number_of[packet.stream.index]
+                corrupt[i] |= packet.is_corrupt
+                counts[i] += packet.size > 0 and not packet.is_discard
+                count = max(counts.values())
+            chosen = _choose_stream(av, path, streams, counts)
+            if corrupt[chosen]:
+                raise _damaged(path, counts[chosen], None)
+            if streams[chosen].codec_context is None:
+                raise ValueError(f"{path}: FFmpeg has no decoder for its video stream")
     except av.error.FFmpegError as error:
         raise _damaged(path, count, error) from error
-    return count
+    return chosen, counts[chosen]
 
 
-def _decode(path: Path, wanted: NDArray[np.int64]) -> _Decoded:
-    """Decode all frames, keep the wanted ones. Raises ValueError at the first sign of damage."""
+def _choose_stream(av: Any, path: Path, streams: Any, counts: dict[int, int]) -> int:
+    """Return the one stream of several frames; of several, the one that is marked as the default."""
+    longest = max(counts.values())
+    found = [i for i, count in counts.items() if count > 1 or longest <= 1]
+    marked = [i for i in found if _is_marked(av, streams[i], "default")]
+    if len(found) > 1 and len(marked) != 1:
+        listed = ", ".join(f"0:v:{i} ({streams[i].width}×{streams[i].height}, {counts[i]} frames)" for i in found)
+        raise ValueError(
+            f"{path}: several video streams and none is marked as the one default: {listed}; keep one of them, for "
+            f"example: ffmpeg -i FILE -map 0:v:{found[0]} -c copy OUT"
+        )
+    return found[0] if len(found) == 1 else marked[0]
+
+
+def _is_marked(av: Any, stream: Any, mark: str) -> bool:
+    return bool(stream.disposition & av.stream.Disposition[mark])
+
+
+def _decode(path: Path, number: int, wanted: NDArray[np.int64], square_pixels: bool) -> _Decoded:
+    """Decode all frames of video stream ``number``, keep the wanted ones. ValueError at the first sign of damage."""
     av = _import_av()
-    images: list[NDArray[np.uint8]] = []
+    images: list[Pixels] = []
     keep = set(wanted.tolist())
     count = 0
     try:
         with _open(av, path) as container:
-            stream = container.streams.video[0]
+            stream = container.streams.video[number]
+            aspect = stream.sample_aspect_ratio if square_pixels else None
             # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
             # decoder could conceal.
             stream.thread_type = "NONE"
@@ -173,9 +233,9 @@ def _decode(path: Path, wanted: NDArray[np.int64]) -> _Decoded:
                 for frame in packet.decode():
                     _refuse_damage(path, frame, count)
                     if count in keep:
-                        images.append(_upright(frame))
+                        images.append(_upright(path, frame, aspect))
                         if images[-1].shape != images[0].shape:
-                            change = f"{_size(images[0])} to {_size(images[-1])}"
+                            change = f"{size_of(images[0])} to {size_of(images[-1])}"
                             raise ValueError(f"{path}: the size changes from {change} by frame {count}")
                     count += 1
             rate = stream.average_rate or stream.guessed_rate
@@ -225,9 +285,22 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """Return a frame as uint8 [height, width, 3], rotated as the file says (quarter turns, counterclockwise)."""
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    # older versions of PyAV do not give the rotation
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns))
+def _upright(path: Path, frame: Any, aspect: Fraction | None) -> Pixels:
+    """Return a frame as it is shown, uint8 [height, width, 3]. aspect: width : height of its pixels, None if square."""
+    try:
+        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+            check_opaque(frame.to_ndarray(format="rgba")[:, :, 3])
+        image = make_square(frame.to_ndarray(format="rgb24"), aspect)
+        return turn(image, _display_matrix(frame))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _display_matrix(frame: Any) -> tuple[float, ...]:
+    """Return a, b, c, d of a frame's display matrix (see ``refvt.data.display``); upright if it has none."""
+    for i in range(len(frame.side_data)):
+        data = frame.side_data[i]
+        if data.type.name == "DISPLAYMATRIX":
+            values = np.frombuffer(bytes(data), np.int32)  # rows (a, b, u), (c, d, v), (x, y, w)
+            return tuple(values[[0, 1, 3, 4]].tolist())
+    return (1, 0, 0, 1)

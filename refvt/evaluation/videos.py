@@ -32,12 +32,13 @@ class VideoRun:
     seconds: float
 
 
-def run_on_video(model: HaltingVT, path: Path, stride: int | None = None) -> VideoRun:
+def run_on_video(model: HaltingVT, path: Path, stride: int | None = None, resize: str = "antialiased") -> VideoRun:
     """Run a model on the centre clip of a video. Errors: those of ``read_clip``.
 
-    stride: number of frames from one sampled frame to the next; None: the largest that fits, at most 32.
+    stride: number of frames from one sampled frame to the next; None: the largest that fits, at most 32. resize: the
+    filter; "opencv" for published weights.
     """
-    clip, frames = read_clip(path, model.config.num_frames, stride, model.config.image_size)
+    clip, frames = read_clip(path, model.config.num_frames, stride, model.config.image_size, resize)
     if model.backend == "jit":
         compile_all(training=False)
     start = time.perf_counter()

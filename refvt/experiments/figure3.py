@@ -6,6 +6,7 @@ over all test clips: the number of joint layers that patches live in which somet
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ CLIPS, QUICK_CLIPS = 8, 4  # drawn, the first test clips: one of each class in t
 BATCH = 16
 
 
-def measure(grid: Grid, quick: bool, weights: Path | None) -> Findings:
-    """Run the model of the weights given, or one trained by the grid's recipe, on all test clips."""
-    model = _model(grid, weights)
+def measure(grid: Grid, quick: bool, weights: Path | None, load_settings: Mapping[str, Any] | None = None) -> Findings:
+    """Run the model of the weights given, or one trained by the grid's recipe, on all test clips.
+
+    load_settings: more arguments of ``refvt.load`` for the weights.
+    """
+    model = _model(grid, weights, load_settings or {})
     config, data = grid.recipe.config, grid.data[1]
     outputs, clips = _run(model, data)
     count = min(QUICK_CLIPS if quick else CLIPS, len(data))
@@ -106,11 +110,11 @@ def _clip_figures(one: dict[str, Any], frames: int) -> dict[str, Any]:
     }
 
 
-def _model(grid: Grid, weights: Path | None) -> HaltingVT:
+def _model(grid: Grid, weights: Path | None, load_settings: Mapping[str, Any]) -> HaltingVT:
     if weights is None:
         grid.seeds = 1
         return grid.model(grid.measure([Run("recipe", {})])["recipe"][0])
-    return load(weights, grid.recipe.config, backend=grid.backend)
+    return load(weights, grid.recipe.config, backend=grid.backend, **load_settings)
 
 
 def _run(model: HaltingVT, data: MovingDigits) -> tuple[list[Output], list[Array]]:

@@ -82,7 +82,7 @@ class SampledFrames:
     """The clips of a data set with fewer frames: ``frames`` of the ``of`` frames, evenly spaced around the middle."""
 
     def __init__(self, data: Dataset, of: int, frames: int) -> None:
-        self.data, self.indices = data, sample_indices(of, frames, of // frames)
+        self.data, self.indices = data, sample_indices(of, frames, of // frames, place=0.5)
         self.num_classes, self.multi_label = data.num_classes, data.multi_label
 
     def __repr__(self) -> str:
@@ -195,7 +195,7 @@ class Grid:
         of, frames = self.recipe.config.num_frames, recipe.config.num_frames
         found = dict(self.start)
         if frames < of:
-            found["time_embed"] = found["time_embed"][:, sample_indices(of, frames, of // frames)]
+            found["time_embed"] = found["time_embed"][:, sample_indices(of, frames, of // frames, place=0.5)]
         return found
 
     def _data_of(self, recipe: Recipe) -> tuple[Dataset, Dataset]:

@@ -324,13 +324,16 @@ def load(
     dtype: str = "float32",
     seed: int = 0,
     checkpoint_grid: tuple[int, int] | None = None,
+    weights_key: str | None = None,
 ) -> HaltingVT:
-    """A model with the parameters of a file: ``.npz``, ``.safetensors`` or a PyTorch zip checkpoint.
+    """A model with the parameters of a file: ``.npz``, ``.safetensors`` or a PyTorch checkpoint.
 
     Files of the released model (prefixes ``backbone.model.`` and ``cls_head.``) and DeiT-S image checkpoints map onto
     refvt's names; embeddings for another S or T are resized (nearest; the file's grid is taken as square unless
-    ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Nothing in
-    the file is ever executed. ValueError lists everything that does not fit at once.
+    ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Of several
+    sets of weights in a PyTorch checkpoint ``weights_key`` names the one to read, such as "state_dict_ema" (see
+    ``refvt.model.checkpoints.read_checkpoint``). Nothing in the file is ever executed.
+    ValueError lists everything that does not fit at once.
     """
-    tensors = parameters_from(read_checkpoint(path), config, seed, checkpoint_grid)
+    tensors = parameters_from(read_checkpoint(path, weights_key), config, seed, checkpoint_grid)
     return HaltingVT(config, tensors, backend=backend, dtype=dtype)

@@ -16,7 +16,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.data import static_twins
-from refvt.data.dataset import Dataset, UnreadableClipError
+from refvt.data.dataset import Dataset, MakesTwins, UnreadableClipError
 from refvt.training.recipe import Recipe
 
 __all__ = [
@@ -77,28 +77,45 @@ def make_micro_batch(recipe: Recipe, data: Dataset, step: int, number: int) -> M
     """Load micro-batch ``number`` of a step; it is the same on every rank and in every session."""
     chosen = batch_of(recipe, len(data), step)[number * recipe.micro_batch : (number + 1) * recipe.micro_batch]
     epoch = step // steps_per_epoch(recipe, len(data))
-    clips, read, unreadable = [], [], []
+    clips, twins, read, unreadable = [], [], [], []
     for index in (int(i) for i in chosen):
         try:
-            clips.append(data.clip(index, generator(recipe, "clip", epoch, index)))
+            clip = data.clip(index, generator(recipe, "clip", epoch, index))
+            if recipe.static_twins and recipe.twins_from == "video":
+                twins.append(_twin(data, index, generator(recipe, "twin", epoch, index)))
+            clips.append(clip)
             read.append(index)
         except UnreadableClipError as error:
             unreadable.append(str(error))
-    both: Array = np.stack(clips) if clips else np.empty(0)
-    labels, motion_labels = targets(data, read), None
+    both: Array = np.stack(clips + twins) if clips else np.empty(0)
+    labels, motion_labels = targets(data, read, recipe.divide_labels), None
     if clips and recipe.static_twins:
-        both, motion_labels = static_twins(both, generator(recipe, "twin", step, number))
+        if twins:
+            motion_labels = np.repeat([1, 0], len(clips))
+        else:
+            both, motion_labels = static_twins(both, generator(recipe, "twin", step, number))
         labels = np.concatenate([labels, labels])
     return MicroBatch(step, number, len(read), both, labels, motion_labels, unreadable)
 
 
-def targets(data: Dataset, chosen: Sequence[int]) -> Array:
-    """Return class numbers [n]; for multi-label data float32 [n, K], 1/m at each of a clip's m classes."""
+def _twin(data: Dataset, index: int, rng: np.random.Generator) -> Array:
+    """Return a static twin sampled anew. TypeError if the data set makes none; ``check_data`` says so before a run."""
+    if not isinstance(data, MakesTwins):
+        raise TypeError(f"twins_from: 'video' needs a data set with a method twin, got {type(data).__name__}")
+    return data.twin(index, rng)
+
+
+def targets(data: Dataset, chosen: Sequence[int], divide: bool = True) -> Array:
+    """Return class numbers [n]; for multi-label data float32 [n, K].
+
+    At each of a clip's m classes that is 1/m if ``divide``, so that all clips count alike, else 1, as in the released
+    code, where a clip with m labels counts m times.
+    """
     found = [data.target(index) for index in chosen]
     if not data.multi_label:
         return np.asarray(found, np.int64)
     several = np.asarray(found, np.float32).reshape(-1, data.num_classes)
-    return np.asarray(several / np.maximum(several.sum(axis=1, keepdims=True), 1))
+    return np.asarray(several / np.maximum(several.sum(axis=1, keepdims=True), 1)) if divide else several
 
 
 def prefetch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refvt.data.dataset import Dataset, UnreadableClipError
+from refvt.data.dataset import Dataset, MakesTwins, UnreadableClipError
 from refvt.training.errors import TrainingError
 from refvt.training.recipe import Recipe
 
@@ -23,6 +23,10 @@ def check_data(recipe: Recipe, train_set: Dataset, test_set: Dataset, processes:
         shape = _shape(data, name)
         if shape != expected:
             raise TrainingError(f"{name}: expected clips {expected} (C, T, height, width) by config, got {shape}")
+    if recipe.static_twins and recipe.twins_from == "video" and not isinstance(train_set, MakesTwins):
+        raise TrainingError(
+            f"twins_from: 'video' needs a training set that makes twins from its videos, got {type(train_set).__name__}"
+        )
     number = recipe.batch // recipe.micro_batch
     if processes > number:
         raise TrainingError(

@@ -184,7 +184,7 @@ class _Run:
         self.gradients = Vector(shapes, dtype, self.model.backend)
         self.optimiser = Adam(
             self.parameters,
-            select_no_decay(shapes, norms_and_biases=not recipe.decay_norms_and_biases),
+            select_no_decay(shapes, not recipe.decay_norms_and_biases, not recipe.decay_embeddings),
             recipe.optimiser == "adamw",
             recipe.weight_decay,
             recipe.betas,
@@ -313,8 +313,10 @@ class _Run:
             recipe.warmup_epochs,
             recipe.warmup_start,
             recipe.lr_per,
+            recipe.lr_schedule,
         )
-        self.optimiser.step(gradients, learning_rate, clip_scale(norm, recipe.max_grad_norm) / sums[0])
+        clip = clip_scale(norm, recipe.max_grad_norm, recipe.clip_epsilon)
+        self.optimiser.step(gradients, learning_rate, clip / sums[0])
         loss, recognition, ponder, motion, accuracy, gflops, *tokens = (float(x) for x in sums[1:] / sums[0])
         return {
             "step": step + 1,

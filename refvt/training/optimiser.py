@@ -19,14 +19,17 @@ OPTIMISERS = ("adamw", "adam")
 EMBEDDINGS = ("cls_token", "pos_embed", "time_embed")
 
 
-def select_no_decay(names: Iterable[str], norms_and_biases: bool) -> set[str]:
-    """Select the parameters without weight decay: the embeddings, and norms and biases too if ``norms_and_biases``.
+def select_no_decay(names: Iterable[str], norms_and_biases: bool, embeddings: bool = True) -> set[str]:
+    """Select the parameters without weight decay: embeddings, and norms and biases, each if its switch is set.
 
-    The paper's recipe names only the three embeddings; in training from scratch, LayerNorms and biases commonly do not
-    decay either.
+    The paper's configurations name only the three embeddings; with the released code they decay too, because the names
+    there match no parameter. In training from scratch, LayerNorms and biases commonly do not decay either.
     """
     return {
-        name for name in names if name in EMBEDDINGS or (norms_and_biases and (name.endswith("bias") or "norm" in name))
+        name
+        for name in names
+        if (embeddings and name in EMBEDDINGS)
+        or (norms_and_biases and name not in EMBEDDINGS and (name.endswith("bias") or "norm" in name))
     }
 
 
@@ -35,9 +38,12 @@ def global_norm(gradients: Vector) -> float:
     return math.sqrt(gradients.ops.squared_norm(gradients.vector))
 
 
-def clip_scale(norm: float, largest: float | None) -> float:
-    """Return the factor that reduces gradients of this global norm to at most ``largest``."""
-    return 1.0 if largest is None or norm <= largest else largest / norm
+def clip_scale(norm: float, largest: float | None, epsilon: float = 0.0) -> float:
+    """Return the factor that reduces gradients of this global norm to at most ``largest``: min(1, largest/(norm + ε)).
+
+    PyTorch has ε = 1e-6. largest None: no limit.
+    """
+    return 1.0 if largest is None or norm + epsilon <= largest else largest / (norm + epsilon)
 
 
 class Adam:

@@ -66,8 +66,11 @@ def read_progress(path: Path, recipe: Recipe, clips: int, dtype: str) -> Progres
             state: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
         if state["format"] != FORMAT:
             raise CheckpointError(f"{path}: expected format {FORMAT} of a training run, got {state['format']!r}")
-        stored, progress = state["recipe"], Progress(**state["progress"])
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        # fields that were added after it was written have their defaults
+        stored, progress = Recipe.from_dict(state["recipe"]).as_dict(), Progress(**state["progress"])
+    except CheckpointError:
+        raise
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({error!r})") from error
     now = recipe.as_dict()
     if names := difference(stored, now):

@@ -21,9 +21,11 @@ from refvt.data import (
     random_flip,
     random_scale_and_crop,
     read_frames,
+    resize_and_crop,
 )
 from refvt.data.annotations import read_annotations
 from refvt.data.clips import normalise
+from refvt.data.dataset import MakesTwins
 
 SIZES: dict[str, Any] = {"num_classes": 5, "frames": 4, "image_size": (32, 32)}
 NONE = (0, 0.0)  # no RandAugment
@@ -145,11 +147,55 @@ def test_testing_takes_the_centre(root: Path) -> None:
     data = AnnotatedVideos(make_list(root, "cars 24 3", "phone call 3.mp4 1"), root, stride=4, **SIZES)
     for index, path in enumerate((root / "cars", root / "phone call 3.mp4")):
         frames = read_frames(path, 4, 4)
-        assert frames.indices.tolist() == [4, 8, 12, 16]
+        assert frames.indices.tolist() == [5, 9, 13, 17]
         clip = data.clip(index)
         np.testing.assert_array_equal(clip, preprocess(frames.images, (32, 32)))
         assert clip.dtype == np.float32
         assert clip.shape == (3, 4, 32, 32)
+
+
+def test_the_released_frames_and_pixels_and_those_of_the_frameworks_0x_releases(root: Path) -> None:
+    annotations = make_list(root, "cars 24 3")
+    images = read_frames(root / "cars", 24, 1).images
+    clips = {
+        (sampling, resize): AnnotatedVideos(
+            annotations, root, stride=4, **SIZES, sampling=sampling, resize=resize, augment=NONE
+        )
+        for sampling in ("span", "window")
+        for resize in ("antialiased", "opencv")
+    }
+    for (sampling, resize), data in clips.items():
+        start = {"span": (24 - 13) // 2, "window": (24 - 16 + 1) // 2}[sampling]
+        expected = normalise(resize_and_crop(images[start : start + 13 : 4], (32, 32), resize=resize))
+        np.testing.assert_array_equal(data.clip(0), expected)
+    rng = np.random.default_rng(5)
+    frames = read_frames(root / "cars", 4, 4, float(rng.random()))
+    expected = normalise(random_scale_and_crop(frames.images, rng, (32, 32), "opencv"))
+    np.testing.assert_array_equal(clips["span", "opencv"].clip(0, np.random.default_rng(5)), expected)
+    assert len({repr(data) for data in clips.values()}) == 4
+
+
+@pytest.mark.parametrize("resize", ["antialiased", "opencv"])
+def test_a_twin_is_sampled_and_augmented_anew(root: Path, resize: str) -> None:
+    annotations = make_list(root, "cars 24 3", "cars 25 1")
+    data = AnnotatedVideos(annotations, root, stride=4, **SIZES, flip=True, augment=(2, 9.0), resize=resize)
+    assert isinstance(data, MakesTwins)
+    everything = read_frames(root / "cars", 24, 1).images
+    seen = set()
+    for seed in range(12):
+        twin = data.twin(0, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        # the window of 16 frames has 9 places; one of its 4 frames is drawn, and augmented as a clip of one frame
+        number = int(rng.random() * 9) + 4 * int(rng.integers(4))
+        images = random_flip(random_scale_and_crop(everything[number : number + 1], rng, (32, 32), resize), rng)
+        still = normalise(rand_augment(images, rng, 2, 9.0))
+        assert twin.shape == (3, 4, 32, 32)
+        assert twin.dtype == np.float32
+        np.testing.assert_array_equal(twin, np.repeat(still, 4, axis=1))
+        seen.add(number)
+    assert len(seen) > 6
+    with pytest.raises(UnreadableClipError, match=r"list.txt:2: .*the list says 25 frames, the folder has 24"):
+        data.twin(1, np.random.default_rng(0))
 
 
 def test_training_draws_time_scale_crop_and_augmentation(root: Path) -> None:
@@ -219,14 +265,20 @@ def test_repr_tells_the_data_but_not_where_they_lie(root: Path, tmp_path: Path) 
         AnnotatedVideos(root / "list.txt", root, stride=5, **SIZES),
         AnnotatedVideos(root / "list.txt", root, stride=4, multi_label=True, **SIZES),
         AnnotatedVideos(make_list(root, "cars 24 3", "cars 24 2"), root, stride=4, **SIZES),
+        AnnotatedVideos(root / "list.txt", root, stride=4, resize="opencv", **SIZES),
+        AnnotatedVideos(root / "list.txt", root, stride=4, sampling="window", **SIZES),
     ]
-    assert len({repr(first), *map(repr, others)}) == 4
+    assert len({repr(first), *map(repr, others)}) == 6
 
 
 def test_settings_are_checked(root: Path) -> None:
     annotations = make_list(root, "cars 24 3")
     with pytest.raises(ValueError, match="short: expected 'loop' or 'refuse', got 'pad'"):
         AnnotatedVideos(annotations, root, short="pad", **SIZES)
+    with pytest.raises(ValueError, match="sampling: expected one of span, window, got 'uniform'"):
+        AnnotatedVideos(annotations, root, sampling="uniform", **SIZES)
+    with pytest.raises(ValueError, match="resize: expected one of antialiased, opencv, got 'area'"):
+        AnnotatedVideos(annotations, root, resize="area", **SIZES)
     with pytest.raises(ValueError, match=r"image_size: expected \(height, width\), got \(32,\)"):
         AnnotatedVideos(annotations, root, 5, image_size=(32,))
     with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):

@@ -1,4 +1,4 @@
-"""The paper's frame sampling, against its definition."""
+"""The paper's frame sampling, against its definition and against what MMAction2 1.0.0 gave."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,11 @@ from refvt.data import largest_stride, sample_indices
 @pytest.mark.parametrize(
     ("available", "num_frames", "stride", "expected"),
     [
-        (300, 8, 32, [22, 54, 86, 118, 150, 182, 214, 246]),  # (300 − 256 + 1) // 2 = 22
-        (301, 4, 10, [131, 141, 151, 161]),
-        (250, 8, 32, [0, 32, 64, 96, 128, 160, 192, 224]),  # longer than the clip, shorter than its window
+        (300, 8, 32, [37, 69, 101, 133, 165, 197, 229, 261]),  # (300 − 225) // 2 = 37
+        (301, 4, 10, [135, 145, 155, 165]),
+        (250, 8, 32, [12, 44, 76, 108, 140, 172, 204, 236]),
+        (1000, 10, 64, [211, 275, 339, 403, 467, 531, 595, 659, 723, 787]),
+        (226, 8, 32, [0, 32, 64, 96, 128, 160, 192, 224]),
         (225, 8, 32, [0, 32, 64, 96, 128, 160, 192, 224]),  # not a frame to spare
         (3, 3, 1, [0, 1, 2]),
         (9, 1, 1, [4]),
@@ -33,9 +35,16 @@ def test_every_clip_lies_inside_and_in_the_middle() -> None:
                 assert indices[0] >= 0
                 assert indices[-1] < available
                 assert (np.diff(indices) == stride).all()
-                before, after = int(indices[0]), available - int(indices[0]) - num_frames * stride
-                if after >= 0:
-                    assert 0 <= before - after <= 1
+                before, after = int(indices[0]), available - 1 - int(indices[-1])
+                assert 0 <= after - before <= 1
+
+
+def test_place_one_half_is_the_centred_window_of_the_frameworks_0x_releases() -> None:
+    assert sample_indices(300, 8, 32, 0.5)[0] == 22  # (300 − 256 + 1) // 2
+    assert sample_indices(250, 8, 32, 0.5)[0] == 0  # longer than the clip, shorter than its window
+    for available in range(1, 300):
+        indices = sample_indices(available, 4, 7, 0.5, loop=True)
+        assert indices[0] == max(available - 28 + 1, 0) // 2
 
 
 @pytest.mark.parametrize(

@@ -386,8 +386,32 @@ def test_the_stride_is_the_papers(videos: Path, preset: str, stride: int, monkey
         "refvt.cli.evaluate.evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING)
     )
     assert main(["evaluate", "--preset", preset, "--weights", "x", "--annotations", str(videos / "list.txt")]) == 1
-    assert seen[0].stride == stride
-    assert seen[0].root == videos
+    data = seen[0]
+    assert (data.stride, data.root, data.multi_label) == (stride, videos, preset.startswith("anet"))
+    assert (data.resize, data.sampling) == ("opencv", "span")  # those of the released configurations
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("--config",), ("antialiased", "span", False)),
+        (("--config", "--resize", "opencv", "--sampling", "window"), ("opencv", "window", False)),
+        (("--preset", "anet-g05-b10", "--no-multi-label", "--resize", "antialiased"), ("antialiased", "span", False)),
+        (("--multi-label",), ("opencv", "span", True)),
+    ],
+)
+def test_each_step_of_the_pipeline_can_be_set(
+    videos: Path, given: tuple[str, ...], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (videos / "list.txt").write_text("bikes 20 3")
+    seen = []
+    monkeypatch.setattr(refvt, "load", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "refvt.cli.evaluate.evaluate", lambda _, data, *__, **___: seen.append(data) or Evaluation(*NOTHING)
+    )
+    given = tuple(word for g in given for word in ((g, str(videos / "config.json")) if g == "--config" else (g,)))
+    assert main(["evaluate", *given, "--weights", "x", "--annotations", str(videos / "list.txt")]) == 1
+    assert (seen[0].resize, seen[0].sampling, seen[0].multi_label) == expected
 
 
 def test_short_videos_are_noted(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:

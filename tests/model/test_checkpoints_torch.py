@@ -67,9 +67,9 @@ def test_views_and_shared_storages(tmp_path, protocol):
     same(found["row"], base[1, 2])
 
 
-def test_tensors_larger_than_their_storage_are_refused(tmp_path):
-    torch.save({"x": torch.ones(1).expand(5)}, tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match=r"x: shape .* reaches beyond its storage of 1 numbers"):
+def test_views_much_larger_than_the_file_are_refused(tmp_path):
+    torch.save({"x": torch.ones(1).expand(2**30)}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"its tensors would take 4294967296 bytes, more than 8 times the file's"):
         read_checkpoint(tmp_path / "file.pth")
 
 
@@ -134,7 +134,7 @@ def test_deit_checkpoints(tmp_path):
 
 def test_no_weights_only_needed_and_none_bypassed(tmp_path):
     path = tmp_path / "file.pth"
-    torch.save({"state_dict": {"x": torch.ones(2)}, "model": CONFIG}, path)  # weights_only=False would be needed
+    torch.save({"state_dict": CONFIG}, path)  # weights_only=False would be needed
     with pytest.raises(CheckpointError, match=r"refused: the file asks for refvt\.model\.config\.HaltingVTConfig;"):
         read_checkpoint(path)
     torch.save(torch.nn.Linear(2, 2), path)
@@ -146,20 +146,10 @@ def test_no_weights_only_needed_and_none_bypassed(tmp_path):
     with pytest.raises(CheckpointError, match=r"asks for torch\.ComplexFloatStorage"):
         read_checkpoint(path)
     torch.save({"x": torch.ones(2), "storage": torch.ones(2).untyped_storage()}, path)
-    with pytest.raises(CheckpointError, match=r"got also storage \(Storage\)"):
-        read_checkpoint(path)
+    assert list(read_checkpoint(path)) == ["x"]
     torch.save(torch.ones(2), path)
     with pytest.raises(CheckpointError, match="expected a dict of tensors, got a Tensor"):
         read_checkpoint(path)
-
-
-def test_older_files_are_converted_as_the_message_says(tmp_path):
-    path = tmp_path / "file.pth"
-    torch.save({"x": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"torch\.save\(torch\.load\(path, weights_only=True\), path\)"):
-        read_checkpoint(path)
-    torch.save(torch.load(path, weights_only=True), path)
-    assert read_checkpoint(path)["x"].tolist() == [1, 1]
 
 
 def test_reading_does_not_import_torch(tmp_path):

@@ -53,6 +53,29 @@ def test_training_lowers_the_loss(tmp_path, backend):
     assert evaluate(model, SlidingBars(15), 4) == found
 
 
+class BarsWithTwins(SlidingBars):
+    def twin(self, index, rng):
+        return np.repeat(self.clip(index, rng)[:, :1], 4, axis=1)
+
+
+def test_a_run_follows_each_setting_of_the_released_pipeline(tmp_path):
+    settings = {"lr_schedule": "consecutive", "lr_per": "epoch", "warmup_epochs": 2, "epochs": 3, "max_grad_norm": 0.1}
+    released = {**settings, "twins_from": "video", "clip_epsilon": 0.5, "decay_embeddings": True}
+    changes = [{}, {"twins_from": "clip"}, {"clip_epsilon": 0.0}, {"decay_embeddings": False}]
+    found = []
+    for number, change in enumerate(changes):
+        out = tmp_path / str(number)
+        recipe = small_recipe(**{**released, **change})
+        train(recipe, BarsWithTwins(8), SlidingBars(3), out, log_every=1, **QUIET)
+        rates = [line["learning_rate"] for line in lines(out, "step")]
+        assert rates == pytest.approx([3e-4, 3e-3, 3e-3])
+        found.append(parameters(out))
+    for other in found[1:]:
+        assert not same(found[0], other)
+    with pytest.raises(TrainingError, match="twins_from: 'video' needs a training set that makes twins"):
+        run(small_recipe(twins_from="video"), tmp_path / "none")
+
+
 def test_micro_batches_add_up_to_the_batch(tmp_path):
     """Without what is drawn by micro-batch, cutting a batch otherwise changes rounding alone; also in a last, smaller
     batch, whose micro-batches are unequal."""

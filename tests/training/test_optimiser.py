@@ -81,8 +81,7 @@ def test_steps_are_those_of_pytorch(decoupled, dtype):
             group["lr"] = rate
         other.step()
         assert global_norm(gradients) == pytest.approx(norm, rel=1e-5)
-        assert clip_scale(norm, largest) == pytest.approx(min(1, largest / (norm + 1e-6)), rel=1e-7)
-        optimiser.step(gradients, rate, min(1, largest / (norm + 1e-6)))  # PyTorch's way to clip
+        optimiser.step(gradients, rate, clip_scale(norm, largest, 1e-6))  # PyTorch's way to clip
     # five steps of a dozen roundings; where gradient and decay cancel, the quotient m / √v makes more of them
     allowed = 1000 * np.finfo(dtype).eps
     for name, w in theirs.items():
@@ -90,10 +89,31 @@ def test_steps_are_those_of_pytorch(decoupled, dtype):
         assert np.linalg.norm(ours - other) <= allowed * np.linalg.norm(other)
 
 
+@pytest.mark.torch
+def test_clipped_gradients_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for scale in (1e-7, 1e-6, 1e-3, 1.0, 100.0):
+        for share in (0.5, 1.0, 2.0):  # of the norm: clipped, just clipped, not clipped
+            gradients = {name: scale * rng.standard_normal(shape) for name, shape in SHAPES.items()}
+            norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+            theirs = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES.values()]
+            for tensor, g in zip(theirs, gradients.values(), strict=True):
+                tensor.grad = torch.tensor(g)
+            torch.nn.utils.clip_grad_norm_(theirs, share * norm)
+            factor = clip_scale(norm, share * norm, 1e-6)
+            assert (factor < 1) is (share * norm < norm + 1e-6)
+            for tensor, g in zip(theirs, gradients.values(), strict=True):
+                # a product and a quotient, and the rounding of two norms
+                np.testing.assert_allclose(factor * g, tensor.grad.numpy(), rtol=64 * np.finfo(float).eps)
+
+
 def test_who_does_not_decay():
     names = ["cls_token", "pos_embed", "time_embed", "norm.weight", "blocks.0.norm1.bias", "head.bias", "head.weight"]
     assert select_no_decay(names, norms_and_biases=False) == set(names[:3])
     assert select_no_decay(names, norms_and_biases=True) == set(names[:6])
+    assert select_no_decay(names, norms_and_biases=True, embeddings=False) == set(names[3:6])
+    assert select_no_decay(names, norms_and_biases=False, embeddings=False) == set()  # as in the released code
     assert select_no_decay(["blocks.0.temporal_norm1.weight"], norms_and_biases=True)
 
 
@@ -102,6 +122,9 @@ def test_norm_and_clipping():
     assert global_norm(gradients) == 5.0
     assert clip_scale(5.0, None) == clip_scale(5.0, 5.0) == clip_scale(5.0, 6.0) == 1.0
     assert clip_scale(5.0, 2.0) == 0.4
+    assert clip_scale(5.0, 2.0, 3.0) == 0.25
+    assert clip_scale(5.0, 6.0, 3.0) == 0.75  # also where only the sum exceeds it
+    assert clip_scale(5.0, None, 3.0) == clip_scale(5.0, 8.0, 3.0) == 1.0
 
 
 def test_a_vector_is_seen_through_its_arrays():

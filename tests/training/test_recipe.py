@@ -26,7 +26,12 @@ def test_the_papers_recipe():
     assert (kinetics.ponder_weight, kinetics.motion_weight, kinetics.betas) == (5e-4, 1.0, (0.9, 0.999))
     assert kinetics.decay_norms_and_biases
     assert activitynet.epochs == 50
-    assert activitynet.data_settings == {"stride": 64, "multi_label": True}
+    released = {"sampling": "span", "resize": "opencv"}
+    assert kinetics.data_settings == {"stride": 32, "multi_label": False, **released}
+    assert activitynet.data_settings == {"stride": 64, "multi_label": True, **released}
+    for recipe in (kinetics, activitynet):
+        assert (recipe.lr_schedule, recipe.clip_epsilon, recipe.decay_embeddings) == ("consecutive", 1e-6, True)
+        assert (recipe.divide_labels, recipe.twins_from, recipe.static_twins) == (False, "video", True)
     assert activitynet.config == refvt.HaltingVTConfig.preset("anet-g07-b20")
 
 
@@ -41,6 +46,11 @@ def test_the_papers_recipe():
         ({"drop_path": 1}, ValueError, "drop_path: expected a number below 1, got 1"),
         ({"label_smoothing": 2}, ValueError, "label_smoothing: expected a number from 0 to 1, got 2"),
         ({"optimiser": "sgd"}, ValueError, "optimiser: expected one of adamw, adam, got 'sgd'"),
+        ({"lr_schedule": "step"}, ValueError, "lr_schedule: expected one of product, consecutive, got 'step'"),
+        ({"twins_from": "photo"}, ValueError, "twins_from: expected one of clip, video, got 'photo'"),
+        ({"clip_epsilon": -1}, ValueError, "clip_epsilon: expected a number from 0 to inf, got -1"),
+        ({"decay_embeddings": 0}, TypeError, "decay_embeddings: expected true or false, got 0"),
+        ({"divide_labels": None}, TypeError, "divide_labels: expected true or false, got None"),
         ({"optimiser": ["adam"]}, ValueError, "optimiser: expected one of adamw, adam"),
         ({"betas": [0.9]}, TypeError, r"betas: expected two numbers, got \[0.9\]"),
         ({"betas": [0.9, 1.0]}, ValueError, "betas: expected two numbers from 0 to below 1"),
@@ -66,6 +76,24 @@ def test_a_wrong_field_is_named(changes, error, message, tmp_path):
     file.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(error, match=f"wrong.json: {message}"):
         find_recipe(str(file))
+
+
+ADDED = {  # fields that a recipe stored earlier lacks, and what was done then
+    "decay_embeddings": False,
+    "clip_epsilon": 0.0,
+    "lr_schedule": "product",
+    "divide_labels": True,
+    "twins_from": "clip",
+}
+
+
+def test_a_recipe_that_was_stored_before_a_field_was_added_is_the_same_recipe():
+    recipe = small_recipe(backbone=small_recipe(seed=3))
+    stored = recipe.as_dict()
+    for values in (stored, stored["backbone"]):
+        for name, value in ADDED.items():
+            assert values.pop(name) == value
+    assert Recipe.from_dict(stored) == recipe
 
 
 def test_missing_fields_and_files_are_named(tmp_path):

@@ -16,7 +16,7 @@ from refvt.files import write_whole
 from refvt.model.checkpoints import CheckpointError
 from refvt.training import TrainingError
 from refvt.training.loop import CHECKPOINT, LOG
-from refvt.training.run_state import KEY
+from refvt.training.run_state import KEY, read_progress
 from tests.support.sliding_bars import small_recipe
 from tests.training.test_loop import lines, parameters, run, same
 
@@ -153,6 +153,20 @@ def test_other_data_and_another_dtype_are_refused(begun):
         run(recipe, begun, clips=31, resume=True)
     with pytest.raises(CheckpointError, match="dtype of the parameters: the checkpoint has float32, now float64"):
         run(recipe, begun, resume=True, dtype="float64")
+
+
+def test_a_checkpoint_from_before_a_field_was_added_is_resumed(begun):
+    recipe, file = small_recipe(epochs=1, warmup_epochs=0), begun / CHECKPOINT
+    whole = file.read_bytes()
+    state = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+    run_of = json.loads(state[KEY])
+    for name in ("clip_epsilon", "lr_schedule", "twins_from", "divide_labels", "decay_embeddings"):
+        del run_of["recipe"][name]
+    file.write_bytes(safetensors.numpy.save(safetensors.numpy.load(whole), {KEY: json.dumps(run_of)}))
+    found = read_progress(file, recipe, 30, "float32")
+    assert found.steps == run_of["progress"]["steps"]
+    with pytest.raises(CheckpointError, match=r"another recipe:\n  clip_epsilon: the checkpoint has 0.0, now 1e-06$"):
+        read_progress(file, recipe.changed({"clip_epsilon": 1e-6}), 30, "float32")
 
 
 def test_a_damaged_checkpoint_or_log_is_refused(begun):

@@ -23,15 +23,23 @@ import safetensors.numpy
 
 from refvt.array import Array
 from refvt.files import writing
-from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, interpret, shown
+from refvt.model.checkpoints.choice import CheckpointWarning, Tensors
+from refvt.model.checkpoints.names import own_names
+from refvt.model.checkpoints.torch_legacy import MAGIC, read_torch_legacy
+from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, Inert, interpret, shown
 from refvt.model.checkpoints.torch_zip import Archive, read_torch_zip
 from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
 
-__all__ = ["CheckpointError", "parameters_from", "read_checkpoint", "save_parameters"]
+__all__ = ["CheckpointError", "CheckpointWarning", "Tensors", "parameters_from", "read_checkpoint", "save_parameters"]
 
-_TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the first bytes of files from before PyTorch 1.6
-_CONVERT = "save it again with a recent PyTorch: torch.save(torch.load(path, weights_only=True), path)"
+_TRUSTED = "where you trust the file, which can run any code,"
+_FOREIGN = {  # first bytes of what is often mistaken for a checkpoint
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
+    b"<": "a web page or another text: download the file itself",
+    b"\x89HDF": "an HDF5 file (Keras): convert it to .safetensors or .npz",
+    b"\x1f\x8b": "a gzip file: unpack it first",
+}
 _SAFETENSORS = {
     "F64": "<f8",
     "F32": "<f4",
@@ -47,7 +55,7 @@ _SAFETENSORS = {
     "U8": "u1",
     "BOOL": "u1",
 }
-_PREFIXES = {"backbone.model.": "", "cls_head.fc_cls.": "head.", "cls_head.fc_motion.": "motion_head."}
+_COUNTERS = {"steps", "n_averaged", "num_updates"}  # of a moving average, beside the averaged weights
 
 
 class CheckpointError(ValueError):
@@ -57,14 +65,16 @@ class CheckpointError(ValueError):
 # ---- reading
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
+def read_checkpoint(path: str | os.PathLike[str], weights_key: str | None = None) -> Tensors:
     """Read the tensors of a file by name, as new C-contiguous arrays: bfloat16 as float32, other types unchanged.
 
     The content decides which kind of file it is: .npz (stored or deflated, never with pickled objects), .safetensors,
-    or a zip file by ``torch.save``. Of the latter, the first dict under state_dict, model or model_state_dict is read,
-    or the whole file if there is none; numbers, strings and None next to the tensors are skipped.
+    or a file by ``torch.save``, also from before PyTorch 1.6. Of the latter, the dict under ``weights_key`` is read
+    ("ema.state_dict" for one in another); without it the first under state_dict, model or model_state_dict, or the only
+    dict of tensors, or the whole file. What lies beside the tensors is passed over and never built.
     FileNotFoundError or IsADirectoryError if there is no such file. CheckpointError for any other kind of file, for a
-    damaged file, for contents that are far larger than the file, and for anything but tensors and plain containers.
+    damaged file, for contents that are far larger than the file, if nothing is a tensor, and if several dicts hold
+    tensors and none is usual. A CheckpointWarning lists other weights in the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -74,33 +84,54 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a regular file, got a device or pipe")
     try:
-        return _read(path)
+        return _read(path, weights_key)
     except MemoryError:
         raise
     except Exception as error:  # a hostile file may cause any error in a parser: for the caller it is a bad file
         raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
 
 
-def _read(path: Path) -> dict[str, Array]:
+def _read(path: Path, weights_key: str | None) -> Tensors:
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         with Archive(path) as archive:
             if any(name.endswith("/data.pkl") for name in archive.members):
-                return read_torch_zip(archive)
+                return read_torch_zip(archive, weights_key)
             if archive.members and all(name.endswith(".npy") for name in archive.members):
-                return _read_npz(archive)
+                return _without_key(_read_npz(archive), weights_key)
         raise ValueError("expected an .npz or a checkpoint by torch.save, got another zip file")
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
-        return _read_safetensors(path)
-    if _TORCH_MAGIC in head[:32] or head[257:262] == b"ustar":
-        raise ValueError(f"expected a zip file, got a checkpoint from before PyTorch 1.6: {_CONVERT}")
+        return _without_key(_read_safetensors(path), weights_key)
+    if MAGIC in head[:32]:
+        return read_torch_legacy(path, weights_key)
+    if head[257:262] == b"ustar":
+        raise ValueError(
+            f"expected a zip file, got a tar file, as PyTorch before 0.2 wrote checkpoints: {_TRUSTED} save it again "
+            "with a recent PyTorch: torch.save(torch.load(path, weights_only=False), path)"
+        )
+    for start, what in _FOREIGN.items():
+        if head.startswith(start):
+            raise ValueError(f"expected an .npz, a .safetensors or a checkpoint by torch.save, got {what}")
     with path.open("rb") as file:
         data = file.read(min(MAX_PICKLE, path.stat().st_size))
     if _is_pickle(data):
-        interpret(data)  # raises RefusedError with the name of what the file asks for
-        raise ValueError(f"expected a zip file, got a bare pickle: if it contains tensors, {_CONVERT}")
+        content = interpret(data)
+        if isinstance(content, Inert):
+            raise ValueError(content.reason)
+        raise ValueError(
+            f"expected a zip file, got a bare pickle: {_TRUSTED} save it again with "
+            "torch.save(pickle.load(open(path, 'rb')), path)"
+        )
     raise ValueError("expected an .npz, a .safetensors or a checkpoint by torch.save, got another or a damaged file")
+
+
+def _without_key(tensors: Tensors, weights_key: str | None) -> Tensors:
+    if weights_key is not None:
+        raise ValueError(f"weights_key: expected none for a file without dicts, got {shown(weights_key)}")
+    if not tensors and tensors.passed_over:
+        raise ValueError(next(iter(tensors.passed_over.values())))
+    return tensors
 
 
 def _is_pickle(data: bytes) -> bool:
@@ -112,14 +143,17 @@ def _is_pickle(data: bytes) -> bool:
         return False
 
 
-def _read_npz(archive: Archive) -> dict[str, Array]:
+def _read_npz(archive: Archive) -> Tensors:
     unpacked = sum(member.size for member in archive.members.values())
     if unpacked > 100 * archive.size + (64 << 20):  # weights can hardly be compressed
         raise ValueError(f"its members unpack to {unpacked} bytes, too many for a file of {archive.size}")
-    return {name.removesuffix(".npy"): _from_npy(name, archive.read(name)) for name in archive.members}
+    found = {name.removesuffix(".npy"): _from_npy(name, archive.read(name)) for name in archive.members}
+    others = {name: value for name, value in found.items() if isinstance(value, str)}
+    return Tensors({name: value for name, value in found.items() if not isinstance(value, str)}, others)
 
 
-def _from_npy(name: str, data: bytes | bytearray) -> Array:
+def _from_npy(name: str, data: bytes | bytearray) -> Array | str:
+    """Return the array of a member; the reason if it holds anything but numbers, such as names or pickled objects."""
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
@@ -127,20 +161,22 @@ def _from_npy(name: str, data: bytes | bytearray) -> Array:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(stream)
     if dtype.kind not in "fiub":
-        raise ValueError(f"{shown(name)}: expected an array of numbers, got {dtype}")
+        return f"{shown(name)}: expected an array of numbers, got {dtype}"
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"{shown(name)}: shape {list(shape)} of {dtype} does not match its {len(data)} bytes")
     flat = np.frombuffer(data, dtype, offset=stream.tell()) if math.prod(shape) else np.empty(0, dtype)
     return np.array(flat.reshape(shape, order="F" if fortran_order else "C"), dtype.newbyteorder("="), order="C")
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
+def _read_safetensors(path: Path) -> Tensors:
     arrays: dict[str, Array] = {}
+    others: dict[str, str] = {}
     deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
     for name, entry in deserialize(path.read_bytes()):  # checks names, sizes and positions against the file
         kind, shape = entry["dtype"], entry["shape"]
         if kind not in _SAFETENSORS:
-            raise ValueError(f"{shown(name)}: expected one of {', '.join(_SAFETENSORS)}, got {kind}")
+            others[name] = f"{shown(name)}: expected one of {', '.join(_SAFETENSORS)}, got {kind}"
+            continue
         dtype = np.dtype(_SAFETENSORS[kind])
         flat = np.frombuffer(entry["data"], dtype) if math.prod(shape) else np.empty(0, dtype)
         if kind == "BF16":
@@ -148,7 +184,7 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
         elif kind == "BOOL":
             flat = flat != 0
         arrays[name] = np.array(flat.reshape(shape), flat.dtype.newbyteorder("="))
-    return arrays
+    return Tensors(arrays, others)
 
 
 # ---- fitting
@@ -163,7 +199,8 @@ def parameters_from(
     """Convert the tensors of a checkpoint to the parameters of a configuration.
 
     Names are those of refvt or of the released HaltingVT (``backbone.model.``, ``cls_head.fc_cls.``,
-    ``cls_head.fc_motion.``).
+    ``cls_head.fc_motion.``), with or without the prefixes of wrappers (see ``own_names``). The counter of a moving
+    average is passed over.
 
     Tensors without time_embed, motion_head and temporal layers are those of an image model (DeiT-S). Its head is
     dropped, temporal_attn and temporal_norm1 start as copies of attn and norm1 of the same block, and temporal_fc,
@@ -179,12 +216,18 @@ def parameters_from(
     """
     problems: list[str] = []
     found: dict[str, Array] = {}
+    tensors, passed_over = dict(tensors), getattr(tensors, "passed_over", {})
+    for name in _COUNTERS & tensors.keys():
+        if np.size(tensors[name]) == 1:
+            del tensors[name]
+    names = own_names([*tensors, *passed_over], parameter_shapes(config))
     for name, value in tensors.items():
-        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        parameter = name if prefix is None else _PREFIXES[prefix] + name.removeprefix(prefix)
-        if parameter in found:
-            problems.append(f"{parameter}: expected one tensor of this name, got two, one of them as {name}")
-        found[parameter] = np.asarray(value)
+        if names[name] in found:
+            problems.append(f"{names[name]}: expected one tensor of this name, got two, one of them as {name}")
+        found[names[name]] = np.asarray(value)
+    for name, reason in passed_over.items():
+        if names[name] in parameter_shapes(config):
+            problems.append(f"{names[name]}: {reason}")
 
     if not any(name.startswith(("time_embed", "motion_head.")) or ".temporal_" in name for name in found):
         found = _convert_image_model(found, config, rng_seed, problems)
@@ -224,7 +267,8 @@ def _resize_pos_embed(
     if min(old_rows, old_columns) < 1 or old_rows * old_columns != patches:
         shape = "a square" if grid is None else f"a grid {old_rows}×{old_columns}"
         problems.append(
-            f"pos_embed: expected {shape} of patches, got {patches} patches: give checkpoint_grid=(rows, columns)"
+            f"pos_embed: expected {shape} of patches, got {patches} patches: give checkpoint_grid=(rows, columns), on "
+            "the command line --checkpoint-grid ROWS COLUMNS"
         )
         return value
     rows, columns = config.grid

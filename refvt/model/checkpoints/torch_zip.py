@@ -1,34 +1,29 @@
-"""Reader of PyTorch zip checkpoints that needs no PyTorch and never runs code from a file.
+"""The zip files that ``torch.save`` and ``np.savez`` write, read with all sizes checked before memory is taken.
 
 ``torch.save`` writes a zip file: ``<root>/data.pkl`` describes the tensors, and ``<root>/data/0``, ``data/1`` … contain
 their bytes, uncompressed. Reading takes three steps, and each is checked before the next one allocates memory:
-``Archive`` reads the zip directory, ``interpret`` the pickle, ``read_torch_zip`` the tensors. Every ValueError is about
-the content of one file; the caller adds its path.
+``Archive`` reads the zip directory, ``interpret`` the pickle, ``assemble`` the tensors. Every ValueError is about the
+content of one file; the caller adds its path.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numpy as np
-
-from refvt.array import Array
-from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, Storage, Tensor, interpret, shown
+from refvt.model.checkpoints.choice import Tensors, choose_tensors
+from refvt.model.checkpoints.torch_pickle import MAX_PICKLE, interpret, shown
+from refvt.model.checkpoints.torch_tensors import Order, assemble
 
 __all__ = ["Archive", "read_torch_zip"]
 
 MAX_DIRECTORY = 4 << 20  # bytes of the zip directory, enough for about 50 000 tensors
-MAX_VIEWS = 8  # most bytes of all tensors, in multiples of the file size: tensors can share a storage
-
-_Order = Literal["little", "big"]
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
@@ -54,8 +49,9 @@ class _DirectoryReader(io.BufferedReader):
 class Archive:
     """A zip file whose members have distinct names, lie inside the file and do not overlap.
 
-    ``members`` maps names to members; ``read`` unpacks one and checks its CRC-32. zipfile reads only the directory;
-    this class decides which bytes are read. ValueError for a file that does not pass these checks.
+    ``members`` maps names to members; ``read`` unpacks one and checks its CRC-32, unless all of them are zero: PyTorch
+    can be told not to compute them. zipfile reads only the directory; this class decides which bytes are read.
+    ValueError for a file that does not pass these checks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,6 +68,7 @@ class Archive:
                 end = self._add(entry)
                 if end > limit:
                     raise ValueError(f"zip member {shown(entry.filename)} reaches beyond the file's data")
+            self.has_checksums = any(member.crc for member in self.members.values())
         except BaseException:
             self.file.close()
             raise
@@ -108,7 +105,7 @@ class Archive:
             raise ValueError(f"zip member {shown(name)} is truncated")
         if member.deflated:  # never unpack more than the size in the directory
             data = zlib.decompressobj(-15).decompress(data, member.size + 1)
-        if len(data) != member.size or zlib.crc32(data) != member.crc:
+        if len(data) != member.size or (self.has_checksums and zlib.crc32(data) != member.crc):
             raise ValueError(f"zip member {shown(name)} is damaged: its checksum differs")
         return data
 
@@ -122,12 +119,10 @@ class Archive:
 # ---- the tensors
 
 
-def read_torch_zip(archive: Archive) -> dict[str, Array]:
+def read_torch_zip(archive: Archive, weights_key: str | None = None) -> Tensors:
     """The tensors of a checkpoint by name, as new C-contiguous arrays.
 
-    bfloat16 becomes float32; other types are kept. The tensors are those of the first dict under state_dict, model or
-    model_state_dict, or of the whole file if there is none. Numbers, strings and None in that dict are skipped; one
-    ValueError lists everything else.
+    bfloat16 becomes float32; other types are kept. Which dict they come from: see ``choose_tensors``.
     """
     roots = [name.removesuffix("/data.pkl") for name in archive.members if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -143,30 +138,14 @@ def read_torch_zip(archive: Archive) -> dict[str, Array]:
     if archive.members[f"{root}/data.pkl"].size > MAX_PICKLE:
         raise ValueError(f"its pickle has more than {MAX_PICKLE} bytes")
     order = _byte_order(archive, f"{root}/byteorder")
-    tensors = _choose_tensors(interpret(archive.read(f"{root}/data.pkl")))
-
-    total = 0
-    for name, tensor in tensors.items():
-        try:
-            total += _check_extent(tensor, archive.members.get(f"{root}/data/{tensor.storage.key}"))
-        except ValueError as error:
-            raise ValueError(f"{shown(name)}: {error}") from error
-    if total > MAX_VIEWS * archive.size:
-        raise ValueError(f"its tensors would take {total} bytes, more than {MAX_VIEWS} times the file's {archive.size}")
-
-    arrays: dict[str, Array] = {}
-    loaded: Storage | None = None
-    base: Array = np.empty(0)
-    # sorted by storage, so that each storage is read once
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].storage.key, item[1].storage.kind)):
-        if tensor.storage != loaded:
-            loaded = tensor.storage
-            base = _numbers(archive.read(f"{root}/data/{loaded.key}"), loaded.kind, order)
-        arrays[name] = _view(base, tensor)
-    return {name: arrays[name] for name in tensors}
+    tensors, passed_over = choose_tensors(interpret(archive.read(f"{root}/data.pkl")), weights_key)
+    prefix = f"{root}/data/"
+    sizes = {name.removeprefix(prefix): m.size for name, m in archive.members.items() if name.startswith(prefix)}
+    arrays = assemble(tensors, sizes, lambda key: archive.read(prefix + key), order, archive.size)
+    return Tensors(arrays, passed_over)
 
 
-def _byte_order(archive: Archive, name: str) -> _Order:
+def _byte_order(archive: Archive, name: str) -> Order:
     if name not in archive.members:  # PyTorch before 2.1
         return "little"
     if archive.members[name].size <= 6:
@@ -176,53 +155,3 @@ def _byte_order(archive: Archive, name: str) -> _Order:
             case b"big":
                 return "big"
     raise ValueError("byteorder: expected little or big, got something else")
-
-
-def _choose_tensors(content: Any) -> dict[str, Tensor]:
-    if type(content) is not dict:
-        raise ValueError(f"expected a dict of tensors, got a {type(content).__name__}")
-    for place in ("state_dict", "model", "model_state_dict"):
-        if type(content.get(place)) is dict:
-            content = content[place]
-            break
-    others = [
-        f"{shown(str(name))} ({type(value).__name__})"
-        for name, value in content.items()
-        if not (type(name) is str and isinstance(value, Tensor | bool | int | float | str | None))
-    ]
-    if others:
-        listed = ", ".join(others[:20]) + (" …" if len(others) > 20 else "")
-        raise ValueError(f"expected only tensors under state_dict, model or at the top level, got also {listed}")
-    tensors = {name: value for name, value in content.items() if type(value) is Tensor}
-    if not tensors:
-        raise ValueError("expected tensors under state_dict, model, model_state_dict or at the top level, got none")
-    return tensors
-
-
-def _check_extent(tensor: Tensor, member: Member | None) -> int:
-    """Number of bytes of a tensor's array. ValueError if the tensor does not fit its storage or the file."""
-    storage = tensor.storage
-    if member is None:
-        raise ValueError(f"its storage {shown(storage.key)} is not in the file")
-    if storage.count * storage.itemsize != member.size:
-        raise ValueError(f"expected a storage of {storage.count} × {storage.itemsize} bytes, got {member.size} bytes")
-    elements = math.prod(tensor.shape)
-    last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-    if elements and (last >= storage.count or elements > storage.count):
-        raise ValueError(f"shape {list(tensor.shape)} reaches beyond its storage of {storage.count} numbers")
-    return elements * (4 if storage.kind == "bf16" else storage.itemsize)
-
-
-def _numbers(data: bytes | bytearray, kind: str, order: _Order) -> Array:
-    """The numbers of a storage in the byte order of this machine."""
-    stored: Array = np.frombuffer(data, np.dtype({"bf16": "u2", "?": "u1"}.get(kind, kind)).newbyteorder(order))
-    if kind == "bf16":  # a bfloat16 is the upper half of the float32 of the same value
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored != 0 if kind == "?" else stored.astype(kind, copy=False)
-
-
-def _view(base: Array, tensor: Tensor) -> Array:
-    if 0 in tensor.shape:
-        return np.empty(tensor.shape, base.dtype)
-    strides = [step * base.itemsize for step in tensor.stride]
-    return np.array(np.lib.stride_tricks.as_strided(base[tensor.offset :], tensor.shape, strides), order="C")
