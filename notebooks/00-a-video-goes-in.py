@@ -14,7 +14,7 @@
 # A video transformer cuts every frame into patches. Each patch becomes a *token*, a vector, and every layer computes every
 # token. Most of them show a wall, a lawn, a sky: things that do not change from frame to frame.
 #
-# HaltingVT stops computing a token once it has been computed enough. In this notebook you see it happen, in three cells.
+# HaltingVT stops computing a token once it has been computed enough. In this notebook you see it happen, in a few cells.
 # How it works is told in the notebooks that follow.
 
 # %%

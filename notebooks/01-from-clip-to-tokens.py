@@ -117,9 +117,9 @@ same = np.flatnonzero(np.abs(frame_major - ours).max(axis=1) < 1e-12)
 print("tokens that agree:", same)
 
 # %% [markdown]
-# CLS, the first patch of the first frame, the last one of the last, and those that happen to be at the same place in both
-# orders. Nothing else. Yet the shapes are right, so nothing complains: only numbers show such a mistake. `refvt check` names
-# it (notebook 9).
+# CLS, the first patch of the first frame, and the last one of the last. The others that agree are black patches at the same
+# place of two frames: in a model that is not trained yet, `time_embed` is zero, so nothing tells them apart. The shapes are
+# right in both orders, so nothing complains: only numbers show such a mistake. `refvt check` names it.
 #
 # ## At the paper's size
 #

@@ -71,8 +71,8 @@ print("largest difference:", np.abs(y - y_refvt).max())
 #
 # $$ds_{ij} = p_{ij} \left( dp_{ij} - \sum_m p_{im}\, dp_{im} \right)$$
 #
-# In words: a logit should grow if what its key offers is better than the mean that the query takes now. The sum is one
-# number per query, the mean of dp under p.
+# In words: the gradient of a logit is positive where dp is above the mean that the query takes now, and negative where it is
+# below. The sum is that mean, one number per query.
 #
 # *Step 1.* Another matrix product: $dq = ds\, k / \sqrt d$ and $dk = ds^\top q / \sqrt d$.
 
@@ -100,7 +100,7 @@ print(ds.sum(axis=1))
 # ## Never trust a backward: the adjoint identity
 #
 # How does one check a gradient without another program? For any direction $(u_q, u_k, u_v)$ of the inputs, the derivative
-# of y along it, Jv, must satisfy
+# of y along it, Ju, must satisfy
 #
 # $$\langle J u, \, dy \rangle = \langle u, \, J^\top dy \rangle = \langle u_q, dq\rangle + \langle u_k, dk\rangle + \langle u_v, dv\rangle$$
 #
@@ -116,8 +116,8 @@ right = (uq * dq).sum() + (uk * dk).sum() + (uv * dv).sum()
 print(left, right)
 
 # %% [markdown]
-# Note that dy is *random*, not all ones. With all ones the check is blind: the weights of each query sum to one, so many
-# errors cancel in the sum. Try it: replace ds by p · dp, without the sum, and look at both checks.
+# Note that dy is *random*, not all ones. With all ones only the sum over all channels would be checked: a dv whose channels
+# are mixed up would pass. Here is a real mistake, ds without the sum, seen by the check:
 
 # %%
 wrong = p * dp

@@ -61,8 +61,8 @@ for t, s in ((8, 196), (T, S)):
     )
 
 # %% [markdown]
-# Divided attention is between seven and eight times cheaper at the paper's size. The price: in one block a patch cannot attend to
-# another place at another time.
+# Divided attention is between seven and eight times cheaper at the paper's size. The price: a patch cannot attend to
+# another place at another time directly, only by way of a third patch.
 #
 # ## The score of a patch
 #
@@ -85,7 +85,8 @@ print(scores.reshape(config.grid))
 # %% [markdown]
 # ## What stays
 #
-# In each frame the k = ⌈R · S⌉ patches of highest score stay, best first. The others are gone for good. Patches of different
+# Each Glimpser block has its own keep rate R. The paper uses two blocks, with R = 1 in the first, where nothing is selected,
+# and R < 1 in the second. There, in each frame, the k = ⌈R · S⌉ patches of highest score stay, best first. The others are gone for good. Patches of different
 # frames need not be at the same place: from now on "patch index s" means "rank s".
 
 # %%
@@ -114,8 +115,8 @@ print(
 # ## A decision without a gradient
 #
 # Which patches are kept is a decision: a small change of a score changes nothing, until two patches swap places. So the
-# scores get no gradient from it. The gather that follows passes the gradient of each kept patch back to it, and nothing to
-# the dropped ones. The attention of CLS learns to look at useful patches because its *output* is useful, not because of the
+# scores get no gradient from it. The gather that follows passes the gradient of each kept patch back to it. A dropped patch
+# gets what came through the attention of this block, where it was still a key, and nothing from later blocks. The attention of CLS learns to look at useful patches because its *output* is useful, not because of the
 # selection.
 #
 # This is also a danger: a patch that is dropped in training cannot show that it would have been useful.

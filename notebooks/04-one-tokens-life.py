@@ -11,7 +11,8 @@
 # %% [markdown]
 # # 4. Halting: one token's life
 #
-# A transformer computes every token in every layer. HaltingVT lets each token stop when it has been computed enough.
+# A transformer computes every token in every layer. HaltingVT lets each token stop when it has been computed enough. This
+# happens in its *joint* blocks, which follow the Glimpser of notebook 3; "layer 1" below is the first of them.
 # This notebook follows five tokens through three layers, by hand. After it you can say
 #
 # - what a *halting score* is and where it comes from,
@@ -69,12 +70,12 @@ scores
 # *Predict first.* Look at the columns above. In which layer does each token halt? Write it down, then check:
 
 # %%
-prediction = [3, 1, 2, 3, 3]  # one number per token; change it to your own
+prediction = [1, 1, 1, 1, 1]  # one number per token: write your own
 check_exercise("halting layers", prediction)
 
 # %% [markdown]
-# Why is there an ε at all? σ never reaches 1, so without ε no token could halt after the first layer: one score alone
-# would never exceed 1. The token "at once" has 0.995 in layer 1, which is enough with ε = 0.01.
+# Why is there an ε at all? σ never reaches 1, so without ε no token could halt in layer 1: one score alone would
+# never exceed 1. The token "at once" has 0.995 in layer 1, which is enough with ε = 0.01.
 #
 # Note also what the rule does *not* do: it does not ask for one large score. The token "in layer 2" has scores of 0.6
 # and
@@ -152,7 +153,7 @@ print("sums:", weights.sum(axis=0))
 # ## What changes when one score crosses the limit
 #
 # The token "just not" has scores of 0.5 and 0.45, the sum is 0.95. It lives on and halts in layer 3 with the small
-# remainder 0.05.
+# remainder 0.05. (The answer to the question above is 3, 1, 2, 3, 3.)
 #
 # *Predict first.* We raise its score in layer 2 from 0.45 to 0.48, and then to 0.50. What happens to N, r and ρ?
 

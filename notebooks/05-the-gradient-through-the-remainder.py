@@ -20,7 +20,7 @@
 # - which gradient reaches the halting logit of a token in each layer, and why none reaches it in the last one,
 # - what that gradient means: which later states it compares,
 # - what the ponder loss adds to it,
-# - why patches, other than CLS, learn to halt from the ponder loss alone.
+# - why patches, unlike CLS, learn to halt from the ponder loss alone.
 
 # %%
 import numpy as np
@@ -151,7 +151,9 @@ for layer in (3, 2, 1):
         h = scores[layer - 1, k]
         dh = dweight + dused
         print(f"layer {layer}: lives on, dlogit = {scale * h * (1 - h) * dh:.4f}")
-print("from the formula:", through_the_score[:2, k][::-1])
+h = scores[:2, k]
+formula = scale * h * (1 - h) * ((states[:2, k] - states[2, k]) @ dy[k] - dponder[k])
+print("from the boxed formula, layers 2 and 1:", formula[::-1])
 
 # %% [markdown]
 # This is what [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py) does (`halt_backward`), and the Numba
@@ -160,9 +162,10 @@ print("from the formula:", through_the_score[:2, k][::-1])
 #
 # ## The ponder loss
 #
-# The ponder loss is the mean of ρ over all tokens and clips, times a small weight, 5e-4 in the paper:
+# The ponder loss is the mean of ρ over all B clips and the N' tokens of each that enter the joint blocks. It is added to the
+# loss with a small weight, 5e-4 in the paper:
 #
-# $$L_\text{ponder} = \frac{1}{N'} \sum_k \rho_k, \qquad g_{\rho,k} = \frac{\text{weight}}{N'}$$
+# $$L_\text{ponder} = \frac{1}{B N'} \sum_{b,k} \rho_{b,k}, \qquad g_{\rho} = \frac{\text{weight}}{B N'}$$
 #
 # Every token has the same $g_\rho$. With $g_y = 0$ only this is left:
 #
@@ -231,10 +234,10 @@ check_exercise("gradient of the logit", logit_gradient)
 #
 # ## What to remember
 #
-# - The comparison has no gradient. The remainder has: it is how the layers before N feel each other.
+# - The comparison has no gradient. The remainder has: through it every score before N feels the state in layer N.
 # - $\partial L / \partial h^l = g_y \cdot (x^l - x^N) - g_\rho$ for $l < N$, and zero from N on.
-# - The ponder loss moves every token to halt earlier, with the same force.
-# - A token that halts in layer 1 learns nothing more about halting.
+# - The ponder loss gives every token the same $g_\rho$, and moves it to halt earlier; how far depends on h(1 − h).
+# - Through its score, a token that halts in layer 1 learns nothing.
 #
 # Source: HaltingVT (arXiv 2401.04975), sections 3.3 and 3.4. The derivation is ours; `refvt/ops/halting/__init__.py`
 # has it

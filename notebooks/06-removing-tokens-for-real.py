@@ -105,8 +105,10 @@ full = flops.clip_gflops(config, np.full((1, config.joint_depth), config.joint_t
 print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without halting")
 
 # %% [markdown]
-# Time falls less than GFLOPs: the Glimpser's blocks and the first joint layer see all tokens, and many small products keep a
-# processor less busy than a few large ones. [docs/performance.md](../docs/performance.md) says how far from the machine's
+# `dense` computes every token in every layer, also after CLS has halted. Compare the ratio of the times with that of the
+# GFLOPs: they differ, because small products keep a processor less busy than large ones, and because LayerNorm, softmax and
+# GELU take time but are not counted. These weights are set by hand; a trained model halts otherwise.
+# [docs/performance.md](../docs/performance.md) says how far from the machine's
 # limit refvt runs.
 #
 # ## Three more things that need not be computed

@@ -17,7 +17,7 @@
 #
 # - what a static twin is, and how the batch changes,
 # - what the motion head reads, and what its loss is,
-# - why the paper expects fewer GFLOPs from it, and how one would see that,
+# - what the paper reports of it, and why that is not obvious,
 # - where the paper and the released code disagree.
 
 # %%
@@ -43,8 +43,9 @@ change = np.abs(np.diff(both, axis=2)).mean(axis=(1, 2, 3, 4))
 print("mean change from frame to frame:", change)
 
 # %% [markdown]
-# A clip and its twin show the same digit on the same background. The *only* difference is motion. Whoever wants to tell
-# them apart has to look at what changes from frame to frame, and that is what the method wants the model to look at.
+# A clip and its twin show the same digit on the same background. Whoever wants to tell them apart has to look at what changes
+# from frame to frame, and that is what the method wants the model to look at. (Not only motion changes: the camera noise of
+# a clip is new in every frame, and a twin repeats it. `noise` is its standard deviation in grey levels.)
 #
 # ## The loss
 #
@@ -80,7 +81,9 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 #
 # The effect that the paper describes is therefore indirect. To tell a clip from its twin, CLS must attend to patches that
 # change. In the Glimpser the attention of CLS *is* the selection: the patches with the largest weights stay. So a CLS that
-# looks at motion keeps the patches that move. The paper reports 5.4 % fewer GFLOPs with the motion loss.
+# looks at motion keeps the patches that move. This does not change how *many* are kept. The paper reports 5.4 % fewer GFLOPs
+# with the motion loss; they must come from earlier halting. It gives no derivation, and notebook 5 shows why it is not
+# obvious: no gradient of the motion loss reaches the score of a patch.
 #
 # How does our small version compare? [docs/results/experiment-table1.md](../docs/results/experiment-table1.md) has the
 # measured change with its 95 % interval, and says whether the claim is confirmed, contradicted, or not told apart from zero.
@@ -93,7 +96,7 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # The best a model can do on twins is to guess: every class is equally likely in a clip without motion, so the class loss of
 # a twin cannot fall below log 8 = 2.08 (unless the model recognises single clips by heart). Half of the batch then pulls the
 # logits towards "don't know" for still clips. That is harmless as long as the model tells motion from no motion, but it is
-# label noise for the class "still", whose clips look like twins. With real actions this is different: a frame of a swimmer
+# noise for the clips of the class "still", which look like twins of any class. With real actions this is different: a frame of a swimmer
 # says "swimming".
 
 # %%

@@ -36,7 +36,11 @@ def backend_candidate(backend: str, dtype: str) -> Candidate:
 
 
 def _run(case: ModelCase, backend: str, dtype: str) -> dict[str, Array]:
-    """A trace of dense execution, with every named tensor; then training steps and inference, whose names say so."""
+    """A trace of dense execution, with every named tensor; then training steps and inference, whose names say so.
+
+    Trace and inference decide for themselves, unless the case forces them. The decisions of the truth are always
+    imposed on the training steps, so that imposing is checked too.
+    """
     model = HaltingVT(case.config, case.parameters, backend=backend, dtype=dtype)
     decisions = case.decisions if case.force_decisions else None
     step: dict[str, Any] = {"labels": case.labels, "motion_labels": case.motion_labels, **case.settings}
@@ -49,7 +53,7 @@ def _run(case: ModelCase, backend: str, dtype: str) -> dict[str, Array]:
     found |= _outputs("", trace.output)
     for execution in ("dense", "compact"):
         loss, gradients = model.loss_and_gradients(
-            case.clips, **step, **random, execution=execution, decisions=decisions
+            case.clips, **step, **random, execution=execution, decisions=case.decisions
         )
         found |= {f"{execution}: loss.{name}": np.asarray(getattr(loss, name)) for name in LOSSES}
         found |= _outputs(f"{execution}: ", loss.output)

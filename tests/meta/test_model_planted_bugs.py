@@ -96,7 +96,9 @@ def plant(monkeypatch):
         monkeypatch.setitem(sys.modules, original.__name__, broken)  # dataclasses look up their module
         exec(compile(source.replace(right, wrong), f"{module} with a bug", "exec"), broken.__dict__)
         users = [
-            m for name, m in sys.modules.items() if name.startswith(("refvt.model.", "refvt.backends.", "refvt.ops."))
+            m
+            for name, m in sys.modules.items()
+            if name.startswith(("refvt.model.", "refvt.backends.", "refvt.ops.", "refvt.conformance."))
         ]
         for user in (original, *(m for m in users if m is not broken)):
             for attribute, value in list(vars(user).items()):

@@ -120,7 +120,7 @@ OPERATION_BUGS = [
     ("losses", "cross_entropy", "logits - logits.max(axis=1, keepdims=True)", "logits", "loss"),
     ("losses", "cross_entropy", "probability * target.sum(axis=1, keepdims=True) - target", "probability", "d(logits)"),
     ("losses", "cross_entropy", "(dloss / len(target))", "dloss", "d(logits)"),
-    ("losses", "ponder_loss", "ponder.mean()", "ponder[:, 1:].mean()", "loss"),
+    ("losses", "ponder_loss", "weighed.mean()", "ponder[:, 1:].mean()", "loss"),
     ("losses", "ponder_loss", "dloss / np.prod(cache.shape)", "dloss / cache.shape[0]", "d(ponder)"),
     ("losses", "motion_loss", "(logits, moving, 0.0, keep)", "(logits, 1 - moving)", "loss"),
 ]  # fmt: skip
