@@ -33,9 +33,8 @@ np.set_printoptions(precision=3, suppress=True)
 # %% [markdown]
 # ## The example
 #
-# Five tokens, three layers, three channels. `states[l, k]` is the vector $x_k^l$ with which token $k$ leaves layer
-# $l+1$.
-# The example comes back in the next notebooks, with the same names.
+# Five tokens, three layers, three channels. Layers are counted from 1: `states[l - 1, k]` is $x_k^l$, the vector with which
+# token $k$ leaves layer $l$. The example comes back in the next notebooks, with the same names.
 
 # %%
 states, scale, center, epsilon, names = worked_example()

@@ -121,16 +121,15 @@ through_the_score = dstates[:, :, 0] - weights * dy[:, 0]
 print(np.round(through_the_score, 6) + 0.0)
 
 # %% [markdown]
-# The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **A
-# token
-# that halts at once gets no gradient that could make it live longer.** This is why training from scratch can collapse:
-# once all tokens halt in layer 1, halting cannot learn any more.
+# The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **Through its
+# score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, only
+# chance can change it: shared weights that move for another reason. docs/training.md reports such a collapse.
 #
-# ## The local form: no memory of the past
+# ## The local form: one number instead of $x^N$
 #
-# The formula above needs $x^N$ in every earlier layer. A program that runs backward through the layers can do without:
-# it
-# carries one number per token, the gradient of `used`, the sum of the weights so far.
+# The formula above needs $x^N$ in every earlier layer. A program that runs backward through the layers can do without: it
+# carries one number per token, the gradient of `used`, the sum of the weights so far. (In the layer where a token halts,
+# dweight includes $g_\rho$, because ρ = N + r and r is this weight.)
 #
 # | | forward | backward |
 # | --- | --- | --- |
@@ -181,19 +180,17 @@ print(only_ponder)
 # %% [markdown]
 # ## Patches learn to halt from the ponder loss alone
 #
-# The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What remains
-# for a
-# patch is the ponder loss, which has the same force for all of them, and moves all of them to halt.
+# The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What remains for a
+# patch is the ponder loss, which moves all of them to halt.
 #
-# A patch does matter to the answer, but in another way: while it lives, it is a key and a value in the attention of
-# CLS.
+# A patch does matter to the answer, but in another way: while it lives, it is a key and a value in the attention of CLS.
 # Whether it lives is decided by the comparison, and the comparison has no gradient. So the loss cannot say to a patch
-# "stay, you are needed". What keeps needed patches alive is indirect: channel 0 is an ordinary channel too, the layers
-# read
-# it, and the weights that write to it are shared with everything else.
+# "stay, you are needed". No term of the gradient keeps a needed patch alive. What differs between patches is a side effect:
+# the weights that write to channel 0 also serve everything else, and they move with it.
 #
-# This is a limit of the method as the paper writes it. It can be measured: see
-# [docs/training.md](../docs/training.md), "The variant changing_ponder".
+# This is a limit of the method as the paper writes it, and it can be measured: with the paper's ponder loss, patches that
+# hold the moving digit halted even earlier than the background in our experiment. See
+# [docs/training.md](../docs/training.md), "The variant changing_ponder", for the figures and for a small change that helps.
 #
 # ## Exercise
 #

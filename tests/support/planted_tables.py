@@ -149,7 +149,7 @@ TORCH_BUGS = [
     ("torch_ops", "torch.sigmoid(scale * logit - center)", "torch.sigmoid(scale * logit - center).detach()", "model-zero", "d(joint.3.logit)"),
     ("torch_ops", "label_smoothing / classes", "label_smoothing / (classes - 1)", "model-smoothing", "loss.recognition"),
     ("torch_ops", "dim=-1)).sum() / len(logits)", "dim=-1)).sum()", "model-zero", "loss.recognition"),
-    ("torch_ops", "_arrange(ponder).sum() / ponder.numel()", "_arrange(ponder).sum() / len(ponder)", "tiny-model-zero", "loss.ponder"),
+    ("torch_ops", "weights * ponder).sum() / ponder.numel()", "weights * ponder).sum() / len(ponder)", "tiny-model-zero", "loss.ponder"),
     ("torch_model", 'record(f"{name}.entering", torch.where(alive[..., None], state, 0.0))', 'record(f"{name}.entering", state)', "tiny-model-zero", "blocks.2.attn.y"),
     ("torch_model", "copies = torch.zeros_like(copies)", "pass", "model-prune-one", "blocks.*.attn.proj"),
     ("torch_model", "y[:, :, 0].sum(1, keepdim=True) / frames", "y[:, :, 0].sum(1, keepdim=True)", "tiny-model-zero", "blocks.0.selected"),
