@@ -38,8 +38,8 @@ def backend_candidate(backend: str, dtype: str) -> Candidate:
 def _run(case: ModelCase, backend: str, dtype: str) -> dict[str, Array]:
     """A trace of dense execution, with every named tensor; then training steps and inference, whose names say so.
 
-    Trace and inference decide for themselves, unless the case forces them. The decisions of the truth are always
-    imposed on the training steps, so that imposing is checked too.
+    All decide for themselves, unless the case forces them, but one more training step, on which the decisions of the
+    truth are always imposed, so that imposing is checked too.
     """
     model = HaltingVT(case.config, case.parameters, backend=backend, dtype=dtype)
     decisions = case.decisions if case.force_decisions else None
@@ -51,13 +51,13 @@ def _run(case: ModelCase, backend: str, dtype: str) -> dict[str, Array]:
         if name.endswith(".scores") and f"d({name})" not in trace:
             found[f"d({name})"] = np.zeros_like(value)
     found |= _outputs("", trace.output)
-    for execution in ("dense", "compact"):
-        loss, gradients = model.loss_and_gradients(
-            case.clips, **step, **random, execution=execution, decisions=case.decisions
-        )
-        found |= {f"{execution}: loss.{name}": np.asarray(getattr(loss, name)) for name in LOSSES}
-        found |= _outputs(f"{execution}: ", loss.output)
-        found |= {f"{execution}: d({name})": gradient for name, gradient in gradients.items()}
+    runs = {"dense": decisions, "compact": decisions, "imposed": case.decisions}
+    for view, imposed in runs.items():
+        execution = "dense" if view == "imposed" else view
+        loss, gradients = model.loss_and_gradients(case.clips, **step, **random, execution=execution, decisions=imposed)
+        found |= {f"{view}: loss.{name}": np.asarray(getattr(loss, name)) for name in LOSSES}
+        found |= _outputs(f"{view}: ", loss.output)
+        found |= {f"{view}: d({name})": gradient for name, gradient in gradients.items()}
     if case.drop_path is None:
         found |= _outputs("inference: ", model(case.clips, full_ponder=True, decisions=decisions))
     return found

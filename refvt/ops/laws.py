@@ -100,7 +100,8 @@ def adjoint(op: Computes, inputs: Inputs) -> None:
     """Adjoint identity: ⟨Jv, u⟩ = ⟨v, Jᵀu⟩ for random v and u, Jv by an extrapolated central difference, in float64.
 
     With step h the difference errs by O(h⁴) in truncation, below 1e-9 of the terms for inputs of order one, and by
-    rounding: each result y is exact to eps · |y|, which the division by 12 h makes at most 18/12 · eps/h · |y|.
+    rounding: each result y is exact to eps · (1 + |y|), as its terms are of order one or of y's own size, which the
+    division by 12 h makes at most 18/12 · eps/h · (1 + |y|).
     """
     rng = np.random.default_rng(1)
     inputs = decided(op, inputs)
@@ -120,7 +121,9 @@ def adjoint(op: Computes, inputs: Inputs) -> None:
         Jv = (8 * (near[0][name] - near[1][name]) - (far[0][name] - far[1][name])) / (12 * h)
         left += float((Jv * u[name]).sum())
         terms += float(np.abs(Jv * u[name]).sum())
-        rounding += 1.5 * float(np.finfo(np.float64).eps) / h * float(np.abs(results[name] * u[name]).sum())
+        rounding += (
+            1.5 * float(np.finfo(np.float64).eps) / h * float(((1 + np.abs(results[name])) * np.abs(u[name])).sum())
+        )
     products = [gradients[name] * direction[name] for name in moved]
     right = float(sum(p.sum() for p in products))
     terms += float(sum(np.abs(p).sum() for p in products))
