@@ -12,8 +12,8 @@ Three ways, the surest first:
 3. *By similarity.* A named tensor that is still missing is given the computed tensor that resembles it most, if they
    stand between the same neighbours and differ by less than half of their norm.
 
-Way 3 is used only after the last tensor that agrees by value, way 2 before it only for small errors, which a skip
-connection can hide again: whatever else lies before a tensor that agrees is not the named tensor.
+Way 3 is used only after the last tensor that agrees by value. Way 2 is used before it only for small errors, which a
+skip connection can hide again, and for layers whose like in another block agrees.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.adapters.recorder import Event
 from refvt.conformance.arrangements import Arrangement, Geometry, Rows
+from refvt.conformance.layouts import NOT_GIVEN
 
 __all__ = ["Discovery", "Found", "NamedTensors", "discover"]
 
 SIMILAR = 0.5  # relative error below which a tensor resembles a named one
 DAMPED = 1e-2  # relative error that a skip connection can make too small to be seen
 _RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
-_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__", "mul", "__mul__", "__rmul__")
-_LAYOUT_ONLY = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to"))
+_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__")
+_MULTIPLY = ("mul", "__mul__", "__rmul__", "mul_", "__imul__")
+_MOVE = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to", "select", "narrow", "squeeze"))
+_LAYOUT_ONLY = _MOVE | frozenset(_MULTIPLY)
 _APPLY = ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
 _ADD = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 
@@ -69,16 +72,15 @@ class NamedTensors:
     def heads(self) -> int:
         return self.geometry.config.num_heads
 
-    def stored(self, found: Found, value: Array, fill: Array | None = None) -> Array:
-        """A value of the event as the stored tensor; rows that are not there are taken from the truth (or ``fill``)."""
+    def stored(self, found: Found, value: Array) -> Array:
+        """A value of the event as the stored tensor; rows that are not there are marked as not given."""
         rows = self.geometry.rows_of(found.name)
         assert rows is not None
         given = self._placed(found.arrangement, found.heads_first, rows, _part(value, found.part))
         assert given is not None
-        truth = self.truth[found.name] if fill is None else fill
-        full = truth.reshape(rows.count, rows.channels).astype(np.float64)
+        full = np.full((rows.count, rows.channels), NOT_GIVEN)
         full[found.arrangement.rows.ravel()] = given
-        return full.reshape(truth.shape)
+        return full.reshape(self.truth[found.name].shape)
 
     def _placed(self, arrangement: Arrangement, heads_first: bool, rows: Rows, value: Array) -> Array | None:
         how = arrangement.apply_heads_first if heads_first else arrangement.apply
@@ -103,10 +105,15 @@ class NamedTensors:
                 error = _error(given[there], truth[places][there])
                 yield Found(name, event, arrangement, heads_first, part, error, way)
 
-    def best(self, name: str, event: int, value: Array, part: tuple[int, int], way: str) -> Found | None:
-        """The arrangement with the smallest error, the fullest one of equals; None if no shape fits."""
+    def best(
+        self, name: str, event: int, value: Array, part: tuple[int, int], way: str, usual: str | None = None
+    ) -> Found | None:
+        """The arrangement with the smallest error, the fullest one of equals; None if no shape fits.
+
+        usual: an order that is taken before all others, since a wrong value may resemble any.
+        """
         fits = self.fits(name, event, value, part, way)
-        return min(fits, key=lambda f: (f.error, -f.covers), default=None)
+        return min(fits, key=lambda f: (f.arrangement.says != usual, f.error, -f.covers), default=None)
 
 
 def _part(value: Array, part: tuple[int, int]) -> Array:
@@ -140,20 +147,20 @@ class Discovery:
 def discover(events: list[Event], named: NamedTensors) -> Discovery:
     """Find the named tensors of a case among all that a module computed."""
     agreeing = _by_value(events, named)
-    guesses, misfits = _by_layer(events, named)
+    guesses, misfits = _by_layer(events, named, _usual_orders(agreeing, named))
     for name, guess in guesses.items():  # a part agrees, but the whole does not: the class token's row, or a patch's
         if name in agreeing and guess.covers > agreeing[name][0].covers and guess.error > named.allowed[name]:
             del agreeing[name]
+    proven = {_role(name, named) for name, guess in guesses.items() if guess.error <= named.allowed[name]}
     wrong: dict[str, Found] = {}
     for name in named.truth:
         if name in agreeing:
             continue
         found = guesses.get(name)
-        if _is_after_the_last(name, agreeing, named):
-            found = found or _by_similarity(name, events, named, agreeing, wrong)
-        elif found is not None and found.error > DAMPED:
-            continue  # a later tensor agrees, so this is something else than the named tensor
-        if found is not None:
+        last = _is_after_the_last(name, agreeing, named)
+        if found is None and last:
+            found = _by_similarity(name, events, named, agreeing, wrong)
+        if found is not None and (last or found.error <= DAMPED or _role(name, named) in proven):
             wrong[name] = found
     in_glimpser = [f"blocks.{g}." for g in range(named.geometry.config.glimpser_depth)]
     unfit = {
@@ -162,6 +169,15 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
         if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
     }
     return Discovery(agreeing, wrong, unfit)
+
+
+def _role(name: str, named: NamedTensors) -> str:
+    """What a tensor is in its block: ``attn.y`` of a joint block, ``joint weight``."""
+    head, _, part = name.partition(".")
+    if head not in ("blocks", "joint"):
+        return name
+    number, _, what = part.partition(".")
+    return f"{head if head == 'joint' or int(number) >= named.geometry.config.glimpser_depth else 'glimpser'} {what}"
 
 
 # ---- 1. by value
@@ -183,6 +199,18 @@ def _by_value(events: list[Event], named: NamedTensors) -> dict[str, list[Found]
 
 def _is_constant(value: Array) -> bool:
     return value.size == 0 or bool(np.all(value == value.flat[0]))
+
+
+def _usual_orders(agreeing: Mapping[str, list[Found]], named: NamedTensors) -> dict[str, str]:
+    """For each kind of rows the order of tokens in which most tensors agree: a module keeps to it."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, places in agreeing.items():
+        rows = named.geometry.rows_of(name)
+        assert rows is not None
+        if places[0].covers == rows.count:
+            of_kind = counts.setdefault(rows.kind, {})
+            of_kind[places[0].arrangement.says] = of_kind.get(places[0].arrangement.says, 0) + 1
+    return {kind: max(says, key=lambda order: says[order]) for kind, says in counts.items()}
 
 
 class _Fingerprints:
@@ -243,6 +271,20 @@ class _Graph:
                 readers.setdefault(source, []).append(number)
         return cls(events, readers)
 
+    def source(self, number: int, through_where: bool = False) -> int:
+        """The event from which this one was made by reshaping or selecting alone, perhaps by ``where``; −1: unknown."""
+        for _ in range(8):
+            if number < 0:
+                return -1
+            event = self.events[number]
+            if event.function in _MOVE:
+                number = event.inputs[0] if event.inputs else -1
+            elif through_where and event.function == "where" and len(event.inputs) >= 2:
+                number = event.inputs[1]
+            else:
+                return number
+        return -1
+
     def next_sum(self, number: int) -> int | None:
         """The first addition that reads this tensor, directly or through reshaping and scaling."""
         front = [number]
@@ -256,7 +298,27 @@ class _Graph:
         return None
 
 
-def _by_layer(events: list[Event], named: NamedTensors) -> tuple[dict[str, Found], dict[str, int]]:
+def _weights(graph: _Graph, y: int, depth: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """The weights of the layers, from the last: y is a sum whose terms are a weight times a state."""
+    for layer in range(depth, 0, -1):
+        y = graph.source(y)
+        if y < 0:
+            return
+        terms = graph.events[y].inputs if graph.events[y].function in _ADD else (y,)
+        products = [graph.source(term, through_where=True) for term in terms]
+        product = next((p for p in products if p >= 0 and graph.events[p].function in _MULTIPLY), None)
+        if product is None or len(graph.events[product].inputs) != 2:
+            return
+        weight = min(graph.events[product].inputs, key=lambda n: graph.events[n].value.size if n >= 0 else np.inf)
+        if weight < 0 or graph.events[weight].value.size == graph.events[product].value.size:
+            return
+        yield f"joint.{layer}.weight", weight, (0, 1)
+        y = next((term for term, p in zip(terms, products, strict=True) if p != product), -1)
+
+
+def _by_layer(
+    events: list[Event], named: NamedTensors, usual: Mapping[str, str]
+) -> tuple[dict[str, Found], dict[str, int]]:
     """The named tensors that the layers' parameters identify, and the events whose size does not fit.
 
     A layer that is used more than once identifies none.
@@ -264,8 +326,10 @@ def _by_layer(events: list[Event], named: NamedTensors) -> tuple[dict[str, Found
     found: dict[str, Found] = {}
     misfits: dict[str, int] = {}
     for name, number, part in _roles(events, named):
-        if name in named.truth and 0 <= number < len(events):
-            best = named.best(name, number, events[number].value, part, "layer")
+        rows = named.geometry.rows_of(name)
+        if name in named.truth and rows is not None and 0 <= number < len(events):
+            order = usual.get(rows.kind, "")
+            best = named.best(name, number, events[number].value, part, "layer", order)
             if best is not None:
                 found.setdefault(name, best)
             elif part == (0, 1):
@@ -289,10 +353,8 @@ def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int,
                 yield f"{layer.removesuffix('qkv')}{letter}", number, (i, 3)
         elif match := re.fullmatch(r"(.*attn)\.qkv\[(\d)\]", layer):
             yield f"{match[1]}.{'qkv'[int(match[2])]}", number, whole
-        elif layer == "head":
-            yield "logits", number, whole
-        elif layer == "motion_head":
-            yield "motion_logits", number, whole
+        elif layer in ("head", "motion_head"):
+            yield layer.replace("head", "logits"), number, whole
         elif layer.endswith((".temporal_fc", ".attn.proj", "fc2")):
             total = graph.next_sum(number)
             name = f"{block.removesuffix('.mlp')}.mlp" if layer.endswith("fc2") else layer
@@ -300,6 +362,8 @@ def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int,
                 yield name, total, whole
         else:
             yield layer, number, whole
+            if layer == "norm":
+                yield "features", number, whole
     for layer, number in inputs.items():
         block, _, part = layer.rpartition(".")
         in_glimpser = layer.startswith("blocks.") and int(layer.split(".")[1]) < config.glimpser_depth
@@ -311,6 +375,7 @@ def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int,
             yield (f"{block}.selected" if in_glimpser else f"{block}.attn.proj"), number, whole
         elif layer == "norm":
             yield "y", number, whole
+            yield from _weights(graph, number, config.joint_depth)
     yield from _sorted_scores(events, named)
 
 

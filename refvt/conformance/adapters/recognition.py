@@ -91,10 +91,7 @@ class Recognised:
         proven: set[str] = set()
         for name in reversed([name for name in self.named.truth if name in found and f"d({name})" in self.truth]):
             label, part = f"d({name})", name.rpartition(".")[2] if name.startswith("joint.") else ""
-            fill = self.truth[label].value
-            read = [
-                (f.event, self.named.stored(f, gradients[f.event], fill)) for f in found[name] if f.event in gradients
-            ]
+            read = [(f.event, self.named.stored(f, gradients[f.event])) for f in found[name] if f.event in gradients]
             if not read:
                 continue
             event, best = min(read, key=lambda candidate: self._distance(label, candidate[1]))
@@ -121,13 +118,9 @@ class Recognised:
         return judge(self.truth, name, value, self.dtype).status == "agrees"
 
     def _distance(self, name: str, value: Array) -> float:
-        rows = self.truth[name].rows
-        distance = float(np.linalg.norm(_counting(value, rows) - _counting(self.truth[name].value, rows)))
-        return distance if np.isfinite(distance) else float("inf")
-
-
-def _counting(value: Array, rows: Array | None) -> Array:
-    return value if rows is None else value.reshape(len(rows), -1)[rows]
+        """The error of a gradient; infinite if it cannot be compared."""
+        error = judge(self.truth, name, value, self.dtype).error
+        return error if np.isfinite(error) else float("inf")
 
 
 def recognise(case: ModelCase, events: list[Event], mapped: Mapped, given: list[str]) -> Recognised | None:
