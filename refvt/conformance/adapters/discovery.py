@@ -136,10 +136,12 @@ class Discovery:
     """What was found in a record.
 
     agreeing: for each name all tensors that have its value, best first. wrong: the tensor that stands in the place of a
-    name whose value no tensor has. misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
+    name whose value no tensor has. layers: the event that the layers' parameters say is a name's, whatever its value.
+    misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
     """
 
     agreeing: dict[str, list[Found]]
+    layers: dict[str, int]
     wrong: dict[str, Found]
     misfits: dict[str, int]
 
@@ -168,7 +170,7 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
         for name, number in misfits.items()
         if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
     }
-    return Discovery(agreeing, wrong, unfit)
+    return Discovery(agreeing, {name: guess.event for name, guess in guesses.items()}, wrong, unfit)
 
 
 def _role(name: str, named: NamedTensors) -> str:

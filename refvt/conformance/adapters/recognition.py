@@ -79,9 +79,9 @@ class Recognised:
     ) -> dict[str, Array]:
         """d(name): of several tensors with the value of a name, the one whose gradient agrees best.
 
-        A gradient that differs is given only where the tensor is surely the named one. Two names with one value share a
-        tensor: it is that of the first. The weight and logit of halting may be used in several places: a tensor of a
-        later layer must have shown that its gradient is the named one.
+        A gradient that differs is given only where the tensor is surely the named one: it is what the layer reads or
+        returns, or it is the first tensor that has the value, and no earlier name has the same. The weight and logit of
+        halting may be used in several places: in a later layer the gradient must have agreed.
         """
         owners: dict[int, str] = {}
         for name in self.named.truth:
@@ -91,15 +91,17 @@ class Recognised:
         proven: set[str] = set()
         for name in reversed([name for name in self.named.truth if name in found and f"d({name})" in self.truth]):
             label, part = f"d({name})", name.rpartition(".")[2] if name.startswith("joint.") else ""
-            read = [(f.event, self.named.stored(f, gradients[f.event])) for f in found[name] if f.event in gradients]
+            read = {f.event: self.named.stored(f, gradients[f.event]) for f in found[name] if f.event in gradients}
             if not read:
                 continue
-            event, best = min(read, key=lambda candidate: self._distance(label, candidate[1]))
-            if self._agrees(label, best):
+            best = min(read, key=lambda event: self._distance(label, read[event]))
+            if self._agrees(label, read[best]):
                 proven.add(part)
-                chosen[label] = best
-            elif not right and owners[event] == name and (not part or part in proven):
-                chosen[label] = best
+                chosen[label] = read[best]
+                continue
+            surely = self.discovery.layers.get(name, min(read))
+            if not right and surely in read and owners[surely] == name and (not part or part in proven):
+                chosen[label] = read[surely]
         return chosen
 
     def _decisions(self, given: Mapping[str, Array]) -> dict[str, Array]:
