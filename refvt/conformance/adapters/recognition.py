@@ -15,8 +15,9 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.adapters.discovery import Found, NamedTensors, discover
 from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.adapters.taken import halting_layers, kept_patches
 from refvt.conformance.arrangements import Geometry
-from refvt.conformance.budgets import budget_of
+from refvt.conformance.budgets import DTYPES, budget_of
 from refvt.conformance.cases import ModelCase, Truth, truth_of
 from refvt.conformance.golden import Case, load_arrays, load_manifest
 from refvt.conformance.judgement import judge
@@ -66,6 +67,8 @@ class Recognised:
             tensors |= self._decisions(given)
         else:
             tensors |= {n: self.events[e].value for n, e in self.discovery.misfits.items() if n not in tensors}
+        if not right and DTYPES[self.dtype] > DTYPES["float32"]:
+            tensors |= self._taken(given)
         return {**given, **tensors, **self._gradients(found, gradients, right)}
 
     def _places(self, right: bool) -> dict[str, list[Found]]:
@@ -103,6 +106,16 @@ class Recognised:
             if not right and surely in read and owners[surely] == name and (not part or part in proven):
                 chosen[label] = read[surely]
         return chosen
+
+    def _taken(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Decisions that the module took in a dtype whose rounding may change them."""
+        config, batch = self.named.geometry.config, self.named.geometry.batch
+        taken = kept_patches(self.events, config, batch)
+        if "ponder" in given:
+            expected = self.truth["decisions.halting_layer"].value
+            layers = halting_layers(given["ponder"], expected, DTYPES[self.dtype])
+            taken |= {} if layers is None else {"decisions.halting_layer": layers}
+        return {name: value for name, value in taken.items() if name not in given}
 
     def _decisions(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Decisions that the module computed as integer tensors: those that are equal to the truth's."""
