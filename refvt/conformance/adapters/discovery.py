@@ -13,12 +13,11 @@ Three ways, the surest first:
    stand between the same neighbours and differ by less than half of their norm.
 
 Way 3 is used only after the last tensor that agrees by value. Way 2 is used before it only for small errors, which a
-skip connection can hide again, and for layers whose like in another block agrees.
+skip connection can hide again, for what a layer reads or returns as it is, and for what has agreed in another block.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.adapters.roles import Graph, roles, weights
 from refvt.conformance.arrangements import Arrangement, Geometry, Rows
 from refvt.conformance.layouts import NOT_GIVEN
 
@@ -33,13 +33,6 @@ __all__ = ["Discovery", "Found", "NamedTensors", "discover"]
 
 SIMILAR = 0.5  # relative error below which a tensor resembles a named one
 DAMPED = 1e-2  # relative error that a skip connection can make too small to be seen
-_RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
-_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__")
-_MULTIPLY = ("mul", "__mul__", "__rmul__", "mul_", "__imul__")
-_MOVE = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to", "select", "narrow", "squeeze"))
-_LAYOUT_ONLY = _MOVE | frozenset(_MULTIPLY)
-_APPLY = ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
-_ADD = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 
 
 @dataclass(frozen=True)
@@ -153,6 +146,7 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
     for name, guess in guesses.items():  # a part agrees, but the whole does not: the class token's row, or a patch's
         if name in agreeing and guess.covers > agreeing[name][0].covers and guess.error > named.allowed[name]:
             del agreeing[name]
+    _add_weights(events, named, agreeing, guesses)
     proven = {_role(name, named) for name, guess in guesses.items() if guess.error <= named.allowed[name]}
     wrong: dict[str, Found] = {}
     for name in named.truth:
@@ -162,7 +156,8 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
         last = _is_after_the_last(name, agreeing, named)
         if found is None and last:
             found = _by_similarity(name, events, named, agreeing, wrong)
-        if found is not None and (last or found.error <= DAMPED or _role(name, named) in proven):
+        sure = name.endswith(_SURE) or _role(name, named) in proven
+        if found is not None and (last or sure or found.error <= DAMPED):
             wrong[name] = found
     in_glimpser = [f"blocks.{g}." for g in range(named.geometry.config.glimpser_depth)]
     unfit = {
@@ -171,6 +166,23 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
         if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
     }
     return Discovery(agreeing, {name: guess.event for name, guess in guesses.items()}, wrong, unfit)
+
+
+_SURE = ("norm1", "norm2", ".q", ".k", ".v", "temporal_attn.proj", "norm", "features", ".selected", ".entering", ".y")
+"""Tensors that a layer reads or returns as they are: its parameters say which they are."""
+
+
+def _add_weights(
+    events: list[Event], named: NamedTensors, agreeing: Mapping[str, list[Found]], guesses: dict[str, Found]
+) -> None:
+    """Guess the weights of halting from the tensor that is y, if the layers did not say which that is."""
+    if "y" not in named.truth or "joint.1.weight" in guesses:
+        return
+    y = agreeing["y"][0] if "y" in agreeing else _by_similarity("y", events, named, agreeing, {})
+    for name, number, part in weights(Graph.of(events), y.event, named.geometry.config.joint_depth) if y else ():
+        best = named.best(name, number, events[number].value, part, "layer", y.arrangement.says if y else None)
+        if best is not None and name in named.truth:
+            guesses[name] = best
 
 
 def _role(name: str, named: NamedTensors) -> str:
@@ -258,66 +270,6 @@ class _Fingerprints:
 # ---- 2. by layer
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Which events read which."""
-
-    events: list[Event]
-    readers: dict[int, list[int]]
-
-    @classmethod
-    def of(cls, events: list[Event]) -> _Graph:
-        readers: dict[int, list[int]] = {}
-        for number, event in enumerate(events):
-            for source in event.inputs:
-                readers.setdefault(source, []).append(number)
-        return cls(events, readers)
-
-    def source(self, number: int, through_where: bool = False) -> int:
-        """The event from which this one was made by reshaping or selecting alone, perhaps by ``where``; −1: unknown."""
-        for _ in range(8):
-            if number < 0:
-                return -1
-            event = self.events[number]
-            if event.function in _MOVE:
-                number = event.inputs[0] if event.inputs else -1
-            elif through_where and event.function == "where" and len(event.inputs) >= 2:
-                number = event.inputs[1]
-            else:
-                return number
-        return -1
-
-    def next_sum(self, number: int) -> int | None:
-        """The first addition that reads this tensor, directly or through reshaping and scaling."""
-        front = [number]
-        for _ in range(8):
-            following = sorted(r for n in front for r in self.readers.get(n, []))
-            for reader in following:
-                event = self.events[reader]
-                if event.function in _ADD and len(event.inputs) == 2:
-                    return reader
-            front = [r for r in following if self.events[r].function in _LAYOUT_ONLY]
-        return None
-
-
-def _weights(graph: _Graph, y: int, depth: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    """The weights of the layers, from the last: y is a sum whose terms are a weight times a state."""
-    for layer in range(depth, 0, -1):
-        y = graph.source(y)
-        if y < 0:
-            return
-        terms = graph.events[y].inputs if graph.events[y].function in _ADD else (y,)
-        products = [graph.source(term, through_where=True) for term in terms]
-        product = next((p for p in products if p >= 0 and graph.events[p].function in _MULTIPLY), None)
-        if product is None or len(graph.events[product].inputs) != 2:
-            return
-        weight = min(graph.events[product].inputs, key=lambda n: graph.events[n].value.size if n >= 0 else np.inf)
-        if weight < 0 or graph.events[weight].value.size == graph.events[product].value.size:
-            return
-        yield f"joint.{layer}.weight", weight, (0, 1)
-        y = next((term for term, p in zip(terms, products, strict=True) if p != product), -1)
-
-
 def _by_layer(
     events: list[Event], named: NamedTensors, usual: Mapping[str, str]
 ) -> tuple[dict[str, Found], dict[str, int]]:
@@ -327,7 +279,7 @@ def _by_layer(
     """
     found: dict[str, Found] = {}
     misfits: dict[str, int] = {}
-    for name, number, part in _roles(events, named):
+    for name, number, part in roles(events, named.geometry.config):
         rows = named.geometry.rows_of(name)
         if name in named.truth and rows is not None and 0 <= number < len(events):
             order = usual.get(rows.kind, "")
@@ -337,71 +289,6 @@ def _by_layer(
             elif part == (0, 1):
                 misfits.setdefault(name, number)
     return found, misfits
-
-
-def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    config, graph, whole = named.geometry.config, _Graph.of(events), (0, 1)
-    outputs = _last_users(events, ".bias")
-    inputs = {
-        layer: events[number].inputs[0]
-        for layer, number in _last_users(events, ".weight").items()
-        if events[number].function in ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
-        and events[number].inputs
-    }
-    for layer, number in outputs.items():
-        block, _, part = layer.partition(".attn.") if ".attn." in layer else layer.rpartition(".")
-        if layer.endswith("qkv"):
-            for i, letter in enumerate("qkv"):
-                yield f"{layer.removesuffix('qkv')}{letter}", number, (i, 3)
-        elif match := re.fullmatch(r"(.*attn)\.qkv\[(\d)\]", layer):
-            yield f"{match[1]}.{'qkv'[int(match[2])]}", number, whole
-        elif layer in ("head", "motion_head"):
-            yield layer.replace("head", "logits"), number, whole
-        elif layer.endswith((".temporal_fc", ".attn.proj", "fc2")):
-            total = graph.next_sum(number)
-            name = f"{block.removesuffix('.mlp')}.mlp" if layer.endswith("fc2") else layer
-            if total is not None:
-                yield name, total, whole
-        else:
-            yield layer, number, whole
-            if layer == "norm":
-                yield "features", number, whole
-    for layer, number in inputs.items():
-        block, _, part = layer.rpartition(".")
-        in_glimpser = layer.startswith("blocks.") and int(layer.split(".")[1]) < config.glimpser_depth
-        if part == "proj" and block.endswith("attn"):
-            yield f"{block}.y", number, whole
-        elif part == "norm1" and not in_glimpser:
-            yield f"{block}.entering", number, whole
-        elif part == "norm2":
-            yield (f"{block}.selected" if in_glimpser else f"{block}.attn.proj"), number, whole
-        elif layer == "norm":
-            yield "y", number, whole
-            yield from _weights(graph, number, config.joint_depth)
-    yield from _sorted_scores(events, named)
-
-
-def _last_users(events: list[Event], suffix: str) -> dict[str, int]:
-    """For every layer the event that uses its weight or bias; layers that are used more than once are left out."""
-    users: dict[str, list[int]] = {}
-    for number, event in enumerate(events):
-        for parameter in event.parameters:
-            if parameter.partition("[")[0].endswith(suffix):
-                users.setdefault(parameter.replace(suffix, ""), []).append(number)
-    return {layer: numbers[0] for layer, numbers in users.items() if len(numbers) == 1}
-
-
-def _sorted_scores(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    """What is given to top-k or a sort, if there are as many of these as blocks that select."""
-    config = named.geometry.config
-    selecting = [g for g, rate in enumerate(config.keep_rates) if rate < 1]
-    sources = []
-    for event in events:
-        if event.function in ("topk", "sort", "argsort") and event.inputs and event.inputs[0] not in sources:
-            sources.append(event.inputs[0])
-    if len(sources) == len(selecting):
-        for g, source in zip(selecting, sources, strict=True):
-            yield f"blocks.{g}.scores", source, (0, 1)
 
 
 # ---- 3. by similarity

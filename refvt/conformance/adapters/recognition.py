@@ -53,7 +53,8 @@ class Recognised:
 
     def differentiable(self) -> list[int]:
         """The events whose gradient can be asked for: those that were not overwritten later."""
-        places = [f for found in self._places(right=False).values() for f in found]
+        listed = (*self._places(right=False).values(), *self.discovery.agreeing.values())
+        places = [place for found in listed for place in found]
         events = {f.event for f in places if self.events[f.event].tensor.requires_grad}
         return sorted(e for e in events if self.events[e].tensor._version == self.events[e].version)
 
@@ -75,7 +76,14 @@ class Recognised:
         """For each name the tensors that it can be."""
         wrong = {} if right else {name: [found] for name, found in self.discovery.wrong.items()}
         mapped = {name: [found] for name, found in self.mapped.items()}
-        return {**wrong, **self.discovery.agreeing, **mapped}
+        agreeing = {n: f for n, f in self.discovery.agreeing.items() if right or not self._lacks_cls(f[0])}
+        return {**wrong, **agreeing, **mapped}
+
+    def _lacks_cls(self, found: Found) -> bool:
+        """Whether a state holds the patches alone, although the class token too has changed since the last one."""
+        rows = self.named.geometry.rows_of(found.name)
+        assert rows is not None
+        return found.covers < rows.count and found.name.endswith((".selected", ".mlp"))
 
     def _gradients(
         self, found: Mapping[str, list[Found]], gradients: Mapping[int, Array], right: bool

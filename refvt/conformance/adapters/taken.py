@@ -11,11 +11,10 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.adapters.roles import SORTS
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["halting_layers", "kept_patches"]
-
-SORTS = ("topk", "sort", "argsort")
 
 
 def halting_layers(ponder: Array, expected: Array, eps: float) -> Array | None:

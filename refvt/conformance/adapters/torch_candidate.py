@@ -153,7 +153,8 @@ class _Run:
         losses = {name: value for name, value in outputs.items() if name.startswith("loss.")}
         if "logits" in outputs and "loss.recognition" not in losses:
             logits = _wide(outputs["logits"])
-            target = labels.to(logits.dtype) if labels.ndim == 2 else functional.one_hot(labels.long(), K)
+            target = labels if labels.ndim == 2 else functional.one_hot(labels.long(), K)
+            target = target.to(logits.dtype)
             target = (1 - settings["label_smoothing"]) * target + settings["label_smoothing"] / K
             losses["loss.recognition"] = -(target * logits.log_softmax(-1)).sum(-1).mean()
         if "ponder" in outputs and "loss.ponder" not in losses:
