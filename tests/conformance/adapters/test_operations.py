@@ -24,7 +24,9 @@ def attention(
         queries = q[int(query_offsets[i]) : int(query_offsets[i + 1])].unflatten(-1, (num_heads, -1)).transpose(0, 1)
         logits = queries @ heads[0].mT / queries.shape[-1] ** 0.5
         logits = logits if key_bias is None else logits + key_bias[keys]
-        parts.append((logits.softmax(-1).nan_to_num(0.0) @ heads[1]).transpose(0, 1).flatten(1))
+        none = (logits == -torch.inf).all(-1, keepdim=True)  # no key at all: the answer is zero
+        weights = torch.where(none, 0.0, torch.where(none, 0.0, logits).softmax(-1))
+        parts.append((weights @ heads[1]).transpose(0, 1).flatten(1))
     return torch.cat(parts)
 
 
