@@ -22,7 +22,12 @@ from refvt.conformance.arrangements import Arrangement, Geometry, bare_name
 from refvt.conformance.budgets import budget_of
 from refvt.conformance.cases import Truth, TruthTensor
 
-__all__ = ["LayoutError", "explain", "geometry_of", "rearrange"]
+__all__ = ["NOT_GIVEN", "LayoutError", "explain", "geometry_of", "rearrange"]
+
+
+_MARK = 0x7FF8_0000_5EF7_0001
+NOT_GIVEN = float(np.array(_MARK, dtype=np.int64).view(np.float64))
+"""A NaN of its own: rows of a float64 array that consist of it were not given by the candidate and do not count."""
 
 
 class LayoutError(ValueError):
@@ -78,18 +83,26 @@ def _placed(
 
 
 def _counted(name: str, value: Array, expected: TruthTensor, truth: Truth) -> Array | None:
-    """The rows that count. In the last joint block patches do not, if none of their rows was computed (zero or NaN)."""
-    if expected.rows is None or truth.config is None:
-        return expected.rows
-    rows = geometry_of(truth).rows_of(name)
-    if rows is None or not rows.cls_alone:
-        return expected.rows
+    """The rows that count: not those that are marked as not given.
+
+    In the last joint block patches do not count if none of their rows was computed (zero or NaN).
+    """
+    rows = None if truth.config is None or value.dtype.kind != "f" else geometry_of(truth).rows_of(name)
+    counts = expected.rows
+    if rows is None:
+        return counts
+    if value.dtype == np.float64:
+        absent = (np.ascontiguousarray(value).view(np.int64) == _MARK).reshape(rows.count, -1).all(axis=1)
+        if absent.any():
+            counts = ~absent if counts is None else counts & ~absent
+    if not rows.cls_alone or counts is None:
+        return counts
     patches = value.reshape(*rows.axes, -1)[:, 1:]
     if not np.all((patches == 0) | np.isnan(patches)):
-        return expected.rows
+        return counts
     is_cls = np.zeros(rows.axes, dtype=bool)
     is_cls[:, 0] = True
-    return expected.rows & is_cls.ravel()
+    return counts & is_cls.ravel()
 
 
 def geometry_of(truth: Truth) -> Geometry:

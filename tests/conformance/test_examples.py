@@ -22,11 +22,18 @@ needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not i
 def _examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    if importlib.util.find_spec("torch") is not None:
+        importlib.import_module("torch")  # once, for the child processes of all checks
 
 
 def firsts(report: Report) -> set[str | None]:
     """The first divergences of the cases that differ."""
     return {case.first.tensor if case.first else None for case in report.cases if case.status == "differs"}
+
+
+def variants(report: Report) -> set[str | None]:
+    """The variants that are named for the cases that differ."""
+    return {case.variant for case in report.cases if case.status == "differs"}
 
 
 @pytest.mark.torch
@@ -44,6 +51,7 @@ def test_pytorch_module_with_names_and_a_wrong_eps() -> None:
     report = check("torch_names:broken", cases="*model-prune-one")
     assert report.exit_code == 1
     assert firsts(report) == {"blocks.0.temporal_norm1"}
+    assert variants(report) == {"layernorm eps=1e-5"}
     assert report.cases[0].first.last_agreeing == "embed"  # type: ignore[union-attr]
 
 
@@ -53,6 +61,7 @@ def test_pytorch_module_without_names_and_another_gelu() -> None:
     report = check("torch_plain:broken", cases="*model-prune-one")
     assert report.exit_code == 1
     assert firsts(report) == {"blocks.0.mlp"}
+    assert variants(report) == {"gelu=tanh"}
     assert report.cases[0].first.last_agreeing == "blocks.0.norm2"  # type: ignore[union-attr]
 
 
@@ -61,6 +70,8 @@ def test_pytorch_module_without_names_and_another_gelu() -> None:
 def test_the_rule_of_avit_is_told_from_ours() -> None:
     report = check("avit_halting:avit", cases="model-unequal")
     assert report.exit_code == 1
+    assert firsts(report) == {"joint.1.weight"}
+    assert variants(report) == {"A-ViT halting (γ=10, β=30, masked)"}
 
 
 @needs_jax
@@ -91,5 +102,6 @@ def test_c_program_through_an_exchange_folder(tmp_path: Path, flag: str, first: 
         subprocess.run([program, work / case.name], check=True)
     report = check(str(work))
     assert report.agrees == (first is None), report.sentence
+    assert variants(report) == ({"remainder detached"} if first else set())
     assert firsts(report) == ({first} if first else set())
     assert all(case.compared == case.total for case in report.cases if case.name in {c.name for c in cases})

@@ -12,13 +12,12 @@ Three ways, the surest first:
 3. *By similarity.* A named tensor that is still missing is given the computed tensor that resembles it most, if they
    stand between the same neighbours and differ by less than half of their norm.
 
-Way 3 is used only after the last tensor that agrees by value, way 2 before it only for small errors, which a skip
-connection can hide again: whatever else lies before a tensor that agrees is not the named tensor.
+Way 3 is used only after the last tensor that agrees by value. Way 2 is used before it only for small errors, which a
+skip connection can hide again, for what a layer reads or returns as it is, and for what has agreed in another block.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,17 +25,14 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.adapters.roles import Graph, roles, weights
 from refvt.conformance.arrangements import Arrangement, Geometry, Rows
+from refvt.conformance.layouts import NOT_GIVEN
 
 __all__ = ["Discovery", "Found", "NamedTensors", "discover"]
 
 SIMILAR = 0.5  # relative error below which a tensor resembles a named one
 DAMPED = 1e-2  # relative error that a skip connection can make too small to be seen
-_RESHAPE = ("reshape", "view", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze")
-_SELECT = ("movedim", "swapaxes", "expand", "clone", "dropout", "__getitem__", "mul", "__mul__", "__rmul__")
-_LAYOUT_ONLY = frozenset((*_RESHAPE, *_SELECT, "float", "double", "to"))
-_APPLY = ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
-_ADD = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 
 
 @dataclass(frozen=True)
@@ -69,16 +65,15 @@ class NamedTensors:
     def heads(self) -> int:
         return self.geometry.config.num_heads
 
-    def stored(self, found: Found, value: Array, fill: Array | None = None) -> Array:
-        """A value of the event as the stored tensor; rows that are not there are taken from the truth (or ``fill``)."""
+    def stored(self, found: Found, value: Array) -> Array:
+        """A value of the event as the stored tensor; rows that are not there are marked as not given."""
         rows = self.geometry.rows_of(found.name)
         assert rows is not None
         given = self._placed(found.arrangement, found.heads_first, rows, _part(value, found.part))
         assert given is not None
-        truth = self.truth[found.name] if fill is None else fill
-        full = truth.reshape(rows.count, rows.channels).astype(np.float64)
+        full = np.full((rows.count, rows.channels), NOT_GIVEN)
         full[found.arrangement.rows.ravel()] = given
-        return full.reshape(truth.shape)
+        return full.reshape(self.truth[found.name].shape)
 
     def _placed(self, arrangement: Arrangement, heads_first: bool, rows: Rows, value: Array) -> Array | None:
         how = arrangement.apply_heads_first if heads_first else arrangement.apply
@@ -103,10 +98,15 @@ class NamedTensors:
                 error = _error(given[there], truth[places][there])
                 yield Found(name, event, arrangement, heads_first, part, error, way)
 
-    def best(self, name: str, event: int, value: Array, part: tuple[int, int], way: str) -> Found | None:
-        """The arrangement with the smallest error, the fullest one of equals; None if no shape fits."""
+    def best(
+        self, name: str, event: int, value: Array, part: tuple[int, int], way: str, usual: str | None = None
+    ) -> Found | None:
+        """The arrangement with the smallest error, the fullest one of equals; None if no shape fits.
+
+        usual: an order that is taken before all others, since a wrong value may resemble any.
+        """
         fits = self.fits(name, event, value, part, way)
-        return min(fits, key=lambda f: (f.error, -f.covers), default=None)
+        return min(fits, key=lambda f: (f.arrangement.says != usual, f.error, -f.covers), default=None)
 
 
 def _part(value: Array, part: tuple[int, int]) -> Array:
@@ -129,10 +129,12 @@ class Discovery:
     """What was found in a record.
 
     agreeing: for each name all tensors that have its value, best first. wrong: the tensor that stands in the place of a
-    name whose value no tensor has. misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
+    name whose value no tensor has. layers: the event that the layers' parameters say is a name's, whatever its value.
+    misfits: the event in the place of a Glimpser's tensor, if its size is wrong.
     """
 
     agreeing: dict[str, list[Found]]
+    layers: dict[str, int]
     wrong: dict[str, Found]
     misfits: dict[str, int]
 
@@ -140,20 +142,22 @@ class Discovery:
 def discover(events: list[Event], named: NamedTensors) -> Discovery:
     """Find the named tensors of a case among all that a module computed."""
     agreeing = _by_value(events, named)
-    guesses, misfits = _by_layer(events, named)
+    guesses, misfits = _by_layer(events, named, _usual_orders(agreeing, named))
     for name, guess in guesses.items():  # a part agrees, but the whole does not: the class token's row, or a patch's
         if name in agreeing and guess.covers > agreeing[name][0].covers and guess.error > named.allowed[name]:
             del agreeing[name]
+    _add_weights(events, named, agreeing, guesses)
+    proven = {_role(name, named) for name, guess in guesses.items() if guess.error <= named.allowed[name]}
     wrong: dict[str, Found] = {}
     for name in named.truth:
         if name in agreeing:
             continue
         found = guesses.get(name)
-        if _is_after_the_last(name, agreeing, named):
-            found = found or _by_similarity(name, events, named, agreeing, wrong)
-        elif found is not None and found.error > DAMPED:
-            continue  # a later tensor agrees, so this is something else than the named tensor
-        if found is not None:
+        last = _is_after_the_last(name, agreeing, named)
+        if found is None and last:
+            found = _by_similarity(name, events, named, agreeing, wrong)
+        sure = name.endswith(_SURE) or _role(name, named) in proven
+        if found is not None and (last or sure or found.error <= DAMPED):
             wrong[name] = found
     in_glimpser = [f"blocks.{g}." for g in range(named.geometry.config.glimpser_depth)]
     unfit = {
@@ -161,7 +165,33 @@ def discover(events: list[Event], named: NamedTensors) -> Discovery:
         for name, number in misfits.items()
         if name.startswith(tuple(in_glimpser)) and name not in agreeing and _is_after_the_last(name, agreeing, named)
     }
-    return Discovery(agreeing, wrong, unfit)
+    return Discovery(agreeing, {name: guess.event for name, guess in guesses.items()}, wrong, unfit)
+
+
+_SURE = ("norm1", "norm2", ".q", ".k", ".v", "temporal_attn.proj", "norm", "features", ".selected", ".entering", ".y")
+"""Tensors that a layer reads or returns as they are: its parameters say which they are."""
+
+
+def _add_weights(
+    events: list[Event], named: NamedTensors, agreeing: Mapping[str, list[Found]], guesses: dict[str, Found]
+) -> None:
+    """Guess the weights of halting from the tensor that is y, if the layers did not say which that is."""
+    if "y" not in named.truth or "joint.1.weight" in guesses:
+        return
+    y = agreeing["y"][0] if "y" in agreeing else _by_similarity("y", events, named, agreeing, {})
+    for name, number, part in weights(Graph.of(events), y.event, named.geometry.config.joint_depth) if y else ():
+        best = named.best(name, number, events[number].value, part, "layer", y.arrangement.says if y else None)
+        if best is not None and name in named.truth:
+            guesses[name] = best
+
+
+def _role(name: str, named: NamedTensors) -> str:
+    """What a tensor is in its block: ``attn.y`` of a joint block, ``joint weight``."""
+    head, _, part = name.partition(".")
+    if head not in ("blocks", "joint"):
+        return name
+    number, _, what = part.partition(".")
+    return f"{head if head == 'joint' or int(number) >= named.geometry.config.glimpser_depth else 'glimpser'} {what}"
 
 
 # ---- 1. by value
@@ -183,6 +213,18 @@ def _by_value(events: list[Event], named: NamedTensors) -> dict[str, list[Found]
 
 def _is_constant(value: Array) -> bool:
     return value.size == 0 or bool(np.all(value == value.flat[0]))
+
+
+def _usual_orders(agreeing: Mapping[str, list[Found]], named: NamedTensors) -> dict[str, str]:
+    """For each kind of rows the order of tokens in which most tensors agree: a module keeps to it."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, places in agreeing.items():
+        rows = named.geometry.rows_of(name)
+        assert rows is not None
+        if places[0].covers == rows.count:
+            of_kind = counts.setdefault(rows.kind, {})
+            of_kind[places[0].arrangement.says] = of_kind.get(places[0].arrangement.says, 0) + 1
+    return {kind: max(says, key=lambda order: says[order]) for kind, says in counts.items()}
 
 
 class _Fingerprints:
@@ -228,113 +270,25 @@ class _Fingerprints:
 # ---- 2. by layer
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Which events read which."""
-
-    events: list[Event]
-    readers: dict[int, list[int]]
-
-    @classmethod
-    def of(cls, events: list[Event]) -> _Graph:
-        readers: dict[int, list[int]] = {}
-        for number, event in enumerate(events):
-            for source in event.inputs:
-                readers.setdefault(source, []).append(number)
-        return cls(events, readers)
-
-    def next_sum(self, number: int) -> int | None:
-        """The first addition that reads this tensor, directly or through reshaping and scaling."""
-        front = [number]
-        for _ in range(8):
-            following = sorted(r for n in front for r in self.readers.get(n, []))
-            for reader in following:
-                event = self.events[reader]
-                if event.function in _ADD and len(event.inputs) == 2:
-                    return reader
-            front = [r for r in following if self.events[r].function in _LAYOUT_ONLY]
-        return None
-
-
-def _by_layer(events: list[Event], named: NamedTensors) -> tuple[dict[str, Found], dict[str, int]]:
+def _by_layer(
+    events: list[Event], named: NamedTensors, usual: Mapping[str, str]
+) -> tuple[dict[str, Found], dict[str, int]]:
     """The named tensors that the layers' parameters identify, and the events whose size does not fit.
 
     A layer that is used more than once identifies none.
     """
     found: dict[str, Found] = {}
     misfits: dict[str, int] = {}
-    for name, number, part in _roles(events, named):
-        if name in named.truth and 0 <= number < len(events):
-            best = named.best(name, number, events[number].value, part, "layer")
+    for name, number, part in roles(events, named.geometry.config):
+        rows = named.geometry.rows_of(name)
+        if name in named.truth and rows is not None and 0 <= number < len(events):
+            order = usual.get(rows.kind, "")
+            best = named.best(name, number, events[number].value, part, "layer", order)
             if best is not None:
                 found.setdefault(name, best)
             elif part == (0, 1):
                 misfits.setdefault(name, number)
     return found, misfits
-
-
-def _roles(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    config, graph, whole = named.geometry.config, _Graph.of(events), (0, 1)
-    outputs = _last_users(events, ".bias")
-    inputs = {
-        layer: events[number].inputs[0]
-        for layer, number in _last_users(events, ".weight").items()
-        if events[number].function in ("linear", "layer_norm", "matmul", "__matmul__", "addmm")
-        and events[number].inputs
-    }
-    for layer, number in outputs.items():
-        block, _, part = layer.partition(".attn.") if ".attn." in layer else layer.rpartition(".")
-        if layer.endswith("qkv"):
-            for i, letter in enumerate("qkv"):
-                yield f"{layer.removesuffix('qkv')}{letter}", number, (i, 3)
-        elif match := re.fullmatch(r"(.*attn)\.qkv\[(\d)\]", layer):
-            yield f"{match[1]}.{'qkv'[int(match[2])]}", number, whole
-        elif layer == "head":
-            yield "logits", number, whole
-        elif layer == "motion_head":
-            yield "motion_logits", number, whole
-        elif layer.endswith((".temporal_fc", ".attn.proj", "fc2")):
-            total = graph.next_sum(number)
-            name = f"{block.removesuffix('.mlp')}.mlp" if layer.endswith("fc2") else layer
-            if total is not None:
-                yield name, total, whole
-        else:
-            yield layer, number, whole
-    for layer, number in inputs.items():
-        block, _, part = layer.rpartition(".")
-        in_glimpser = layer.startswith("blocks.") and int(layer.split(".")[1]) < config.glimpser_depth
-        if part == "proj" and block.endswith("attn"):
-            yield f"{block}.y", number, whole
-        elif part == "norm1" and not in_glimpser:
-            yield f"{block}.entering", number, whole
-        elif part == "norm2":
-            yield (f"{block}.selected" if in_glimpser else f"{block}.attn.proj"), number, whole
-        elif layer == "norm":
-            yield "y", number, whole
-    yield from _sorted_scores(events, named)
-
-
-def _last_users(events: list[Event], suffix: str) -> dict[str, int]:
-    """For every layer the event that uses its weight or bias; layers that are used more than once are left out."""
-    users: dict[str, list[int]] = {}
-    for number, event in enumerate(events):
-        for parameter in event.parameters:
-            if parameter.partition("[")[0].endswith(suffix):
-                users.setdefault(parameter.replace(suffix, ""), []).append(number)
-    return {layer: numbers[0] for layer, numbers in users.items() if len(numbers) == 1}
-
-
-def _sorted_scores(events: list[Event], named: NamedTensors) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    """What is given to top-k or a sort, if there are as many of these as blocks that select."""
-    config = named.geometry.config
-    selecting = [g for g, rate in enumerate(config.keep_rates) if rate < 1]
-    sources = []
-    for event in events:
-        if event.function in ("topk", "sort", "argsort") and event.inputs and event.inputs[0] not in sources:
-            sources.append(event.inputs[0])
-    if len(sources) == len(selecting):
-        for g, source in zip(selecting, sources, strict=True):
-            yield f"blocks.{g}.scores", source, (0, 1)
 
 
 # ---- 3. by similarity

@@ -15,8 +15,9 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.adapters.discovery import Found, NamedTensors, discover
 from refvt.conformance.adapters.recorder import Event
+from refvt.conformance.adapters.taken import halting_layers, kept_patches
 from refvt.conformance.arrangements import Geometry
-from refvt.conformance.budgets import budget_of
+from refvt.conformance.budgets import DTYPES, budget_of
 from refvt.conformance.cases import ModelCase, Truth, truth_of
 from refvt.conformance.golden import Case, load_arrays, load_manifest
 from refvt.conformance.judgement import judge
@@ -52,7 +53,8 @@ class Recognised:
 
     def differentiable(self) -> list[int]:
         """The events whose gradient can be asked for: those that were not overwritten later."""
-        places = [f for found in self._places(right=False).values() for f in found]
+        listed = (*self._places(right=False).values(), *self.discovery.agreeing.values())
+        places = [place for found in listed for place in found]
         events = {f.event for f in places if self.events[f.event].tensor.requires_grad}
         return sorted(e for e in events if self.events[e].tensor._version == self.events[e].version)
 
@@ -66,22 +68,31 @@ class Recognised:
             tensors |= self._decisions(given)
         else:
             tensors |= {n: self.events[e].value for n, e in self.discovery.misfits.items() if n not in tensors}
+        if not right and DTYPES[self.dtype] > DTYPES["float32"]:
+            tensors |= self._taken(given)
         return {**given, **tensors, **self._gradients(found, gradients, right)}
 
     def _places(self, right: bool) -> dict[str, list[Found]]:
         """For each name the tensors that it can be."""
         wrong = {} if right else {name: [found] for name, found in self.discovery.wrong.items()}
         mapped = {name: [found] for name, found in self.mapped.items()}
-        return {**wrong, **self.discovery.agreeing, **mapped}
+        agreeing = {n: f for n, f in self.discovery.agreeing.items() if right or not self._lacks_cls(f[0])}
+        return {**wrong, **agreeing, **mapped}
+
+    def _lacks_cls(self, found: Found) -> bool:
+        """Whether a state holds the patches alone, although the class token too has changed since the last one."""
+        rows = self.named.geometry.rows_of(found.name)
+        assert rows is not None
+        return found.covers < rows.count and found.name.endswith((".selected", ".mlp"))
 
     def _gradients(
         self, found: Mapping[str, list[Found]], gradients: Mapping[int, Array], right: bool
     ) -> dict[str, Array]:
         """d(name): of several tensors with the value of a name, the one whose gradient agrees best.
 
-        A gradient that differs is given only where the tensor is surely the named one. Two names with one value share a
-        tensor: it is that of the first. The weight and logit of halting may be used in several places: a tensor of a
-        later layer must have shown that its gradient is the named one.
+        A gradient that differs is given only where the tensor is surely the named one: it is what the layer reads or
+        returns, or it is the first tensor that has the value, and no earlier name has the same. The weight and logit of
+        halting may be used in several places: in a later layer the gradient must have agreed.
         """
         owners: dict[int, str] = {}
         for name in self.named.truth:
@@ -91,19 +102,28 @@ class Recognised:
         proven: set[str] = set()
         for name in reversed([name for name in self.named.truth if name in found and f"d({name})" in self.truth]):
             label, part = f"d({name})", name.rpartition(".")[2] if name.startswith("joint.") else ""
-            fill = self.truth[label].value
-            read = [
-                (f.event, self.named.stored(f, gradients[f.event], fill)) for f in found[name] if f.event in gradients
-            ]
+            read = {f.event: self.named.stored(f, gradients[f.event]) for f in found[name] if f.event in gradients}
             if not read:
                 continue
-            event, best = min(read, key=lambda candidate: self._distance(label, candidate[1]))
-            if self._agrees(label, best):
+            best = min(read, key=lambda event: self._distance(label, read[event]))
+            if self._agrees(label, read[best]):
                 proven.add(part)
-                chosen[label] = best
-            elif not right and owners[event] == name and (not part or part in proven):
-                chosen[label] = best
+                chosen[label] = read[best]
+                continue
+            surely = self.discovery.layers.get(name, min(read))
+            if not right and surely in read and owners[surely] == name and (not part or part in proven):
+                chosen[label] = read[surely]
         return chosen
+
+    def _taken(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Decisions that the module took in a dtype whose rounding may change them."""
+        config, batch = self.named.geometry.config, self.named.geometry.batch
+        taken = kept_patches(self.events, config, batch)
+        if "ponder" in given:
+            expected = self.truth["decisions.halting_layer"].value
+            layers = halting_layers(given["ponder"], expected, DTYPES[self.dtype])
+            taken |= {} if layers is None else {"decisions.halting_layer": layers}
+        return {name: value for name, value in taken.items() if name not in given}
 
     def _decisions(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Decisions that the module computed as integer tensors: those that are equal to the truth's."""
@@ -121,13 +141,9 @@ class Recognised:
         return judge(self.truth, name, value, self.dtype).status == "agrees"
 
     def _distance(self, name: str, value: Array) -> float:
-        rows = self.truth[name].rows
-        distance = float(np.linalg.norm(_counting(value, rows) - _counting(self.truth[name].value, rows)))
-        return distance if np.isfinite(distance) else float("inf")
-
-
-def _counting(value: Array, rows: Array | None) -> Array:
-    return value if rows is None else value.reshape(len(rows), -1)[rows]
+        """The error of a gradient; infinite if it cannot be compared."""
+        error = judge(self.truth, name, value, self.dtype).error
+        return error if np.isfinite(error) else float("inf")
 
 
 def recognise(case: ModelCase, events: list[Event], mapped: Mapped, given: list[str]) -> Recognised | None:

@@ -42,8 +42,8 @@ def torch_model(build: Callable[..., Any], names: Names | None = None) -> Callab
     build: gets the HaltingVTConfig and the parameters (a dict of NumPy arrays with the names of the state dict) and
     returns a ``torch.nn.Module``. If the module's state dict has these names and holds none of the values, they are
     loaded. ``forward(clips)`` returns (logits, motion_logits, ponder) or a dict with any of the names of the case; it
-    may take ``decisions=`` (imposed where the case asks for it) and ``drop_path=``. A case with DropPath is not given
-    if ``forward`` has no such argument.
+    may take ``decisions=`` (imposed where the case asks for it) and ``drop_path=`` (``ModelCase.drop_path``, default
+    None). A case with DropPath is not given if ``forward`` has no such argument.
 
     names: module path → named tensor, for the module's output, such as ``{"layers.0.ln": "blocks.0.norm1"}``; a tuple
     of names for an output that holds several side by side (q, k, v); ``"layers.0.ln:input"`` for its first input;
@@ -72,7 +72,7 @@ class _Run:
 
     def results(self) -> dict[str, Array]:
         """Everything that the module gives for the case, by name."""
-        if self.case.drop_path is not None and "drop_path" not in self.takes:
+        if self.case.drop_path is not None and not _takes_scales(self.takes):
             return {}
         record, mapped = Record(self.parameters.names_by_id()), Mapped()
         with _one_thread():
@@ -153,7 +153,8 @@ class _Run:
         losses = {name: value for name, value in outputs.items() if name.startswith("loss.")}
         if "logits" in outputs and "loss.recognition" not in losses:
             logits = _wide(outputs["logits"])
-            target = labels.to(logits.dtype) if labels.ndim == 2 else functional.one_hot(labels.long(), K)
+            target = labels if labels.ndim == 2 else functional.one_hot(labels.long(), K)
+            target = target.to(logits.dtype)
             target = (1 - settings["label_smoothing"]) * target + settings["label_smoothing"] / K
             losses["loss.recognition"] = -(target * logits.log_softmax(-1)).sum(-1).mean()
         if "ponder" in outputs and "loss.ponder" not in losses:
@@ -236,6 +237,12 @@ def _as_outputs(result: Any) -> dict[str, Any]:
 def _wide(tensor: Any) -> Any:
     """Losses are computed in at least float32."""
     return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def _takes_scales(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether ``forward`` has an argument for the scales of DropPath; one whose default is a number is a rate."""
+    found = parameters.get("drop_path")
+    return found is not None and not isinstance(found.default, int | float)
 
 
 def _as_array(value: Any) -> Array:
