@@ -1,0 +1,71 @@
+"""One page for each notebook, with the outputs that are committed with it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PICTURES = {"image/png": "png", "image/gif": "gif", "image/jpeg": "jpg"}
+
+
+def pages(root: Path) -> Iterator[tuple[str, str, str | bytes]]:
+    """The page of every notebook and its pictures, with the file each comes from."""
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        origin = f"notebooks/{path.name}"
+        parts: list[str] = []
+        pictures: list[bytes] = []
+        heading = ""
+        for cell in notebook["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                parts.append(_markdown(source))
+                heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
+                continue
+            if source:
+                parts.append(f"```python\n{source}\n```")
+            for output in cell["outputs"]:
+                parts.append(_output(output, f"{path.stem}", heading, pictures))
+        title = re.sub(r"^\d+\. ", "", re.findall(r"^# (.+)$", "\n".join(parts), re.MULTILINE)[0])
+        note = f'!!! note "A notebook"\n    Run it yourself: `pip install ".[notebooks]"`, `jupyter lab {origin}`.'
+        text = "\n\n".join(parts)
+        first, _, rest = text.partition("\n")
+        yield f"learn/{path.stem}.md", origin, f'---\ntitle: "{title}"\n---\n\n{first}\n\n{note}\n{rest}\n'
+        for number, picture in enumerate(pictures):
+            yield f"learn/{path.stem}-{number}.png", f"notebooks/{path.stem}-{number}.png", picture
+
+
+def _markdown(source: str) -> str:
+    """A text cell: Markdown inside of <details>, and blank lines where Python-Markdown needs them."""
+    source = re.sub(r"<details>\s*<summary>(.*?)</summary>", r'<details markdown="1"><summary>\1</summary>\n', source)
+    source = re.sub(r"^(```)\n</details>", r"\1\n\n</details>", source, flags=re.MULTILINE)
+    lines: list[str] = []
+    for line in source.splitlines():
+        starts = re.match(r"([-*]|\d+\.) ", line)
+        if starts and lines and lines[-1].strip() and not re.match(r"\s*([-*]|\d+\.) |\s{2,}", lines[-1]):
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _output(output: dict[str, Any], stem: str, heading: str, pictures: list[bytes]) -> str:
+    """The Markdown of one output: a picture, HTML, or text."""
+    if output["output_type"] == "stream":
+        return _text("".join(output["text"])) if output["name"] == "stdout" else ""
+    data = output.get("data", {})
+    for kind in PICTURES:
+        if kind in data:
+            pictures.append(base64.b64decode("".join(data[kind])))
+            alt = output.get("metadata", {}).get(kind, {}).get("alt") or f"Picture: {heading}"
+            return f"![{alt}]({stem}-{len(pictures) - 1}.png)"
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    return _text("".join(data.get("text/plain", "")))
+
+
+def _text(text: str) -> str:
+    return f"```{{.text .output}}\n{text.rstrip()}\n```" if text.strip() else ""
