@@ -173,3 +173,4 @@ EXERCISES: dict[str, Exercise] = {
         _check_logit_gradient,
     ),
 }
+"""The exercises of the notebooks, by name."""

@@ -21,6 +21,7 @@ from refvt.ops import Operation
 __all__ = ["GENERIC_LAWS", "Computes", "Inputs", "Law", "LawBroken", "agree", "backward", "cotangents", "forward"]
 
 Inputs = Mapping[str, Any]
+"""Arrays and settings of one call, by the names of the arguments."""
 
 
 class Computes(Protocol):
@@ -35,6 +36,7 @@ class Computes(Protocol):
 
 
 Law = Callable[[Computes, Inputs], None]
+"""A law: it returns nothing if it holds, and raises ``LawBroken`` if it does not."""
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
@@ -218,3 +220,4 @@ GENERIC_LAWS: tuple[Law, ...] = (
     nothing_is_mutated,
     keep_changes_nothing,
 )
+"""The laws that every operation obeys; of an operation without a backward only ``nothing_is_mutated``."""
