@@ -28,11 +28,16 @@ class Computes(Protocol):
     """What a law needs of an implementation: the operation's names, its forward and its backward."""
 
     @property
-    def operation(self) -> Operation: ...
+    def operation(self) -> Operation:
+        """Its names."""
+
     @property
-    def forward(self) -> Callable[..., Any]: ...
+    def forward(self) -> Callable[..., Any]:
+        """``y, cache = forward(**inputs, keep=True)``; without a backward the results alone."""
+
     @property
-    def backward(self) -> Callable[..., Any] | None: ...
+    def backward(self) -> Callable[..., Any] | None:
+        """``dx, … = backward(dy, …, cache)``, or None."""
 
 
 Law = Callable[[Computes, Inputs], None]
