@@ -27,7 +27,12 @@ import web_packages  # noqa: E402
 
 FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
-OTHER_TEXT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
+OTHER_TEXT = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "index.md",
+    "notebooks/README.md": "learn/index.md",
+}
 LANGUAGES = {".py": "python", ".c": "c", ".json": "json", ".toml": "toml", ".yml": "yaml", ".css": "css"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ PICTURES = {"image/png": "png", "image/gif": "gif", "image/jpeg": "jpg"}
 
 
 def pages(root: Path) -> Iterator[tuple[str, str, str | bytes]]:
-    """The page of every notebook and its pictures, with the file each comes from."""
+    """The page of every notebook, and the pictures and pages that it shows, with the file each comes from."""
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         origin = f"notebooks/{path.name}"
         parts: list[str] = []
-        pictures: list[bytes] = []
+        shown: list[tuple[str, bytes]] = []  # ending and content
         heading = ""
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
@@ -29,14 +30,15 @@ def pages(root: Path) -> Iterator[tuple[str, str, str | bytes]]:
             if source:
                 parts.append(f"```python\n{source}\n```")
             for output in cell["outputs"]:
-                parts.append(_output(output, f"{path.stem}", heading, pictures))
+                parts.append(_output(output, path.stem, heading, shown))
         title = re.sub(r"^\d+\. ", "", re.findall(r"^# (.+)$", "\n".join(parts), re.MULTILINE)[0])
         note = f'!!! note "A notebook"\n    Run it yourself: `pip install ".[notebooks]"`, `jupyter lab {origin}`.'
         text = "\n\n".join(parts)
         first, _, rest = text.partition("\n")
         yield f"learn/{path.stem}.md", origin, f'---\ntitle: "{title}"\n---\n\n{first}\n\n{note}\n{rest}\n'
-        for number, picture in enumerate(pictures):
-            yield f"learn/{path.stem}-{number}.png", f"notebooks/{path.stem}-{number}.png", picture
+        for number, (ending, content) in enumerate(shown):
+            name = f"{path.stem}-{number}.{ending}"
+            yield f"learn/{name}", f"notebooks/{name}", content
 
 
 def _markdown(source: str) -> str:
@@ -52,19 +54,24 @@ def _markdown(source: str) -> str:
     return "\n".join(lines)
 
 
-def _output(output: dict[str, Any], stem: str, heading: str, pictures: list[bytes]) -> str:
-    """The Markdown of one output: a picture, HTML, or text."""
+def _output(output: dict[str, Any], stem: str, heading: str, shown: list[tuple[str, bytes]]) -> str:
+    """The Markdown of one output: a picture, a page in a frame, Markdown, HTML, or text."""
     if output["output_type"] == "stream":
         return _text("".join(output["text"])) if output["name"] == "stdout" else ""
-    data = output.get("data", {})
-    for kind in PICTURES:
+    data = {kind: "".join(text) for kind, text in output.get("data", {}).items() if kind.startswith(("text", "image"))}
+    for kind, ending in PICTURES.items():
         if kind in data:
-            pictures.append(base64.b64decode("".join(data[kind])))
+            shown.append((ending, base64.b64decode(data[kind])))
             alt = output.get("metadata", {}).get(kind, {}).get("alt") or f"Picture: {heading}"
-            return f"![{alt}]({stem}-{len(pictures) - 1}.png)"
-    if "text/html" in data:
-        return "".join(data["text/html"])
-    return _text("".join(data.get("text/plain", "")))
+            return f"![{alt}]({stem}-{len(shown) - 1}.{ending})"
+    if "text/markdown" in data:
+        return data["text/markdown"]
+    if found := re.search(r'<iframe[^>]*?title="([^"]*)"[^>]*?srcdoc="([^"]*)"', data.get("text/html", "")):
+        shown.append(("html", html.unescape(found[2]).encode()))
+        name = f"{stem}-{len(shown) - 1}.html"
+        frame = f'<iframe title="{found[1]}" sandbox="allow-scripts" src="{name}" class="page"></iframe>'
+        return f"{frame}\n\n[{found[1]} in a window of its own]({name})"
+    return data.get("text/html") or _text(data.get("text/plain", ""))
 
 
 def _text(text: str) -> str:
