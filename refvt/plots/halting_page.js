@@ -6,12 +6,13 @@
   const L = data.layers, T = data.frames.length, B = data.clips.length;
   const $ = (id) => document.getElementById(id);
   const ALIVE = 0, HALTED = 1, DROPPED = 2, LEFT = 3, HALTS = 4;
-  const view = { frame: 0, layer: Math.min(2, L), chosen: null, held: false };
+  const view = { frame: 0, layer: Math.ceil(L / 2), chosen: null, held: false };
 
   // ---- the numbers
 
   const sum = (values) => values.reduce((a, b) => a + b, 0);
-  const show = (x) => (x !== 0 && Math.abs(x) < 0.00005 ? x.toExponential(1) : x.toFixed(4));
+  const limit = Number((1 - data.epsilon).toPrecision(6));
+  const show = (x) => (x > 0 && x < 0.00005 ? "< 0.0001" : x.toFixed(4));
   const cost = (x) => x.toPrecision(3);
   const clsLayer = (clip) => data.clips[clip].halting_layer[0];
 
@@ -19,7 +20,7 @@
   function tokenAt(frame, y, x) {
     const clip = Math.floor(y / rows) * windowColumns + Math.floor(x / columns);
     const patch = (y % rows) * columns + (x % columns);
-    const place = `Frame ${frame + 1}, patch in row ${y + 1}, column ${x + 1}`;
+    const place = `Frame ${frame + 1} (${data.indices[frame]} of the video), patch in row ${y + 1}, column ${x + 1}`;
     return { clip, token: data.clips[clip].token[frame][patch], name: place + inWindow(clip) };
   }
 
@@ -38,7 +39,7 @@
 
   /** One or two sentences: in which layer a token ends, and why. */
   function reason(clip, token) {
-    const of = data.clips[clip], limit = show(1 - data.epsilon);
+    const of = data.clips[clip];
     if (token < 0) {
       return `Dropped by the Glimpser in block ${-token}: it is not among the patches that this block keeps of its frame. ` +
         "It has no score, no remainder and no ponder.";
@@ -99,9 +100,9 @@
       to.fill();
     } else if (state === HALTS) {
       to.beginPath();
-      to.moveTo(x + side, y + side * 0.5);
-      to.lineTo(x + side, y + side);
-      to.lineTo(x + side * 0.5, y + side);
+      to.moveTo(x + side * 0.94, y + side * 0.54);
+      to.lineTo(x + side * 0.94, y + side * 0.94);
+      to.lineTo(x + side * 0.54, y + side * 0.94);
       to.closePath();
       to.fillStyle = "#e69f00";
       to.fill();
@@ -118,6 +119,9 @@
       for (let x = 0; x < width; x++) {
         const { clip, token } = tokenAt(view.frame, y, x);
         mark(context, stateOf(clip, token, view.layer), x * P, y * P, P);
+        context.strokeStyle = "rgba(0, 0, 0, .3)";
+        context.lineWidth = 1;
+        context.strokeRect(x * P, y * P, P, P);
       }
     }
     context.strokeStyle = "rgba(255, 255, 255, .8)";
@@ -125,10 +129,10 @@
     for (let i = 1; i < windowColumns; i++) context.strokeRect(i * columns * P, -9, 0, canvas.height + 18);
     for (let i = 1; i < windowRows; i++) context.strokeRect(-9, i * rows * P, canvas.width + 18, 0);
     if (view.chosen && "y" in view.chosen) {
-      const side = [view.chosen.x * P, view.chosen.y * P, P, P];
+      const side = [view.chosen.x * P + 3, view.chosen.y * P + 3, P - 6, P - 6];
       for (const [colour, thick] of [["#000", 7], ["#fff", 3]]) {
         context.strokeStyle = colour;
-        context.lineWidth = (thick * canvas.width) / 960;
+        context.lineWidth = thick;
         context.strokeRect(...side);
       }
     }
@@ -201,7 +205,7 @@
     const body = $("cost").tBodies[0];
     for (let layer = 0; layer <= L; layer++) {
       const row = document.createElement("tr"), full = B * data.gflops_so_far_without_halting[layer];
-      const cells = layer === 0 ? ["before", `${entering} enter`, "", cost(soFar(0)), cost(soFar(0)), cost(full)]
+      const cells = layer === 0 ? ["before", `${entering}`, "", cost(soFar(0)), cost(soFar(0)), cost(full)]
         : [`${layer}`, `${tokensIn(layer)}`, `${early(layer)}`, cost(soFar(layer) - soFar(layer - 1)), cost(soFar(layer)), cost(full)];
       row.append(...cells.map((text) => element("td", text)));
       row.children[2].className = "early";
@@ -222,11 +226,11 @@
     const { frame, layer } = view;
     $("frame").value = frame;
     $("layer").value = layer;
-    $("frame-text").textContent = `${frame + 1} of ${T} (no. ${data.indices[frame]})`;
-    $("layer-text").textContent = layer ? `${layer} of ${L}` : "the frames";
-    for (const name of ["frame", "layer"]) $(name).setAttribute("aria-valuetext", `${name} ${$(name + "-text").textContent}`);
-    $("status").textContent = layer === 0 ? `The frames. ${entering} tokens enter layer 1.`
-      : `Layer ${layer}: ${tokensIn(layer)} of ${entering} tokens alive, ${cost(soFar(layer))} GFLOPs so far`;
+    $("frame-text").textContent = `${frame + 1} / ${T}`;
+    $("layer-text").textContent = `${layer} / ${L}`;
+    for (const name of ["frame", "layer"]) $(name).setAttribute("aria-valuetext", $(name + "-text").textContent.replace("/", "of"));
+    $("status").textContent = layer === 0 ? `Frame ${frame + 1}, before the layers: ${entering} tokens enter layer 1`
+      : `Frame ${frame + 1}, layer ${layer}: ${tokensIn(layer)} of ${entering} tokens alive, ${cost(soFar(layer))} GFLOPs so far`;
     for (const [i, row] of [...$("cost").tBodies[0].rows].entries()) {
       if (i === layer) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
@@ -293,7 +297,7 @@
       const next = { frame: () => setFrame(view.frame + 1), layer: () => setLayer(view.layer === L ? 0 : view.layer + 1) };
       timers[name] = setInterval(next[name], name === "frame" ? 500 : 1000);
     }
-    button.textContent = playing ? "▶ Play" : "❚❚ Pause";
+    button.textContent = playing ? "▶" : "❚❚";
     button.setAttribute("aria-label", `${playing ? "Play" : "Pause"} the ${name}s`);
     button.setAttribute("aria-pressed", String(!playing));
   }
@@ -304,7 +308,7 @@
     $(name).max = name === "frame" ? T - 1 : L;
     $(name).addEventListener("input", (event) => (name === "frame" ? setFrame : setLayer)(Number(event.target.value)));
     const button = $(`play-${name}`);
-    button.textContent = "▶ Play";
+    button.textContent = "▶";
     button.setAttribute("aria-label", `Play the ${name}s`);
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => toggle(name));
@@ -339,8 +343,8 @@
     item.append(sample, text);
     $("legend").append(item);
   }
-  $("limit").textContent = `dashed: 1 − ε = ${Number((1 - data.epsilon).toPrecision(6))}`;
-  $("bar-box").style.setProperty("--limit", `${100 * (1 - data.epsilon)}%`);
+  $("limit").textContent = `dashed: 1 − ε = ${limit}`;
+  $("bar-box").style.setProperty("--limit", `${100 * limit}%`);
   buildCost();
 
   /** The patch of a frame that lives longest; of equal ones the first. */
