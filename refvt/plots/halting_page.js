@@ -82,7 +82,7 @@
     };
     to.lineWidth = Math.max(1, side / 16);
     if (state === HALTED) {
-      to.fillStyle = "rgba(230, 159, 0, .72)";
+      to.fillStyle = "rgba(230, 159, 0, .64)";
       to.fillRect(x, y, side, side);
       to.strokeStyle = "rgba(60, 35, 0, .75)";
       line(0, 0.5, 0.5, 0, 0, 1, 1, 0, 0.5, 1, 1, 0.5);

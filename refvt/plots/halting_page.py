@@ -74,8 +74,8 @@ def halting_page(
 def embed_page(page: str, height: int = 900) -> str:
     """Return an iframe that holds a page, as HTML for the output of a notebook's cell; ``height`` in pixels."""
     return (
-        f'<iframe title="The halting page" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
-        f'style="width:100%;height:{height}px;border:1px solid #999"></iframe>'
+        f'<div><iframe title="The halting page" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
+        f'style="width:100%;height:{height}px;border:1px solid #999"></iframe></div>'
     )
 
 
