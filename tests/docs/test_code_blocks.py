@@ -15,6 +15,7 @@ from refvt.ops.linear import reference as linear
 from tests.docs.pages import PAGES, blocks_of, name_of
 
 WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
+WITH_TORCH = {"docs/checking.md"}
 
 
 def linear_layer():
@@ -50,7 +51,13 @@ SETUP = {
 }
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.torch] if name_of(page) in WITH_TORCH else [])
+        for page in WITH_CODE
+    ],
+)
 def test_the_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page", **SETUP.get(name_of(page), dict)()}
