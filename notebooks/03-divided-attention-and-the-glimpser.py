@@ -160,10 +160,13 @@ for layer in range(1, dense_config.joint_depth + 1):
     k = few[f"blocks.{G + layer - 1}.attn.k"].reshape(16, N, A, d)
     logits = np.einsum("bad,bnad->ban", q[:, 0], k) / np.sqrt(d)  # CLS asks
     p = np.exp(logits - logits.max(axis=2, keepdims=True))
+    p /= p.sum(axis=2, keepdims=True)
     p = p.mean(axis=1)[:, 1:]  # over heads, patches alone
     p /= p.sum(axis=1, keepdims=True)
     on_digit, on_rest = ((p * (group == which)).sum(axis=1).mean() for which in (1, 0))
-    print(f"layer {layer}: attention of CLS to patches with the digit {on_digit:.0%}, to those that never hold it {on_rest:.0%}")
+    print(
+        f"layer {layer}: attention of CLS to patches with the digit {on_digit:.0%}, to those that never hold it {on_rest:.0%}"
+    )
 
 # %% [markdown]
 # In every layer more than a third goes to patches that never hold the digit. The digit gets most in the last layer, though

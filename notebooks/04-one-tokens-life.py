@@ -187,8 +187,7 @@ for value in (0.01, 0.06, 0.3):
 #
 # Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
 # heads (class and motion) read one vector, norm(y of CLS), **the mean of its states over the layers it lived through**, not
-# its last state. *Predict first:* here is a trained model. We compute its logits by hand from y of CLS. Then we fill y of
-# all patches with rubbish. What changes?
+# its last state. Here is a trained model. We take y of CLS and nothing else, and compute the logits by hand:
 
 # %%
 from refvt import weights
@@ -198,8 +197,7 @@ model, recipe = weights.load("photographs", backend="reference")
 clip = make_moving_digits(recipe)[1].clip(0)[None]
 trace = model.trace(clip)
 p, N, L = model.parameters, model.config.joint_tokens, model.config.joint_depth
-output = trace["y"].reshape(N, -1).copy()  # [N', D], CLS first
-output[1:] = 1e6  # y of the patches
+output = trace["y"].reshape(N, -1)  # [N', D], CLS first
 
 
 def logits_of(cls):
@@ -210,7 +208,7 @@ def logits_of(cls):
 print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.output.logits[0]).max())
 
 # %% [markdown]
-# Nothing: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key and a value in
+# The same logits: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key and a value in
 # the attention of CLS.
 #
 # ## What is unknown once CLS has halted
@@ -227,7 +225,9 @@ digits_data = make_moving_digits(digits_recipe)[1]
 some = np.stack([digits_data.clip(i) for i in range(16)])
 out, followed = digits(some), digits(some, full_ponder=True)
 print("CLS halts in layer", out.decisions.halting_layer[:, 0])
-print(f"tokens with an unknown ponder: {np.isnan(out.ponder).sum()} of {out.ponder.size}; followed to the end: {np.isnan(followed.ponder).sum()}")
+print(
+    f"tokens with an unknown ponder: {np.isnan(out.ponder).sum()} of {out.ponder.size}; followed to the end: {np.isnan(followed.ponder).sum()}"
+)
 print("largest difference of the logits:", np.abs(out.logits - followed.logits).max())
 
 # %% [markdown]

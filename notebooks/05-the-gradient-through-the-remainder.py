@@ -69,6 +69,29 @@ print(halting_layer)
 # layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
 
 # %% [markdown]
+# ## On paper: $\partial \mathcal{L} / \partial x[0]$ for a token that halts in layer 3
+#
+# CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss be
+# $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers before you read on.
+#
+# | layer | $\gamma\, h (1 - h)$ | $g_y \cdot (x^l - x^3)$ | $- g_\rho$ | $\partial \mathcal{L} / \partial x^l[0]$ |
+# | --- | --- | --- | --- | --- |
+# | 1 | 10 · 0.3 · 0.7 = 2.1 | 1 − 4 = −3 | −0.5 | 2.1 · (−3.5) = **−7.35** |
+# | 2 | 10 · 0.5 · 0.5 = 2.5 | 2 − 4 = −2 | −0.5 | 2.5 · (−2.5) = **−6.25** |
+# | 3 | | | | **0**: the score there was replaced by r |
+#
+# Three remarks. $x^2$ does not occur in the row of layer 1: only the layer where the token halts is compared with. Channel 0
+# is also an ordinary channel of y, which adds $h^l g_y[0]$ (and $r\, g_y[0]$ in layer 3); here $g_y[0] = 0$. And in the whole
+# model the next block reads the state, too, and adds its own gradient while the token lives.
+#
+# The numbers are negative, so descent *raises* both logits: the token moves to earlier layers, where y[1] is smaller.
+
+# %%
+dy, dponder = np.zeros((5, 3)), np.zeros(5)
+dy[0], dponder[0] = [0, 1, 0], 0.5
+print(halt_tokens.backward(dy, dponder, cache)[:, 0, 0] + 0.0)
+
+# %% [markdown]
 # ## Check it with numbers
 #
 # Take a random loss that is linear in y and ρ: $\mathcal{L} = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient can
@@ -223,11 +246,6 @@ check_exercise("gradient of the logit", logit_gradient)
 #     return gradient
 # ```
 # </details>
-#
-# **On paper.** A token halts in layer 3. Its scores are 0.3 and 0.5, γ = 10. What is $\partial \mathcal{L} / \partial x^1[0]$,
-# through
-# the score? (Answer: $10 \cdot 0.3 \cdot 0.7 \cdot (g_y \cdot (x^1 - x^3) - g_\rho) = 2.1\,(g_y \cdot (x^1 - x^3) -
-# g_\rho)$. Note that $x^2$ does not occur.)
 #
 # ## What to remember
 #

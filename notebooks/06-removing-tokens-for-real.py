@@ -162,16 +162,23 @@ print("largest difference of a gradient, dense against compact:", max(differ.val
 reference = refvt.backends.get("reference")
 D = 6
 rng = np.random.default_rng(3)
-weight, b, W, c = rng.standard_normal(D), rng.standard_normal(D), rng.standard_normal((3 * D, D)), rng.standard_normal(3 * D)
+weight, b, W, c = (
+    rng.standard_normal(D),
+    rng.standard_normal(D),
+    rng.standard_normal((3 * D, D)),
+    rng.standard_normal(3 * D),
+)
 normed, norm_cache = reference.layernorm.forward(np.zeros((1, D)), weight, b)
 qkv, qkv_cache = reference.linear.forward(normed, W, c)
 dqkv = np.concatenate([np.zeros(D), rng.standard_normal(2 * D)])[None]  # a ghost has no query
-dnormed, dW, dc = reference.linear.backward(dqkv, qkv_cache)[:3]
+dnormed, dqkv_weight, dqkv_bias = reference.linear.backward(dqkv, qkv_cache)[:3]
 _, dweight, db = reference.layernorm.backward(dnormed, norm_cache)
 for name, g in (("norm1.weight", dweight), ("norm1.bias", db)):
     print(f"d({name}): largest {np.abs(g).max():.3f}")
 for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D, 3 * D))):
-    print(f"rows of {name}: d(qkv.weight) largest {np.abs(dW[rows]).max():.3f}, d(qkv.bias) {np.abs(dc[rows]).max():.3f}")
+    print(
+        f"rows of {name}: d(qkv.weight) largest {np.abs(dqkv_weight[rows]).max():.3f}, d(qkv.bias) {np.abs(dqkv_bias[rows]).max():.3f}"
+    )
 
 # %% [markdown]
 # ## Exercise

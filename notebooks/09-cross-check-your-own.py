@@ -75,9 +75,10 @@ print("y of the token 'in layer 2':", y[2], " ponder:", ponder, " halting layers
 def say(report):
     print(report.sentence)
     for case in report.cases:
-        first = case.first
-        what = f"first: {first.tensor}, {first.share:.0f} times what is allowed" if first else ""
-        print(f"  {case.name:26s} {case.status}  {what}  {case.variant or ''}".rstrip())
+        print(f"  {case.name:26s} {case.status}")
+        if case.first:
+            print(f"     first: {case.first.tensor}, {case.first.share:.0f} times what is allowed")
+            print(f"     agrees with variant: {case.variant}")
 
 
 say(check(Mine, cases="*halt_tokens*"))
@@ -101,7 +102,7 @@ report = check(Mine, cases="*halt_tokens*")
 say(report)
 
 # %% [markdown]
-# y and the ponder are wrong, the halting layers are right. y differs first, and the report names the *variant*: "no remainder". refvt knows about ninety ways in which
+# y and the ponder are wrong, the halting layers are right. y differs first, and the report names the *variant*: "no remainder". refvt knows about eighty ways in which
 # implementations differ, computes the case under each, and says so if one agrees with everything that was given.
 #
 # One case still agrees: `one-layer`. In a model of one layer h = 1 and r = 1, so the bug changes nothing. **A test case
@@ -166,8 +167,8 @@ say(check(WithBackward, cases="tiny-op-halt_tokens*"))
 
 # %% [markdown]
 # Forward everything agrees. The difference is in `d(states)`, and the variant is named again. Such a model trains. But
-# no ponder loss reaches a score any more, so it never learns to halt, and each score gets the gradient $g_y \cdot x^l$
-# where $g_y \cdot (x^l - x^N) - g_\rho$ is right.
+# the ponder loss reaches no score any more, so nothing teaches it to halt, and each score gets the gradient $g_y \cdot x^l$
+# where $g_y \cdot (x^l - x^{N_k}) - g_\rho$ is right.
 #
 # ## A bug that no fixed case shows
 #

@@ -126,7 +126,7 @@ print("scores computed:", scores)
 #
 # On a GPU thousands of threads run the same function, the *kernel*. Each finds out which thread it is (`cuda.grid(1)`) and
 # takes the token of that number. The loop over tokens is gone: the hardware is the loop. Tokens do not depend on one another
-# in halting, so threads have nothing to say to each other, and none ever waits.
+# in halting, so no thread needs the result of another.
 
 
 # %%
@@ -180,7 +180,9 @@ print("largest difference:", max(np.abs(a - b).max() for a, b in zip(found, expe
 
 # %%
 halting_layer = expected[2]
-print(f"useful {halting_layer.sum()} of {N * halting_layer.max()}: {halting_layer.sum() / (N * halting_layer.max()):.0%}")
+print(
+    f"useful {halting_layer.sum()} of {N * halting_layer.max()}: {halting_layer.sum() / (N * halting_layer.max()):.0%}"
+)
 
 # %% [markdown]
 # This loss is small next to what halting saves in the model: there, halted tokens are *removed* before the next block
@@ -189,14 +191,14 @@ print(f"useful {halting_layer.sum()} of {N * halting_layer.max()}: {halting_laye
 # ## Backward, in the same three orders
 #
 # In NumPy the backward goes through the layers in reverse and carries `dused` for all tokens. In Numba and CUDA each token
-# goes back alone, from its own N. This is the local form of notebook 5, in one thread:
+# goes back alone, from the layer in which it halted. This is the local form of notebook 5, in one thread:
 
 
 # %%
 @cuda.jit
 def halt_backward_cuda(dy, dponder, states, scale, center, halting_layer, dstates):
     k = cuda.grid(1)
-    L, N, D = states.shape
+    _, N, D = states.shape
     if k < N:
         n = halting_layer[k]
         remainder = 1.0

@@ -90,7 +90,11 @@ def draw_model(config: HaltingVTConfig) -> Picture:
         rate = c.keep_rates[g]
         does = "keeps all patches" if rate == 1 else f"keeps the best {patches[g + 1]} of {patches[g]} patches a frame"
         parts.append(
-            (f"Glimpser block {g}: attention in time, then in each frame; {does}", COLOURS[4], f"{1 + T * patches[g + 1]} tokens")
+            (
+                f"Glimpser block {g}: attention in time, then in each frame; {does}",
+                COLOURS[4],
+                f"{1 + T * patches[g + 1]} tokens",
+            )
         )
     L = c.joint_depth
     parts.append(("joint block 1: attention among all tokens; scores h, some tokens halt", COLOURS[2], "living tokens"))
@@ -134,4 +138,5 @@ def draw_points(title: str, runs: Mapping[str, tuple[Sequence[float], Sequence[f
     for i, (name, (gflops, top1)) in enumerate(runs.items()):
         middle = plot_runs(axes, gflops, top1, "osD^vP"[i % 6], COLOURS[i // 2 % len(COLOURS)])
         axes.annotate(name, middle, (6, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.14)  # room for the names
     return _picture(figure)
