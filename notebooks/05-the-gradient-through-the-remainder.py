@@ -74,13 +74,13 @@ print(halting_layer)
 # CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss be
 # $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers before you read on.
 #
-# | layer | $\gamma\, h (1 - h)$ | $g_y \cdot (x^l - x^3)$ | $- g_\rho$ | $\partial \mathcal{L} / \partial x^l[0]$ |
+# | layer l | γ h (1 − h) | g_y · (xˡ − x³) | −g_ρ | product: ∂𝓛/∂xˡ[0] |
 # | --- | --- | --- | --- | --- |
 # | 1 | 10 · 0.3 · 0.7 = 2.1 | 1 − 4 = −3 | −0.5 | 2.1 · (−3.5) = **−7.35** |
 # | 2 | 10 · 0.5 · 0.5 = 2.5 | 2 − 4 = −2 | −0.5 | 2.5 · (−2.5) = **−6.25** |
-# | 3 | | | | **0**: the score there was replaced by r |
+# | 3 | | | | **0** |
 #
-# Three remarks. $x^2$ does not occur in the row of layer 1: only the layer where the token halts is compared with. Channel 0
+# In layer 3 the score was replaced by r, so nothing passes through it. $x^2$ does not occur in the row of layer 1: only the layer where the token halts is compared with. Channel 0
 # is also an ordinary channel of y, which adds $h^l g_y[0]$ (and $r\, g_y[0]$ in layer 3); here $g_y[0] = 0$. And in the whole
 # model the next block reads the state, too, and adds its own gradient while the token lives.
 #

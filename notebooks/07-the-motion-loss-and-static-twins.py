@@ -75,6 +75,11 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # %% [markdown]
 # ## Why a motion loss, and what it can reach
 #
+# *Why.* Many class labels can be guessed from one frame: a pool says "swimming". A model that is trained on classes alone may
+# learn to look at the pool, and then no patch that moves is worth more than one that stands still. A clip and its twin share
+# the pool, the frame and the label. Only motion tells them apart, so the second loss can be lowered in one way: look at what
+# moves.
+#
 # The motion head reads CLS. So its gradient goes the way of the class loss: into y of CLS, into the scores of CLS, and
 # through attention into the states of the patches that CLS attends to. It does **not** reach the scores of patches through
 # their y, for the same reason as before: no loss reads y of a patch.
@@ -85,7 +90,7 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # with the motion loss; they must come from earlier halting. It gives no derivation, and notebook 5 shows why it is not
 # obvious: no gradient of the motion loss reaches the score of a patch.
 #
-# How does our small version compare? [docs/results/experiment-table1.md](../docs/results/experiment-table1.md) has the
+# How does our small version compare? Notebook 8 shows it, and [docs/results/experiment-table1.md](../docs/results/experiment-table1.md) has the
 # measured change with its 95 % interval, and says whether the claim is confirmed, contradicted, or not told apart from zero.
 #
 # ## A trap: when the label is the motion

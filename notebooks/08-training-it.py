@@ -40,9 +40,9 @@ np.set_printoptions(precision=2, suppress=True)
 # Five tokens, three layers. Only the ten halting logits of layers 1 and 2 are trained; everything else stands still. The loss
 # has the form of the paper's:
 #
-# $$\mathcal{L} = \underbrace{\lVert y_\text{CLS} - \text{target} \rVert^2}_{\text{the task reads CLS alone}}
-#     + w \cdot \underbrace{\tfrac15 \textstyle\sum_k \rho_k}_{\text{the ponder loss reads every token}}$$
+# $$\mathcal{L} = \lVert y_\text{CLS} - \text{target} \rVert^2 + \frac{w}{5} \sum_k \rho_k$$
 #
+# The first part, the task, reads CLS alone. The second, the ponder loss, reads every token.
 # The target is the state of CLS in layer 3. So for the task CLS should use layer 3 as much as it can, and the ponder loss
 # wants every token to halt at once.
 #
@@ -67,8 +67,8 @@ for w in (0.5, 8.0):
 # %% [markdown]
 # CLS keeps layer 3 with both weights, because its task pulls against the ponder loss: its scores in layers 1 and 2 become
 # small, and the remainder is nearly all. The patches have nothing that pulls. With w = 8 all four halt in layer 1 after 400
-# steps, also "slow", which began with the smallest scores; with w = 0.5 it is the same, only slower. A patch that halts in
-# layer 1 has reached the end: its gradient is zero (notebook 5).
+# steps, also "slow", which began with the smallest scores; with w = 0.5 they go the same way, but have not arrived yet. A patch
+# that halts in layer 1 has reached the end: its gradient is zero (notebook 5).
 #
 # In the real model a patch is spared only by what its weights do elsewhere, because all tokens share the weights that write
 # channel 0. Here is the whole process:
@@ -269,7 +269,7 @@ for index in (0, 5, 6):
 #
 # ## Where the paper stands beside other methods
 #
-# Figures on Mini-Kinetics, each as its own paper's abstract states it:
+# Figures on Mini-Kinetics, from the abstracts of the two papers; the 1.6 points are from a summary of HaltingVT's results:
 #
 # | method | top-1 | GFLOPs |
 # | --- | --- | --- |
