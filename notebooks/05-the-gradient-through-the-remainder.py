@@ -62,8 +62,9 @@ print(halting_layer)
 # channel 0
 # of the state, through the score is
 #
-# $$\boxed{\;\frac{\partial \mathcal{L}}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)
-# \quad (l < N_k), \qquad 0 \quad (l \ge N_k)\;}$$
+# $$\boxed{\frac{\partial \mathcal{L}}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
+#
+# for $l < N_k$, and 0 for $l \ge N_k$.
 #
 # Read it in words. **A token is moved to use layer l more if its state there is better for the loss than its state in
 # layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
