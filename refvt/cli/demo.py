@@ -25,6 +25,7 @@ from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
 from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, change_auc, run_on_scene
 from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
+from refvt.files import write_whole
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
 from refvt.model.warmup import compile_all
@@ -54,13 +55,14 @@ def run(options: argparse.Namespace) -> int:
         if backends.default() == "jit":
             compile_all(dtype)
         failed += print_verification(verify_all(backends.default(), dtype), dtype)
-    show(options.out, options.backend)
-    print("\nWhich patches live on a video of your own: refvt halt VIDEO")
+    page = show(options.out, options.backend)
+    print("\nThe same for a video of your own: refvt halt VIDEO --html page.html")
+    print(f"Follow every token of the real clip from layer to layer; open in a browser: {page}")
     return 1 if failed else 0
 
 
-def show(out: Path, backend: str | None = None) -> None:
-    """Print parts 2 to 4 and draw their pictures into the folder ``out``."""
+def show(out: Path, backend: str | None = None) -> Path:
+    """Print parts 2 to 4 and draw their pictures into the folder ``out``; returns the halting page, for a browser."""
     from refvt.plots.demo import draw_digits, draw_following
 
     model, recipe = weights.load("photographs", backend)
@@ -86,7 +88,7 @@ def show(out: Path, backend: str | None = None) -> None:
     print(f"   A patch with the digit in it lives longer than one that never has it: AUC {found.auc:.2f} (0.5: chance)")
     print(f"   as seen from the digit: {draw_following(states, shares, data, c.patch_size, out)}")
 
-    _show_scene(model, out)
+    return _show_scene(model, out)
 
 
 def _print_classes(model: HaltingVT, output: Output, classes: Array, names: tuple[str, ...]) -> None:
@@ -108,8 +110,8 @@ def _print_layers(shares: NDArray[np.float64], names: tuple[str, ...]) -> None:
         print(f"   {name:30s}" + "".join(f"{share:9.1%}" for share in of_layer))
 
 
-def _show_scene(model: HaltingVT, out: Path) -> None:
-    from refvt.plots.scene import draw_scene
+def _show_scene(model: HaltingVT, out: Path) -> Path:
+    from refvt.plots.scene import draw_scene, scene_page
 
     side, T = model.config.image_size[0], model.config.num_frames
     scene = run_on_scene(model, find_sample_video(VIDEO), WINDOWS, STRIDE, PLACE)
@@ -119,5 +121,8 @@ def _show_scene(model: HaltingVT, out: Path) -> None:
     print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive")
     _print_layers(alive_by_change(scene), SCENE_GROUPS)
     print(f"   A patch that changes lives longer than one that does not: AUC {change_auc(scene):.2f} (0.5: chance)")
-    files = draw_scene(scene, f"{VIDEO}, {T} frames {STRIDE} apart", out, "bikes")
-    print("   " + ", ".join(map(str, files)))
+    title = f"{VIDEO}, {T} frames {STRIDE} apart"
+    print("   " + ", ".join(map(str, draw_scene(scene, title, out, "bikes"))))
+    page = out / "halting.html"
+    write_whole(page, scene_page(model, scene, title).encode())
+    return page

@@ -27,6 +27,7 @@ class VideoRun:
     """
 
     model: HaltingVT
+    clip: Array  # [C, T, height, width]
     frames: Frames
     output: Output
     seconds: float
@@ -43,7 +44,7 @@ def run_on_video(model: HaltingVT, path: Path, stride: int | None = None, resize
         compile_all(training=False)
     start = time.perf_counter()
     output = model(clip[None], full_ponder=True)
-    return VideoRun(model, frames, output, time.perf_counter() - start)
+    return VideoRun(model, clip, frames, output, time.perf_counter() - start)
 
 
 def halting_figures(run: VideoRun) -> dict[str, Any]:
