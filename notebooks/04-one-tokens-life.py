@@ -183,6 +183,15 @@ for value in (0.01, 0.06, 0.3):
     print(f"epsilon {value:4.2f}: halting layers {layers}, mean ponder {ponder.mean():.2f}")
 
 # %% [markdown]
+# With a kernel you can move both knobs here. A larger β makes every score smaller. *Predict first:* which token is the last to
+# halt in layer 1 when β falls? (The one with the smallest score there, "slow".)
+
+# %%
+from refvt.notebooks import explore_life
+
+explore_life(scores, epsilon, names=names)
+
+# %% [markdown]
 # ## What the head reads
 #
 # Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
