@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def pages(root: Path) -> Iterator[tuple[str, str, str | bytes]]:
                 continue
             if source:
                 parts.append(f"```python\n{source}\n```")
-            for output in cell["outputs"]:
+            for output in _joined(cell["outputs"]):
                 parts.append(_output(output, path.stem, heading, shown))
         title = re.sub(r"^\d+\. ", "", re.findall(r"^# (.+)$", "\n".join(parts), re.MULTILINE)[0])
         note = f'!!! note "A notebook"\n    Run it yourself: `pip install ".[notebooks]"`, `jupyter lab {origin}`.'
@@ -52,6 +53,15 @@ def _markdown(source: str) -> str:
             lines.append("")
         lines.append(line)
     return "\n".join(lines)
+
+
+def _joined(outputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The outputs of a cell, what was printed in several pieces as one."""
+    for name, group in itertools.groupby(outputs, key=lambda output: output.get("name")):
+        if name is None:
+            yield from group
+        else:
+            yield {"output_type": "stream", "name": name, "text": ["".join(piece["text"]) for piece in group]}
 
 
 def _output(output: dict[str, Any], stem: str, heading: str, shown: list[tuple[str, bytes]]) -> str:
