@@ -1,6 +1,6 @@
 """No false alarm: right candidates are checked, and no tensor may exceed its budget.
 
-    python -m tests.support.false_alarms [--seeds 20] [--out docs/results/check-false-alarms.md]
+    python -m tests.support.false_alarms [--seeds 20] [--only GLOB] [--out docs/results/check-false-alarms.md]
 
 The backends of refvt run on the golden cases and on fresh inputs (``refvt.conformance.fresh``), the PyTorch port of
 docs/examples in every way in which PyTorch computes it on a CPU. Exit code 1 if a case does not agree.
@@ -9,12 +9,14 @@ docs/examples in every way in which PyTorch computes it on a CPU. Exit code 1 if
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ class Row:
     alarms: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def key(self) -> str:
+        """What was measured."""
+        return f"{self.candidate}, {self.dtype}, {self.inputs}"
+
     def add(self, case: CaseReport, label: str) -> None:
         """Count one case."""
         self.cases += 1
@@ -68,7 +75,7 @@ def run(row: Row, candidate: Any, names: list[str], seeds: list[int | None], aro
     return row
 
 
-def of_backends(seeds: int) -> Iterator[Row]:
+def of_backends(seeds: int) -> Iterator[tuple[Row, Callable[[Row], Row]]]:
     """The backends of the CPU: all golden cases, then fresh inputs of the tiny ones."""
     every = [case.name for case in select_cases("*")]
     tiny = [name for name in every if name.startswith("tiny-")]
@@ -76,12 +83,12 @@ def of_backends(seeds: int) -> Iterator[Row]:
     for backend in ("reference", "jit"):
         for dtype in ("float32", "float64"):
             candidate = backend_candidate(backend, dtype)
-            yield run(Row(f"`{backend}`", dtype, "golden"), candidate, every, [None], nullcontext)
-            inputs = f"fresh, {seeds} seeds"
-            yield run(Row(f"`{backend}`", dtype, inputs), candidate, tiny, fresh, nullcontext)
+            for inputs, names, drawn in (("golden", every, [None]), (f"fresh, {seeds} seeds", tiny, fresh)):
+                row = Row(f"`{backend}`", dtype, inputs)
+                yield row, partial(run, candidate=candidate, names=names, seeds=drawn, around=nullcontext)
 
 
-def of_pytorch(seeds: int) -> Iterator[Row]:
+def of_pytorch(seeds: int) -> Iterator[tuple[Row, Callable[[Row], Row]]]:
     """The port of docs/examples in PyTorch: eager, fused attention, compiled, with and without MKLDNN, autocast."""
     import torch
 
@@ -100,17 +107,22 @@ def of_pytorch(seeds: int) -> Iterator[Row]:
         return torch.compile(torch_port.HaltingVT(config))
 
     eager, names = wrap(adapters.torch_model(module), "eager"), list(MODELS)
-    yield run(Row("PyTorch, eager, MKLDNN on", "float32", "golden"), eager, names, [None], mkldnn(True))
-    yield run(Row("PyTorch, eager, MKLDNN off", "float32", "golden"), eager, names, [None], mkldnn(False))
-    yield run(Row("PyTorch, eager", "float64", "golden"), eager, names, [None], nullcontext)
-    yield run(Row("PyTorch, autocast", "bfloat16", "golden"), eager, names, [None], nullcontext)
-    with fused_attention(torch_port):
-        yield run(Row("PyTorch, fused attention", "float32", "golden"), eager, names, [None], mkldnn(True))
-        yield run(Row("PyTorch, fused attention, autocast", "bfloat16", "golden"), eager, names, [None], nullcontext)
+    inductor = wrap(adapters.torch_model(compiled), "compiled")
+    golden: list[int | None] = [None]
     fresh: list[int | None] = list(range(seeds))
-    yield run(Row("PyTorch, eager", "float32", f"fresh, {seeds} seeds"), eager, names[:3], fresh, nullcontext)
-    candidate = wrap(adapters.torch_model(compiled), "compiled")
-    yield run(Row("PyTorch, torch.compile", "float32", "golden"), candidate, names[:4], [None], nullcontext)
+    fused = partial(fused_attention, torch_port)
+    for ways, dtype, candidate, chosen, drawn, around in (
+        ("eager, MKLDNN on", "float32", eager, names, golden, mkldnn(True)),
+        ("eager, MKLDNN off", "float32", eager, names, golden, mkldnn(False)),
+        ("eager", "float64", eager, names, golden, nullcontext),
+        ("autocast", "bfloat16", eager, names, golden, nullcontext),
+        ("fused attention", "float32", eager, names, golden, fused),
+        ("fused attention, autocast", "bfloat16", eager, names, golden, fused),
+        ("torch.compile", "float32", inductor, names[:4], golden, nullcontext),
+        ("eager", "float32", eager, names[:3], fresh, nullcontext),
+    ):
+        row = Row(f"PyTorch, {ways}", dtype, "golden" if drawn is golden else f"fresh, {seeds} seeds")
+        yield row, partial(run, candidate=candidate, names=chosen, seeds=drawn, around=around)
 
 
 @contextmanager
@@ -144,10 +156,10 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# No false alarm",
         "",
-        "What `refvt check` says of right candidates. `python -m tests.support.false_alarms` writes this page. A share",
-        "above 100 % would be a false alarm. *golden*: the golden cases as they are: all of operations and models for the",
-        "backends, six models for PyTorch (four for `torch.compile`). *fresh*: the tiny cases with inputs drawn again from",
-        "a seed ([fresh.py](../../refvt/conformance/fresh.py)).",
+        "What `refvt check` says of right candidates. `python -m tests.support.false_alarms` writes this page. A",
+        "share above 100 % would be a false alarm. *golden*: the golden cases as they are, for the backends all of them,",
+        "for PyTorch six models (four for `torch.compile`). *fresh*: the tiny cases with inputs drawn again from a",
+        "seed ([fresh.py](../../refvt/conformance/fresh.py)).",
         "",
         "| candidate | dtype | inputs | cases | tensors compared | false alarms | largest share of a budget |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -166,22 +178,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 1 if there was a false alarm."""
     parser = argparse.ArgumentParser(prog="tests.support.false_alarms", description="Check right candidates.")
     parser.add_argument("--seeds", type=int, default=20, help="fresh inputs of every case")
-    parser.add_argument("--only", choices=["backends", "pytorch"], help="one part of the candidates")
-    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument(
+        "--only", default="*", help="glob over 'candidate, dtype, inputs'; other rows stay as they were"
+    )
+    parser.add_argument("--out", type=Path, help="the page to write; its figures stand beside it as JSON")
     options = parser.parse_args(argv)
     checking.fresh_case = cached_fresh_case
-    parts = {"backends": of_backends, "pytorch": of_pytorch}
-    rows = []
-    for name, part in parts.items():
-        for row in part(options.seeds) if options.only in (None, name) else ():
-            rows.append(row)
-            print(f"{row.candidate:36s} {row.dtype:9s} {row.inputs:16s} {row.cases:4d} cases {row.tensors:6d} tensors "
-                  f"{share_text(row.share):>6s} {row.where} ({row.seconds:.0f} s)", flush=True)  # fmt: skip
-            for alarm in row.alarms:
-                print(f"   {alarm}", flush=True)
-    if options.out is not None:
-        options.out.write_text(page(rows), encoding="utf-8")
-    return int(any(row.alarms for row in rows))
+    done = []
+    for row, measure in (*of_backends(options.seeds), *of_pytorch(options.seeds)):
+        if not fnmatchcase(row.key, options.only):
+            continue
+        done.append(measure(row))
+        print(f"{row.key}: {row.cases} cases, {row.tensors} tensors, {share_text(row.share)} {row.where} "
+              f"({row.seconds:.0f} s)", *row.alarms, sep="\n   ", flush=True)  # fmt: skip
+        if options.out is not None:
+            store(options.out, row)
+    return int(any(row.alarms for row in done))
+
+
+def store(out: Path, row: Row) -> None:
+    """Put one row among those that were measured before, and write the page again."""
+    figures = out.with_suffix(".json")
+    rows = [Row(**entry) for entry in json.loads(figures.read_text(encoding="utf-8"))] if figures.exists() else []
+    rows = sorted([*(other for other in rows if other.key != row.key), row], key=lambda row: row.key)
+    figures.write_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.write_text(page(rows), encoding="utf-8")
 
 
 @cache
