@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba.core import event
 
-__all__ = ["compilation_shown"]
+__all__ = ["compilation_shown", "note"]
 
 SILENT = 1.0  # seconds of compilation without a progress line
-WIDTH = 79  # characters; a longer line would wrap, and could not be overwritten
+WIDTH = 79  # characters at most; a line that wraps could not be overwritten
 
 
 class _Line(event.Listener):  # type: ignore[misc]
@@ -47,17 +49,35 @@ class _Line(event.Listener):  # type: ignore[misc]
         if seconds >= self.silent:
             self.open = True
             line = f"refvt: compiling kernels (once per machine): {self.kernels} kernels, {seconds:.0f} s, {what}"
-            print(f"\r{line[:WIDTH]:{WIDTH}}", end="", file=sys.stderr, flush=True)
+            width = min(WIDTH, shutil.get_terminal_size().columns - 1)
+            _print(f"\r{line[:width]:{width}}", end="")
 
     def close(self) -> None:
         """End the line, if one was printed."""
         if self.open:
             self.say("done")
-            print(file=sys.stderr)
+            _print()
             self.open = False
 
 
 _line: _Line | None = None
+_said: set[str] = set()
+
+
+def note(sentence: str) -> None:
+    """Print a sentence on stderr, once in a process; nothing if REFVT_QUIET is set."""
+    if sentence in _said or os.environ.get("REFVT_QUIET"):
+        return
+    _said.add(sentence)
+    if _line is not None:
+        _line.close()
+    _print(f"refvt: {sentence}\n", end="")
+
+
+def _print(text: str = "", end: str = "\n") -> None:
+    """Print on stderr; a stderr that is closed or full stops no work."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr or io.StringIO(), flush=True)
 
 
 @contextmanager

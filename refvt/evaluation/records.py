@@ -99,7 +99,7 @@ def _header(model: HaltingVT, dataset: Dataset, batch: int) -> dict[str, Any]:
     """Return what identifies an evaluation: configuration, parameters, arithmetic, data and batch."""
     digest = hashlib.sha256()
     for name in sorted(model.parameters):
-        digest.update(name.encode())
+        digest.update(name.encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(model.parameters[name]).tobytes())
     return {
         **{f"config.{name}": value for name, value in model.config.as_dict().items()},

@@ -6,6 +6,7 @@ All lengths are in pixels, and y counts downwards, as in images.
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,10 @@ class Page:
         self._canvas: Any = FigureCanvasAgg(self._figure)
 
     def text(self, x: float, y: float, text: str, size: float, va: str = "center", **style: Any) -> None:
-        """Write one line of text; y is its middle."""
+        """Write one line of text; y is its middle. What cannot be printed is drawn as \N{REPLACEMENT CHARACTER}."""
         style.setdefault("color", INK)
-        self._figure.text(x / self.width, 1 - y / self.height, text, size=size, va=va, parse_math=False, **style)
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        self._figure.text(x / self.width, 1 - y / self.height, shown, size=size, va=va, parse_math=False, **style)
 
     def paragraph(self, x: float, y: float, paragraph: Paragraph) -> None:
         """Write a paragraph; y is the middle of its first line."""
@@ -106,7 +108,10 @@ class Page:
 
     def pixels(self) -> NDArray[np.uint8]:
         """The page as uint8 [height, width, 3]."""
-        self._canvas.draw()
+        with warnings.catch_warnings():
+            # a name in letters that matplotlib's font lacks is drawn with empty boxes: no fault of the user's
+            warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+            self._canvas.draw()
         return np.array(self._canvas.buffer_rgba(), np.uint8)[:, :, :3]
 
     def save(self, path: str | Path, optimize: bool = True) -> None:

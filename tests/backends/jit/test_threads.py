@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from refvt.backends.jit import matmul, workspace
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.threads import next_tile, run
 from tests.support.models import small_batch, small_clips, small_model
 
