@@ -157,6 +157,8 @@ def _missing_for_jit() -> str | None:
         from numba import config
     except ImportError as error:  # not installed, or not made for this NumPy
         return f"the jit backend needs Numba, which cannot be imported: {error}"
+    except ValueError as error:
+        raise ValueError(f"Numba refuses one of the settings NUMBA_… in the environment: {error}") from None
     if config.DISABLE_JIT:
         return "the jit backend needs Numba's compiler, which NUMBA_DISABLE_JIT switches off"
     return None

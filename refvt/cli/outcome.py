@@ -6,6 +6,7 @@ This is the one place where an error, of refvt or from the depths of a library, 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -19,6 +20,7 @@ from types import FrameType
 __all__ = ["CLOSED_PIPE", "INTERRUPTED", "flush", "interrupt_ends_at_once", "prepare", "report"]
 
 FAILED, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two: 128 + the number of SIGINT and of SIGPIPE
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST = 2000  # characters of a sentence
 
 
@@ -68,11 +70,11 @@ def report(error: BaseException) -> int:
     """Print the sentence of an error on stderr; returns the exit code of the command."""
     if os.environ.get("REFVT_TRACEBACK"):
         traceback.print_exception(error, file=sys.stderr)
-    closed = _abandon_stdout()
+    _abandon_stdout()
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError) and closed:
+    if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE  # the reader of stdout has seen enough
     _say(_sentence(error))
     return FAILED
@@ -84,6 +86,8 @@ def _sentence(error: BaseException) -> str:
     text = _one_line(str(error))
     if isinstance(error, MemoryError):
         return "this machine has too little memory for that" + (f": {text}" if text else "")
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{_one_line(str(error.filename or 'the output'))}: the disk is full, or its quota is used up"
     if isinstance(error, RecursionError):
         return f"something is nested too deeply: {text}"
     if isinstance(error, FileNotFoundError) and "temporary directory" in text:
@@ -105,13 +109,11 @@ def _say(sentence: str) -> None:
         print(f"refvt: {sentence}", file=sys.stderr, flush=True)
 
 
-def _abandon_stdout() -> bool:
-    """Flush stdout; where it takes nothing more, point it nowhere. Returns whether it was a pipe without a reader."""
+def _abandon_stdout() -> None:
+    """Flush stdout; where it takes nothing more, point it nowhere."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         # Python writes what is left in the buffer when it ends: that must not fail again
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return isinstance(error, BrokenPipeError)
-    return False
