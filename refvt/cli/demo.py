@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, classify, measure and draw; 0, or 1 if a golden case failed."""
+    options.out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is said before the long work
     print("1. Golden files: float64 and float32 against the PyTorch run")
     failed = 0
     for dtype in ("float64", "float32"):

@@ -19,11 +19,11 @@ def corpus_of(name):
 
 
 def _work(name, seed, seconds, folder, sender):
-    faulthandler.dump_traceback_later(seconds + 2 * SECONDS, exit=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg complains about every damaged video
     target = targets(video=name in ("container", "video"))[name]
     folder = Path(folder)
     prepare(folder)
+    faulthandler.dump_traceback_later(2 * seconds + 5 * SECONDS, exit=True)  # a run that hangs counts as a crash
     tally = fuzz(target, folder, seed, seconds=seconds, corpus=corpus_of(name))
     found = {what: (tally.counts[what], data) for what, data in tally.findings.items()}
     sender.send((tally.runs, tally.read, tally.refused, tally.seconds, tally.largest, len(tally.shapes), found))

@@ -158,7 +158,8 @@ class _Bounded:
 
 def _interpret(file: Any, itemsizes: dict[str, int]) -> Any:
     machine = _StackMachine(itemsizes)
-    for number, (opcode, arg, _) in enumerate(pickletools.genops(_Bounded(file))):
+    bounded: Any = _Bounded(file)
+    for number, (opcode, arg, _) in enumerate(pickletools.genops(bounded)):
         if number >= MAX_OPCODES:
             raise ValueError(f"a pickle of more than {MAX_OPCODES} opcodes")
         if opcode.name == "STOP":
