@@ -38,6 +38,7 @@ UPWARD: dict[tuple[str, str], str] = {
 
 # Files outside refvt/cli that print, each with its reason.
 PRINTING = {
+    "__main__.py": "one line, if Ctrl-C comes before refvt.cli is there",
     "backends/progress.py": "the line that shows compilation, which any call may start",
     "bench/gpu_report.py": "a command, python -m refvt.bench.gpu_report",
     "bench/registers.py": "a command, python -m refvt.bench.registers",
