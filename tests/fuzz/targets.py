@@ -61,7 +61,7 @@ def _bytes_or(structured):
             return mutate_bytes(seed, rng)
         try:
             return structured(seed, rng)
-        except (ValueError, KeyError, zipfile.BadZipFile, NotImplementedError, IndexError, UnicodeError, EOFError):
+        except Exception:
             return mutate_bytes(seed, rng)  # the seed is broken already
 
     return change
@@ -207,6 +207,12 @@ def videos():
     return tuple(found)
 
 
+def _read_length(path):
+    missing = missing_bytes(path)
+    if missing is not None:
+        raise ValueError(f"{path}: {missing}")
+
+
 def _read_video(path):
     frames = read_frames(path, 4, 1)
     assert frames.images.dtype == np.uint8
@@ -236,7 +242,7 @@ def targets(video=True):
     ]
     if video:
         seeds = videos()
-        found.append(Target("container", seeds, mutate_bytes, missing_bytes, ".mp4"))
+        found.append(Target("container", seeds, mutate_bytes, _read_length, ".mp4"))
         found.append(Target("video", seeds, mutate_bytes, _read_video, ".mp4", slow=True))
     return {target.name: target for target in found}
 
