@@ -1,4 +1,4 @@
-"""``refvt halt``: a model on a video; which tokens live in which layer, as numbers, a picture and an animation."""
+"""``refvt halt``: a model on a video; which tokens live in which layer, as numbers, a picture, an animation, a page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from refvt.cli.options import (
     checkpoint_settings,
     refuse_checkpoint_settings,
 )
+from refvt.files import write_whole
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     add_backend(parser)
     add_pictures(parser)
+    parser.add_argument(
+        "--html",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="also write a page, one file for a browser, that shows the life of every token",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
 def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt import weights
     from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
-    from refvt.plots.scene import draw_scene
+    from refvt.plots.scene import draw_scene, scene_page
 
     model, _ = weights.load(TRAINED, options.backend)
     scene = run_on_scene(model, options.video, stride=STRIDE if options.stride is None else options.stride)
@@ -90,6 +98,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
         "auc_of_change": _numbers([change_auc(scene)])[0],
         "picture": str(options.out / f"{options.video.stem}.png"),
         "animation": str(options.out / f"{options.video.stem}.gif"),
+        **_page_of(options),
     }
     if options.json:
         print(json.dumps(report, indent=1))
@@ -99,6 +108,8 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     frames = report["frames"]
     title = f"{options.video.name}, frames {frames[0]} to {frames[-1]}"
     draw_scene(scene, title, options.out, options.video.stem)
+    if options.html is not None:
+        write_whole(options.html, scene_page(model, scene, title).encode())
     return 0
 
 
@@ -129,6 +140,7 @@ def _print_scene(report: dict[str, Any]) -> None:
 def _run_whole(options: argparse.Namespace) -> int:
     from refvt.evaluation.videos import best_classes, halting_figures, run_on_video
     from refvt.plots.halting import ClipStates, halting_gif, halting_picture
+    from refvt.plots.halting_page import halting_page
     from refvt.weights.handmade import handmade_parameters
 
     config = HaltingVTConfig.preset(options.preset)
@@ -148,6 +160,7 @@ def _run_whole(options: argparse.Namespace) -> int:
         **halting_figures(found),
         "picture": str(options.out / f"{stem}.png"),
         "animation": str(options.out / f"{stem}.gif"),
+        **_page_of(options),
     }
     if trained:
         report["classes"] = best_classes(found.output.logits[0], names)
@@ -162,6 +175,10 @@ def _run_whole(options: argparse.Namespace) -> int:
     note = f"Weights: {Path(options.weights).name}" if trained else UNTRAINED
     halting_picture(clip, title, note, report["picture"])
     halting_gif(clip, title, note, report["animation"])
+    if options.html is not None:
+        clips, images, indices = found.clip[None], found.frames.images, report["frames"]
+        page = halting_page(model, clips, found.output, images, title, note, indices=indices)
+        write_whole(options.html, page.encode())
     return 0
 
 
@@ -199,6 +216,11 @@ def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
 # ---- both
 
 
+def _page_of(options: argparse.Namespace) -> dict[str, str]:
+    """The page as an entry of the report, if one is asked for."""
+    return {} if options.html is None else {"page": str(options.html)}
+
+
 def _print_frames(report: dict[str, Any]) -> None:
     frames = report["frames"]
     stride = frames[1] - frames[0] if len(frames) > 1 else 0
@@ -206,4 +228,6 @@ def _print_frames(report: dict[str, Any]) -> None:
 
 
 def _print_files(report: dict[str, Any]) -> None:
-    print(f"   picture:   {report['picture']}\n   animation: {report['animation']}")
+    for name in ("picture", "animation", "page"):
+        if name in report:
+            print(f"   {f'{name}:':10s} {report[name]}")
