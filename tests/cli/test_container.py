@@ -70,7 +70,7 @@ def test_the_demo_works(container):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in container.here.iterdir()} == {"refvt-demo"}  # no folder named ~
-    assert len(list((container.here / "refvt-demo").iterdir())) == 5
+    assert {"digits.png", "bikes.gif"} <= {path.name for path in (container.here / "refvt-demo").iterdir()}
 
 
 def test_where_nothing_can_be_written_the_demo_says_so_at_once(container):
