@@ -1,6 +1,6 @@
 """Writes the golden files and their manifest, or checks that they can be generated again.
 
-python -m golden.generate [--out DIR] [--check]
+python -m golden.generate [--out DIR] [--check] [--add]
 """
 
 import argparse
@@ -29,13 +29,18 @@ GENERATOR = "golden 1.0"
 TOLERANCE = 1e-12  # relative L2 difference that is allowed for the float64 rounding of another CPU
 
 
-def write(folder: Path, search: bool = False) -> None:
-    """Run all cases and write their files and the manifest into an existing folder."""
-    cases: dict[str, Any] = {}
+def write(folder: Path, search: bool = False, stored: dict[str, Any] | None = None) -> None:
+    """Run all cases and write their files and the manifest into an existing folder.
+
+    stored: entries of a manifest whose files lie in the folder already; these cases are left as they are.
+    """
+    cases: dict[str, Any] = dict(stored or {})
     seeds = {} if search else known_seeds()
     with one_thread():
         every_case: list[OpCase | ModelCase | TrainingCase] = [*OP_CASES, *MODEL_CASES, *TRAINING_CASES]
         for case in every_case:
+            if stored and case.stem in stored:
+                continue
             if isinstance(case, OpCase):
                 arrays, entry = run_op(case)
             elif isinstance(case, ModelCase):
@@ -68,13 +73,20 @@ def compact(text: str) -> str:
     )
 
 
-def generate(target: Path, search: bool = False) -> None:
-    """Write all files to a temporary folder next to the target, then rename it to the target."""
+def generate(target: Path, search: bool = False, add: bool = False) -> None:
+    """Write all files to a temporary folder next to the target, then rename it to the target.
+
+    add: copy what the target holds, and run only the cases that it lacks.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         fresh.chmod(0o755)
-        write(fresh, search)
+        stored = None
+        if add:
+            shutil.copytree(target, fresh, dirs_exist_ok=True)
+            stored = json.loads((fresh / MANIFEST).read_text(encoding="utf-8"))["cases"]
+        write(fresh, search, stored)
         old = fresh.with_name(fresh.name + "-old")
         if target.exists():
             target.rename(old)
@@ -141,13 +153,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="golden.generate", description="Write or check the golden files.")
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
     parser.add_argument("--check", action="store_true", help="compare with files generated again; write nothing")
+    parser.add_argument("--add", action="store_true", help="write only the cases that the folder lacks")
     parser.add_argument("--search", action="store_true", help="search new seeds for the model cases")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     if options.check:
         good = check(options.out)
     else:
-        generate(options.out, options.search)
+        generate(options.out, options.search, options.add)
         good = True
         size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
         numbers = f"{len(OP_CASES)} operation, {len(MODEL_CASES)} model and {len(TRAINING_CASES)} training cases"
