@@ -1,23 +1,13 @@
 """The command line ``refvt``: a file per command, each with ``HELP``, ``add_arguments`` and ``run``.
 
-<<<<<<< HEAD
 Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 it could not be done, because the request or its
 input was wrong or the machine lacks something, in one line on stderr; 130 interrupted; 141 the reader of stdout has
 closed it.
-=======
-Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 the request or its input was wrong, in one line
-on stderr; 130 interrupted; 141 the reader of the output closed it.
->>>>>>> main
 """
 
 from __future__ import annotations
 
 import argparse
-<<<<<<< HEAD
-=======
-import os
-import sys
->>>>>>> main
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -43,7 +33,6 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-<<<<<<< HEAD
         prepare()
         with interrupt_ends_at_once():
             parser = _make_parser()
@@ -54,23 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flush()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
-=======
-        code = int(options.run(options))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader has enough: refvt check … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
-        return 141  # as a program that SIGPIPE ends
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except (ValueError, TypeError, OSError, ImportError, backends.DeviceError) as error:
-        return _fail(str(error), 2)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"refvt: {message}", file=sys.stderr)
-    return code
->>>>>>> main
 
 
 def _make_parser() -> argparse.ArgumentParser:
