@@ -25,6 +25,7 @@ from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
 from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, change_auc, run_on_scene
 from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
+from refvt.files import refuse_strangers
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
 from refvt.model.warmup import compile_all
@@ -34,6 +35,7 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Check the golden files; recognise moving digits with the trained model and draw halting."
 CLIPS = 256
+PICTURES = ("digits.png", "digits.gif", "following.png", "bikes.png", "bikes.gif")
 
 # bikes.mp4: a person walks past a wall, before a camera that stands still
 VIDEO, STRIDE, PLACE = "bikes.mp4", 1, 0.8375
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, classify, measure and draw; 0, or 1 if a golden case failed."""
+    refuse_strangers([options.out / name for name in PICTURES], options.overwrite)
     print("1. Golden files: float64 and float32 against the PyTorch run")
     failed = 0
     for dtype in ("float64", "float32"):

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import refvt
+from refvt.checks import NotFiniteError, printable
 from refvt.cli.options import (
     add_backend,
     add_checkpoint,
@@ -17,6 +20,8 @@ from refvt.cli.options import (
     checkpoint_settings,
     refuse_checkpoint_settings,
 )
+from refvt.files import read_regular, refuse_strangers
+from refvt.limits import LIST_BYTES
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -66,6 +71,13 @@ def run(options: argparse.Namespace) -> int:
     return _run_whole(options)
 
 
+def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the files to draw. FileExistsError, before any work, if there is one that refvt did not make."""
+    picture, animation = (options.out / f"{options.video.stem}{ending}" for ending in (".png", ".gif"))
+    refuse_strangers([picture, animation], options.overwrite)
+    return picture, animation
+
+
 # ---- the trained model, in windows over the frame
 
 
@@ -74,6 +86,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
     from refvt.plots.scene import draw_scene
 
+    pictures = _pictures(options)
     model, _ = weights.load(TRAINED, options.backend)
     scene = run_on_scene(model, options.video, stride=STRIDE if options.stride is None else options.stride)
     shares = alive_by_change(scene)
@@ -88,8 +101,8 @@ def _run_in_windows(options: argparse.Namespace) -> int:
         "alive_changing_per_layer": _numbers(shares[:, 0]),
         "alive_unchanging_per_layer": _numbers(shares[:, 1]),
         "auc_of_change": _numbers([change_auc(scene)])[0],
-        "picture": str(options.out / f"{options.video.stem}.png"),
-        "animation": str(options.out / f"{options.video.stem}.gif"),
+        "picture": str(pictures[0]),
+        "animation": str(pictures[1]),
     }
     if options.json:
         print(json.dumps(report, indent=1))
@@ -131,6 +144,7 @@ def _run_whole(options: argparse.Namespace) -> int:
     from refvt.plots.halting import ClipStates, halting_gif, halting_picture
     from refvt.weights.handmade import handmade_parameters
 
+    pictures = _pictures(options)
     config = HaltingVTConfig.preset(options.preset)
     names = None if options.labels is None else _read_names(options.labels, config.num_classes)
     trained = options.weights != HANDMADE
@@ -140,14 +154,15 @@ def _run_whole(options: argparse.Namespace) -> int:
         model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
     # a checkpoint gets the pixels of the released code, in which published weights were trained
     found = run_on_video(model, options.video, options.stride, "opencv" if trained else "antialiased")
-    stem = options.video.stem
+    if not np.isfinite(found.output.logits).all():
+        raise NotFiniteError(f"{options.weights}: expected finite logits, got NaN or infinity")
     report: dict[str, Any] = {
         "video": str(options.video),
         "preset": options.preset,
         "weights": options.weights,
         **halting_figures(found),
-        "picture": str(options.out / f"{stem}.png"),
-        "animation": str(options.out / f"{stem}.gif"),
+        "picture": str(pictures[0]),
+        "animation": str(pictures[1]),
     }
     if trained:
         report["classes"] = best_classes(found.output.logits[0], names)
@@ -167,7 +182,11 @@ def _run_whole(options: argparse.Namespace) -> int:
 
 def _read_names(path: Path, number: int) -> list[str]:
     """Names of classes from a file, one per line."""
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = read_regular(path, LIST_BYTES, "class names").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected class names in UTF-8, got {error}") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(names) != number:
         raise ValueError(f"{path}: expected {number} class names, one per line, got {len(names)}")
     return names
@@ -179,7 +198,7 @@ def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
     if report["weights"] == HANDMADE:
         print(f"   {UNTRAINED}")
     for row in report.get("classes", []):
-        print(f"   {row['probability']:6.1%}  {row['class']}")
+        print(f"   {row['probability']:6.1%}  {printable(str(row['class']))}")
     print("   layer   tokens alive   GFLOPs   without halting")
     rows = zip(
         report["tokens_per_layer"],
@@ -202,8 +221,8 @@ def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
 def _print_frames(report: dict[str, Any]) -> None:
     frames = report["frames"]
     stride = frames[1] - frames[0] if len(frames) > 1 else 0
-    print(f"   {report['video']}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
+    print(f"   {printable(report['video'])}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
 
 
 def _print_files(report: dict[str, Any]) -> None:
-    print(f"   picture:   {report['picture']}\n   animation: {report['animation']}")
+    print(printable(f"   picture:   {report['picture']}\n   animation: {report['animation']}"))

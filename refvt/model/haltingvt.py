@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from refvt import backends
 from refvt.array import Array
+from refvt.limits import check_request
 from refvt.model import flops
 from refvt.model.blocks import Context
-from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
+from refvt.model.checkpoints import CheckpointError, parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, values_of_tokens
 from refvt.model.drop_path import DropPath
@@ -25,7 +27,7 @@ from refvt.model.inputs import (
     check_loss_weights,
 )
 from refvt.model.network import NetworkCache, NetworkResult, network_backward, network_forward, network_result
-from refvt.model.parameters import check_parameters, initial_parameters
+from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
 from refvt.model.plan import Execution
 
 __all__ = ["HaltingVT", "Loss", "Output", "Trace", "load"]
@@ -109,9 +111,10 @@ class HaltingVT:
         self.dtype = dtype
         self.backend = backends.default() if backend is None else backend
         self._ops = backends.get(self.backend)
+        check_request("config: its parameters", list(parameter_shapes(config).values()), np.dtype(dtype).itemsize)
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
-        check_parameters(parameters, config)
+        check_parameters(parameters, config, dtype)
         self._graphs = self._ops.arrays.GraphCache()
         from_numpy = self._ops.arrays.from_numpy
         with self._ops.session():
@@ -121,6 +124,12 @@ class HaltingVT:
         """Write the parameters to a ``.safetensors`` or ``.npz`` file, whole or not at all."""
         to_numpy = self._ops.arrays.to_numpy
         save_parameters({name: to_numpy(value) for name, value in self.parameters.items()}, path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What pickle and copy.deepcopy keep: the arguments that make the model again, parameters in main memory."""
+        to_numpy = self._ops.arrays.to_numpy
+        parameters = {name: np.array(to_numpy(value)) for name, value in self.parameters.items()}
+        return type(self), (self.config, parameters, 0, self.backend, self.dtype)
 
     def __repr__(self) -> str:
         return f"HaltingVT({self.config}, backend={self.backend!r}, dtype={self.dtype!r})"
@@ -333,7 +342,12 @@ def load(
     ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Of several
     sets of weights in a PyTorch checkpoint ``weights_key`` names the one to read, such as "state_dict_ema" (see
     ``refvt.model.checkpoints.read_checkpoint``). Nothing in the file is ever executed.
-    ValueError lists everything that does not fit at once.
+    CheckpointError, with the path, lists what does not fit.
     """
-    tensors = parameters_from(read_checkpoint(path, weights_key), config, seed, checkpoint_grid)
-    return HaltingVT(config, tensors, backend=backend, dtype=dtype)
+    tensors = read_checkpoint(path, weights_key)
+    try:
+        parameters = parameters_from(tensors, config, seed, checkpoint_grid)
+        check_parameters(parameters, config, dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+    return HaltingVT(config, parameters, backend=backend, dtype=dtype)
