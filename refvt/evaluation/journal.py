@@ -78,7 +78,7 @@ class Journal:
 
     def _compare(self, line: bytes, header: dict[str, Any]) -> None:
         """Check that the first line is this header."""
-        stored = decode_json(line, f"{self.path}:1: expected what is evaluated, as JSON")
+        stored = decode_json(line, f"{self.path}:1: not a line of an evaluation: expected what is evaluated, as JSON")
         for name, value in header.items():
             if name not in stored or stored[name] != value:
                 was = brief(stored.get(name, "nothing"))
