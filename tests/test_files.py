@@ -269,6 +269,7 @@ def test_a_large_file_is_not_read(tmp_path):
         "\ufeff{}",
         '"' + "x" * 1_000_000,
     ],
+    ids=range(13),
 )
 def test_what_is_no_object_is_refused_in_one_short_line(tmp_path, text):
     file = tmp_path / "recipe.json"

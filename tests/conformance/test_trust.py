@@ -128,8 +128,8 @@ def test_export_and_check_overwrite_nothing_of_others(tmp_path, capsys):
 def test_generate_deletes_nothing_of_others(tmp_path, monkeypatch):
     from golden import generate
 
-    made = {"manifest.json": '{"cases": {"a": {"file": "a.npz", "sha256": "%s"}}}' % hashlib.sha256(b"new").hexdigest()}
-    made["a.npz"] = "new"
+    entry = {"file": "a.npz", "sha256": hashlib.sha256(b"new").hexdigest()}
+    made = {"manifest.json": json.dumps({"cases": {"a": entry}}), "a.npz": "new"}
     monkeypatch.setattr(generate, "write", lambda folder, _: [(folder / n).write_text(t) for n, t in made.items()])
     for strange in ("thesis.txt", "a.npz", "manifest.json", "b.npz"):
         target = tmp_path / strange.replace(".", "-")

@@ -2,8 +2,8 @@
 
 A logit of size S has a rounding error of about u · S, u = 2⁻²⁴, whoever computes it, and its weight e^S the relative
 error u · S. So gradients through the softmax may err by a small multiple of u · (1 + S), S the largest |logit|. Two
-habits of fused attention err far more, and are avoided: a weight as e^(s − lse) with shift and sum rounded together, and
-Σ w · dw as y · dy in another order of summation than dw itself, which leaves noise where one key has all the weight.
+habits of fused attention err far more, and are avoided: a weight as e^(s − lse) with shift and sum rounded together,
+and Σ w · dw as y · dy in another order of summation than dw itself: noise is left where one key has all the weight.
 """
 
 import numpy as np
