@@ -1,8 +1,12 @@
-"""A progress line on stderr while kernels are compiled: it happens once on a machine, and takes a while."""
+"""Progress on stderr while kernels are compiled: it happens once on a machine, and takes a while.
+
+A terminal gets one live line. A file, a pipe or a notebook gets a plain line every ten seconds at most.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -14,11 +18,17 @@ from numba.core import event
 __all__ = ["compilation_shown"]
 
 SILENT = 1.0  # seconds of compilation without a progress line
-WIDTH = 79  # characters; a longer line would wrap, and could not be overwritten
+PAUSE = 10.0  # seconds between two lines where there is no terminal
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 class _Line(event.Listener):  # type: ignore[misc]
-    """Counts refvt's kernels as they are compiled, and the seconds it takes, and prints both on one line."""
+    """Counts refvt's kernels as they are compiled, and the seconds it takes, and prints both."""
+
+    printed = -PAUSE  # when the last plain line was printed, by any instance
 
     def __init__(self, silent: float) -> None:
         self.silent, self.kernels, self.seconds, self.open = silent, 0, 0.0, False
@@ -44,13 +54,19 @@ class _Line(event.Listener):  # type: ignore[misc]
     def say(self, what: str) -> None:
         """Print the line, if compiling has taken long enough."""
         seconds = self.seconds + (time.perf_counter() - self.start if any(self.under_way) else 0)
-        if seconds >= self.silent:
+        if seconds < self.silent:
+            return
+        line = f"refvt: compiling kernels (once per machine): {self.kernels} kernels, {seconds:.0f} s, {what}"
+        if _is_terminal():
             self.open = True
-            line = f"refvt: compiling kernels (once per machine): {self.kernels} kernels, {seconds:.0f} s, {what}"
-            print(f"\r{line[:WIDTH]:{WIDTH}}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and could not be overwritten
+            print(f"\r{line[:width]:{width}}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - _Line.printed >= PAUSE:
+            _Line.printed = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the line, if one was printed."""
+        """End the live line, if there is one."""
         if self.open:
             self.say("done")
             print(file=sys.stderr)

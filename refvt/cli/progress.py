@@ -1,8 +1,14 @@
-"""Progress bars on stderr, the same in all commands. Without tqdm there are none, but one line says how to get them."""
+"""Progress bars on stderr, the same in all commands. Without tqdm there are none, but one line says how to get them.
+
+A terminal gets one live line. A file, a pipe or a notebook gets a plain line every ten seconds at most. REFVT_QUIET
+leaves both out.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from types import TracebackType
@@ -17,12 +23,41 @@ from refvt.training.observer import Observer
 __all__ = ["EvaluationBar", "ProgressBar", "TrainingBar", "headline"]
 
 
+PAUSE = 10.0  # seconds between two lines where there is no terminal
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+class _PlainLines:
+    """A file for tqdm that writes the state of a bar as a line of its own on stderr, if ``PAUSE`` seconds have passed.
+
+    All bars together: the time counts from the last line, or from the program's start.
+    """
+
+    printed = time.monotonic()
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text and time.monotonic() - _PlainLines.printed >= PAUSE:
+            _PlainLines.printed = time.monotonic()
+            print(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class ProgressBar:
-    """A progress bar on stderr; nothing where tqdm is not installed."""
+    """A progress bar on stderr; nothing where tqdm is not installed or REFVT_QUIET is set."""
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        tqdm = _find_tqdm()
-        self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True) if tqdm else None
+        tqdm = None if os.environ.get("REFVT_QUIET") else _find_tqdm()
+        self._bar: Any = None
+        if tqdm is not None and _is_terminal():
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
+        elif tqdm is not None:
+            self._bar = tqdm(total=total, initial=done, unit=unit, file=_PlainLines(), ncols=0, mininterval=1)
 
     def __enter__(self) -> Self:
         return self

@@ -328,9 +328,9 @@ def photographs_recipe() -> Recipe:
         {
             **halting,
             "data_settings.train_clips": 8192,
-            "epochs": 14,
+            "epochs": 28,
             "learning_rate": 7e-4,
-            "ponder_weight": 0.06,
+            "ponder_weight": 0.065,
             "ponder_warmup_epochs": 0.5,
             "changing_ponder": -2.0,
             "backbone": backbone,

@@ -21,6 +21,8 @@ def fresh(module="refvt.ops.somewhere.jit"):
 def loud(monkeypatch):
     monkeypatch.delenv("REFVT_QUIET", raising=False)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 0.0)  # a busy machine compiles slowly
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def test_kernels_are_counted_on_one_line(capsys):
@@ -74,3 +76,26 @@ def test_nothing_is_shown_for_kernels_that_are_ready_or_quick_or_not_of_refvt(ca
     with compilation_shown(silent=0):
         fresh()(2)
     assert capsys.readouterr().err == ""
+
+
+def test_the_line_is_not_wider_than_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with compilation_shown(silent=0):
+        fresh()(2)
+    said = capsys.readouterr().err.rstrip("\n").split("\r")[1:]
+    assert [len(line) for line in said] == [39, 39]
+
+
+def test_a_pipe_gets_a_plain_line_every_ten_seconds_at_most(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress, "_is_terminal", lambda: False)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress._Line, "printed", -progress.PAUSE)
+    for _ in range(2):  # two contexts, one after the other: together
+        with compilation_shown(silent=0):
+            for _ in range(6):
+                fresh()(2)
+                now += 2.0
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert [line.split(" kernels, ")[0].split(": ")[-1] for line in said.splitlines()] == ["1", "6", "5"]
