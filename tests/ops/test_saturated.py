@@ -34,7 +34,7 @@ def gradients(backend, dtype, factor, heads, keys, biased):
 
 
 @pytest.mark.parametrize("backend", [name for name in backends.available() if name != "cuda"])
-@pytest.mark.parametrize("factor", [1, 3, 10, 30, 100])
+@pytest.mark.parametrize("factor", [1, 3, 10, 30])
 @pytest.mark.parametrize(("heads", "keys", "biased"), [(2, 1, False), (1, 1, False), (2, 1.5, True), (2, 0.5, False)])
 def test_the_error_is_that_of_the_logits(backend, factor, heads, keys, biased):
     true, largest = gradients("reference", "float64", factor, heads, keys, biased)
@@ -42,6 +42,16 @@ def test_the_error_is_that_of_the_logits(backend, factor, heads, keys, biased):
     for name, exact in true.items():
         error = np.linalg.norm(found[name] - exact) / np.linalg.norm(exact)
         assert error <= MULTIPLE * U * (1 + largest), name
+
+
+@pytest.mark.parametrize(("heads", "keys", "biased"), [(2, 1, False), (1, 1, False), (2, 1.5, True), (2, 0.5, False)])
+def test_beyond_it_jit_errs_no_more_than_the_reference(heads, keys, biased):
+    """Where gradients are smaller than the rounding of a weight near 1 the bound ends, for the reference too."""
+    true, largest = gradients("reference", "float64", 100, heads, keys, biased)
+    plain, fused = (gradients(name, "float32", 100, heads, keys, biased)[0] for name in ("reference", "jit"))
+    for name, exact in true.items():
+        errors = [np.linalg.norm(found[name] - exact) / np.linalg.norm(exact) for found in (plain, fused)]
+        assert errors[1] <= MULTIPLE * max(errors[0], U * (1 + largest)), name
 
 
 def test_where_one_key_has_all_the_weight_nothing_passes_the_softmax():
