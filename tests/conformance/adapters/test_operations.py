@@ -9,7 +9,7 @@ from refvt.backends import get
 from refvt.conformance import adapters
 from refvt.conformance.checking import check
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 

@@ -12,7 +12,7 @@ from refvt.conformance.cases import Truth, model_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+torch = pytest.importorskip("torch")
 
 from refvt.conformance import adapters  # noqa: E402
 from tests.support.torch_style import Blocks  # noqa: E402
