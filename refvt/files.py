@@ -277,22 +277,23 @@ def read_regular(path: Path, most: int, what: str = "a file") -> bytes:
         return file.read(most)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str, constants: bool = False) -> dict[str, Any]:
     """Read a JSON object. ValueError, with the path, for anything else; OSError if the file cannot be read.
 
-    what: what it should be, for the message: "a recipe".
+    what: what it should be, for the message: "a recipe". constants: as in ``decode_json``.
     """
-    return decode_json(read_regular(path, JSON_BYTES, what), f"{path}: expected {what} as JSON")
+    return decode_json(read_regular(path, JSON_BYTES, what), f"{path}: expected {what} as JSON", constants)
 
 
-def decode_json(content: bytes | str, expected: str) -> dict[str, Any]:
+def decode_json(content: bytes | str, expected: str, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object of a text. ValueError that begins with ``expected`` for anything else.
 
-    NaN and infinity, which are no JSON, and a name that occurs twice in an object are refused.
+    A name that occurs twice in an object is refused, and so are NaN and infinity, which are no JSON, unless
+    ``constants``: then the caller says which field has one.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        found = json.loads(text, parse_constant=float if constants else _refuse_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"{expected}, got one that is nested too deeply") from None
     except ValueError as error:

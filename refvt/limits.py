@@ -35,7 +35,7 @@ def check_unpacked(what: str, declared: int, stored: int) -> None:
     """ValueError if arrays of ``declared`` bytes are too many for a file of ``stored`` bytes."""
     allowed = UNPACKED_FLOOR + UNPACKED_RATIO * stored
     if declared > allowed:
-        raise ValueError(f"{what}: expected at most {allowed} bytes in a file of {stored}, got {declared} declared")
+        raise ValueError(f"{what} unpack to {declared} bytes: expected at most {allowed} from a file of {stored}")
 
 
 def check_frames(what: str, count: int, width: int, height: int, stored: int) -> None:

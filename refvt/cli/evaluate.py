@@ -146,7 +146,7 @@ def _read_config(options: argparse.Namespace) -> HaltingVTConfig:
     path = options.config
     if path is None:
         return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
-    values = read_json(path, "a configuration")
+    values = read_json(path, "a configuration", constants=True)
     try:
         return HaltingVTConfig(**values)
     except (ValueError, TypeError) as error:

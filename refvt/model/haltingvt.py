@@ -11,7 +11,6 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
-from refvt.limits import check_request
 from refvt.model import flops
 from refvt.model.blocks import Context
 from refvt.model.checkpoints import CheckpointError, parameters_from, read_checkpoint, save_parameters
@@ -27,7 +26,7 @@ from refvt.model.inputs import (
     check_loss_weights,
 )
 from refvt.model.network import NetworkCache, NetworkResult, network_backward, network_forward, network_result
-from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
+from refvt.model.parameters import check_parameters, initial_parameters
 from refvt.model.plan import Execution
 
 __all__ = ["HaltingVT", "Loss", "Output", "Trace", "load"]
@@ -111,7 +110,6 @@ class HaltingVT:
         self.dtype = dtype
         self.backend = backends.default() if backend is None else backend
         self._ops = backends.get(self.backend)
-        check_request("config: its parameters", list(parameter_shapes(config).values()), np.dtype(dtype).itemsize)
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
         check_parameters(parameters, config, dtype)

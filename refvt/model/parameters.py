@@ -12,6 +12,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.checks import at_most, brief
+from refvt.limits import check_request
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["check_parameters", "initial_parameters", "parameter_shapes"]
@@ -59,8 +60,9 @@ def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
     Linear weights, cls_token and pos_embed are normal with σ = 0.02, truncated at ±2. Linear biases, time_embed and
     every temporal_fc are zero. LayerNorms have weight 1 and bias 0. The patch projection is uniform in ±1/√(C·P²).
     All are drawn in double precision in the order of ``parameter_shapes``, so that a seed gives the same parameters in
-    every dtype.
+    every dtype. ValueError if they need more memory than the machine has.
     """
+    check_request("config: its parameters", list(parameter_shapes(config).values()), 8)
     bound = 1 / math.sqrt(config.channels * config.patch_size**2)
     parameters: dict[str, Array] = {}
     for name, shape in parameter_shapes(config).items():

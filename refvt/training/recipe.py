@@ -352,7 +352,7 @@ def find_recipe(name_or_file: str) -> Recipe:
     path = Path(name_or_file)
     if path.suffix != ".json":
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)} or a .json file, got {brief(name_or_file)}")
-    values = read_json(path, "a recipe")
+    values = read_json(path, "a recipe", constants=True)
     try:
         return Recipe.from_dict(values)
     except RecursionError:
