@@ -55,6 +55,20 @@ shown
 round(change_auc(scene), 2)
 
 # %% [markdown]
+# Now follow single tokens. Point at a patch, or tap it, and you see its whole life: in each layer it gets a *score*, and it
+# halts when its scores add up to nearly 1 (notebook 4 says why). The sliders and the arrow keys move through frames and
+# layers. `refvt halt VIDEO --html page.html` writes the same page for a video of your own.
+
+# %%
+from IPython.display import HTML
+
+from refvt.plots.halting_page import embed_page
+from refvt.plots.scene import scene_page
+
+page = scene_page(model, scene, "carphone: 8 frames of a person in a car")
+HTML(embed_page(page))
+
+# %% [markdown]
 # ## The way ahead
 #
 # | notebook | question |

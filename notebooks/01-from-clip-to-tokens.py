@@ -23,8 +23,37 @@ import numpy as np
 
 import refvt
 from refvt.data import MovingDigits
+from refvt.notebooks.pictures import draw_model
 
 np.set_printoptions(precision=3, suppress=True)
+
+# %% [markdown]
+# ## The whole model in one picture
+#
+# From bottom to top, at the paper's size with R = 0.3. Beside the arrows stands how many tokens pass. This notebook is about
+# the blue part, notebook 3 about the Glimpser, notebooks 4 to 6 about halting in the joint blocks, notebook 7 about the heads.
+
+# %%
+draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
+
+# %% [markdown]
+# ## Symbols, one meaning each
+#
+# | symbol | meaning | HaltingVT-S |
+# | --- | --- | --- |
+# | B, T, C | clips of a batch, frames of a clip, colours | T = 8, C = 3 |
+# | P, S | side of a patch in pixels, patches of a frame | 16, 196 |
+# | D, A, d | width of a token, attention heads, width of a head D/A | 384, 6, 64 |
+# | N, N' | tokens of a clip 1 + S · T; those that enter the joint blocks | 1569, 473 |
+# | k, l | a token; a joint layer, counted from 1 | |
+# | G, L | Glimpser blocks, joint blocks | 2, 10 |
+# | R, S' | keep rate of the Glimpser, patches that it keeps in a frame ⌈R · S⌉ | 0.3, 59 |
+# | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | 10, 10, 0.01 |
+# | $N_k$, $r_k$, $\rho_k$ | the layer in which token k halts, its remainder, its ponder | |
+# | $x_k^l$, $y_k$ | state of token k after layer l, its output | |
+# | K, $\mathcal{L}$ | classes, the loss | 200 |
+#
+# In attention (notebook 2) q, k and v are queries, keys and values, as everywhere; tokens are i and j there.
 
 # %% [markdown]
 # ## The clip

@@ -86,9 +86,9 @@ check_exercise("halting layers", prediction)
 # The output of a token is a mean of its own states, weighted by the scores. For that the weights must sum to one. The
 # token "in layer 2" has 0.6 + 0.5 = 1.1, which is too much. So the last score is replaced by what is left:
 #
-# $$r = 1 - \sum_{l < N} h^l$$
+# $$r = 1 - \sum_{l < N_k} h^l$$
 #
-# where $N$ is the layer in which the token halts. This is the **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4.
+# where $N_k$ is the layer in which the token, number k, halts (N alone is the number of tokens). This is the **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4.
 #
 # In the picture each bar is one token. It fills with scores from left to right. The hatched part is the remainder: the
 # last slice, cut so that the bar ends at 1. What was cut off is drawn faintly.
@@ -99,11 +99,11 @@ draw_lives(scores, epsilon, names)
 # %% [markdown]
 # The output of the token and its *ponder*:
 #
-# $$y = \sum_{l<N} h^l x^l + r\, x^{N}, \qquad \rho = N + r$$
+# $$y = \sum_{l<N_k} h^l x^l + r\, x^{N_k}, \qquad \rho = N_k + r$$
 #
 # ρ says how long the token was computed: the number of layers, plus the remainder. The remainder is in it so that ρ has
 # a
-# gradient: N is a whole number and has none (notebook 5).
+# gradient: $N_k$ is a whole number and has none (notebook 5).
 #
 # Here is the whole computation for one token, "in layer 2":
 
@@ -124,7 +124,7 @@ ponder = layer + remainder
 print("y =", y, " ponder =", ponder)
 
 # %% [markdown]
-# Now all five tokens, as refvt computes them. The first result is y, the second ρ, the third N:
+# Now all five tokens, as refvt computes them. The first result is y, the second ρ, the third $N_k$:
 
 # %%
 from refvt import backends
@@ -154,7 +154,7 @@ print("sums:", weights.sum(axis=0))
 # The token "just not" has scores of 0.5 and 0.45, the sum is 0.95. It lives on and halts in layer 3 with the small
 # remainder 0.05. (The answer to the question above is 3, 1, 2, 3, 3.)
 #
-# *Predict first.* We raise its score in layer 2 from 0.45 to 0.48, and then to 0.50. What happens to N, r and ρ?
+# *Predict first.* We raise its score in layer 2 from 0.45 to 0.48, and then to 0.50. What happens to $N_k$, r and ρ?
 
 # %%
 for second in (0.45, 0.48, 0.489, 0.491, 0.50):
@@ -170,7 +170,7 @@ for second in (0.45, 0.48, 0.489, 0.491, 0.50):
 # score,
 # not from the third.
 #
-# So N and r jump, and y jumps with them. Gradient descent does not see the jump. It sees only the slope on either side.
+# So $N_k$ and r jump, and y jumps with them. Gradient descent does not see the jump. It sees only the slope on either side.
 # That is the subject of the next notebook.
 #
 # ## ε by sight
@@ -183,15 +183,92 @@ for value in (0.01, 0.06, 0.3):
     print(f"epsilon {value:4.2f}: halting layers {layers}, mean ponder {ponder.mean():.2f}")
 
 # %% [markdown]
-# ## CLS halts like every other token
+# With a kernel you can move both knobs here. A larger β makes every score smaller. *Predict first:* which token is the last to
+# halt in layer 1 when β falls? (The one with the smallest score there, "slow".)
+
+# %%
+from refvt.notebooks import explore_life
+
+explore_life(scores, epsilon, names=names)
+
+# %% [markdown]
+# ## What the head reads
 #
-# Token 0 is CLS, the token that holds the answer. It has its own scores and its own bar. When CLS has halted, nothing
-# that
-# is computed later can change the answer: the heads read only y of CLS. At test time the whole clip is done then, and
-# the
-# ponder of tokens that were still alive is not known. In training the others are followed to their end, because the
-# ponder
-# loss needs them.
+# Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
+# heads (class and motion) read one vector, norm(y of CLS), **the mean of its states over the layers it lived through**, not
+# its last state. Here is a trained model. We take y of CLS and nothing else, and compute the logits by hand:
+
+# %%
+from refvt import weights
+from refvt.training.recipe import make_moving_digits
+
+model, recipe = weights.load("photographs", backend="reference")
+clip = make_moving_digits(recipe)[1].clip(0)[None]
+trace = model.trace(clip)
+p, N, L = model.parameters, model.config.joint_tokens, model.config.joint_depth
+output = trace["y"].reshape(N, -1)  # [N', D], CLS first
+
+
+def logits_of(cls):
+    normed = (cls - cls.mean()) / np.sqrt(cls.var() + 1e-6) * p["norm.weight"] + p["norm.bias"]
+    return normed @ p["head.weight"].T + p["head.bias"]
+
+
+print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.output.logits[0]).max())
+
+# %% [markdown]
+# The same logits: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key and a value in
+# the attention of CLS.
+#
+# ## What is unknown once CLS has halted
+#
+# When CLS has halted, nothing that is computed later can change the answer. So at test time the clip is done. Not known
+# are then, for each token that was still alive: the layer in which it would have halted, its remainder and its ponder. The
+# answer and the cost are known. In training every token is followed to its end, because the ponder loss needs its ρ.
+#
+# The model "digits" halts CLS early. *Predict first:* how many of its tokens are left unknown?
+
+# %%
+digits, digits_recipe = weights.load("digits", backend="reference")
+digits_data = make_moving_digits(digits_recipe)[1]
+some = np.stack([digits_data.clip(i) for i in range(16)])
+out, followed = digits(some), digits(some, full_ponder=True)
+print("CLS halts in layer", out.decisions.halting_layer[:, 0])
+print(
+    f"tokens with an unknown ponder: {np.isnan(out.ponder).sum()} of {out.ponder.size}; followed to the end: {np.isnan(followed.ponder).sum()}"
+)
+print("largest difference of the logits:", np.abs(out.logits - followed.logits).max())
+
+# %% [markdown]
+# ## What is new: against frame sampling, early exit and A-ViT
+#
+# | method | what is left out | who decides, and when |
+# | --- | --- | --- |
+# | frame sampling | whole frames | a rule or a policy network, before recognition |
+# | early exit | the rest of the layers, or of the frames, for the whole clip at once | a gate after a layer or a frame, when the answer seems sure |
+# | A-ViT (CVPR 2022) | tokens of one *image*, layer by layer | the token itself, by its channel 0: **the rule of this notebook** |
+# | HaltingVT | tokens of a *video*, layer by layer; CLS may end the clip, which is early exit as a special case | the same rule, after the Glimpser's cut, with the motion loss |
+#
+# So the rule is A-ViT's. New in HaltingVT are: joint space-time attention, so that a token halts knowing all frames; the
+# Glimpser, which drops most patches before; and the motion loss. Left out is A-ViT's *distributional prior*, a loss term that
+# pulls the mean score per layer towards a given distribution. No policy network, no reinforcement learning, no second training.
+#
+# What it means can be counted. Two clips, one in which a digit moves and one in which nothing does; patches alive in each
+# layer (rows) and frame (columns):
+
+# %%
+data = make_moving_digits(recipe)[1]
+for index in (0, 6):
+    out = model(data.clip(index)[None], full_ponder=True)
+    per_frame = out.alive[0, :, 1:].reshape(L, -1, model.config.num_frames).sum(axis=1)
+    print(f"{data.names[data.target(index)]}: {out.gflops[0]:.4f} GFLOPs, tokens {out.tokens_per_layer[0]}")
+    print(per_frame)
+
+# %% [markdown]
+# Frame sampling would have to take whole columns: no column of the moving clip is empty, so every frame holds something that
+# is needed, and most of each frame is not. Early exit would have to cut both tables at one row for all patches: but in the
+# first clip some patches are done after layer 1 and others after layer 4. Halting takes single entries, other ones in each
+# clip. How much accuracy this costs or gains is the matter of notebook 8.
 #
 # ## Exercise
 #
@@ -234,10 +311,10 @@ check_exercise("halt_tokens", halt_tokens)
 # | | |
 # | --- | --- |
 # | score | $h^l = \sigma(\gamma x^l[0] - \beta)$; channel 0 is the logit; $h^L = 1$ |
-# | halts | in the first layer $N$ where the sum of the scores exceeds $1 - \epsilon$ |
-# | remainder | $r = 1 - \sum_{l<N} h^l$, the last slice of the bar |
-# | output | $y = \sum_{l<N} h^l x^l + r x^N$ |
-# | ponder | $\rho = N + r$, between 2 and $L + 1$ |
+# | halts | in the first layer $N_k$ where the sum of the scores exceeds $1 - \epsilon$ |
+# | remainder | $r = 1 - \sum_{l<N_k} h^l$, the last slice of the bar |
+# | output | $y = \sum_{l<N_k} h^l x^l + r x^{N_k}$ |
+# | ponder | $\rho = N_k + r$, between 2 and $L + 1$ |
 #
 # Source: HaltingVT (arXiv 2401.04975), section 3.3. The remainder goes back to ACT (arXiv 1603.08983), channel 0 as the
 # halting logit to A-ViT (CVPR 2022).

@@ -37,43 +37,67 @@ print(halting_layer)
 # %% [markdown]
 # ## What is constant and what is not
 #
-# For one token that halts in layer $N$:
+# For one token that halts in layer $N_k$:
 #
-# $$y = \sum_{l<N} h^l x^l + r\, x^N, \qquad \rho = N + r, \qquad r = 1 - \sum_{l<N} h^l$$
+# $$y = \sum_{l<N_k} h^l x^l + r\, x^{N_k}, \qquad \rho = N_k + r, \qquad r = 1 - \sum_{l<N_k} h^l$$
 #
 # Change one score a little, so little that the token still halts in the same layer. Then
 #
-# - $N$ stays as it is: the comparison "sum > 1 − ε" has no slope,
-# - each $h^l$ with $l < N$ changes its own term, **and it changes r**, because r is what the others leave,
-# - $h^N$ itself occurs nowhere! It was replaced by r. So its slope is zero.
+# - $N_k$ stays as it is: the comparison "sum > 1 − ε" has no slope,
+# - each $h^l$ with $l < N_k$ changes its own term, **and it changes r**, because r is what the others leave,
+# - $h^{N_k}$ itself occurs nowhere! It was replaced by r. So its slope is zero.
 #
 # ## The derivation
 #
-# Write $g_y = \partial L / \partial y$ (a vector) and $g_\rho = \partial L / \partial \rho$ (a number). For $l < N$:
+# Write $g_y = \partial \mathcal{L} / \partial y$ (a vector) and $g_\rho = \partial \mathcal{L} / \partial \rho$ (a number). For $l < N_k$:
 #
-# $$\frac{\partial y}{\partial h^l} = x^l - x^N, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
+# $$\frac{\partial y}{\partial h^l} = x^l - x^{N_k}, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
 #
-# The first: the term $h^l x^l$ grows by $x^l$, and r shrinks by the same amount, which takes away $x^N$. The second: ρ
+# The first: the term $h^l x^l$ grows by $x^l$, and r shrinks by the same amount, which takes away $x^{N_k}$. The second: ρ
 # contains r, which shrinks. So
 #
-# $$\frac{\partial L}{\partial h^l} = g_y \cdot (x^l - x^N) - g_\rho$$
+# $$\frac{\partial \mathcal{L}}{\partial h^l} = g_y \cdot (x^l - x^{N_k}) - g_\rho$$
 #
 # The score is $h = \sigma(\gamma x[0] - \beta)$, and $\sigma' = \sigma (1 - \sigma)$. So what reaches the logit,
 # channel 0
 # of the state, through the score is
 #
-# $$\boxed{\;\frac{\partial L}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^N) - g_\rho \right)
-# \quad (l < N), \qquad 0 \quad (l \ge N)\;}$$
+# $$\boxed{\frac{\partial \mathcal{L}}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
+#
+# for $l < N_k$, and 0 for $l \ge N_k$.
 #
 # Read it in words. **A token is moved to use layer l more if its state there is better for the loss than its state in
-# layer N. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
+# layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
+
+# %% [markdown]
+# ## On paper: $\partial \mathcal{L} / \partial x[0]$ for a token that halts in layer 3
+#
+# CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss be
+# $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers before you read on.
+#
+# | layer l | γ h (1 − h) | g_y · (xˡ − x³) | −g_ρ | product: ∂𝓛/∂xˡ[0] |
+# | --- | --- | --- | --- | --- |
+# | 1 | 10 · 0.3 · 0.7 = 2.1 | 1 − 4 = −3 | −0.5 | 2.1 · (−3.5) = **−7.35** |
+# | 2 | 10 · 0.5 · 0.5 = 2.5 | 2 − 4 = −2 | −0.5 | 2.5 · (−2.5) = **−6.25** |
+# | 3 | | | | **0** |
+#
+# In layer 3 the score was replaced by r, so nothing passes through it. $x^2$ does not occur in the row of layer 1: only the layer where the token halts is compared with. Channel 0
+# is also an ordinary channel of y, which adds $h^l g_y[0]$ (and $r\, g_y[0]$ in layer 3); here $g_y[0] = 0$. And in the whole
+# model the next block reads the state, too, and adds its own gradient while the token lives.
+#
+# The numbers are negative, so descent *raises* both logits: the token moves to earlier layers, where y[1] is smaller.
+
+# %%
+dy, dponder = np.zeros((5, 3)), np.zeros(5)
+dy[0], dponder[0] = [0, 1, 0], 0.5
+print(halt_tokens.backward(dy, dponder, cache)[:, 0, 0] + 0.0)
 
 # %% [markdown]
 # ## Check it with numbers
 #
-# Take a random loss that is linear in y and ρ: $L = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient can
+# Take a random loss that is linear in y and ρ: $\mathcal{L} = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient can
 # be
-# measured: move one logit by a small step in both directions and look at L.
+# measured: move one logit by a small step in both directions and look at $\mathcal{L}$.
 
 # %%
 rng = np.random.default_rng(0)
@@ -125,11 +149,11 @@ print(np.round(through_the_score, 6) + 0.0)
 # score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, only
 # chance can change it: shared weights that move for another reason. docs/training.md reports such a collapse.
 #
-# ## The local form: one number instead of $x^N$
+# ## The local form: one number instead of $x^{N_k}$
 #
-# The formula above needs $x^N$ in every earlier layer. A program that runs backward through the layers can do without: it
+# The formula above needs $x^{N_k}$ in every earlier layer. A program that runs backward through the layers can do without: it
 # carries one number per token, the gradient of `used`, the sum of the weights so far. (In the layer where a token halts,
-# dweight includes $g_\rho$, because ρ = N + r and r is this weight.)
+# dweight includes $g_\rho$, because ρ = N_k + r and r is this weight.)
 #
 # | | forward | backward |
 # | --- | --- | --- |
@@ -143,7 +167,7 @@ k, dused = 0, 0.0
 for layer in (3, 2, 1):
     dweight = dy[k] @ states[layer - 1, k]  # y = sum of weight · x
     if layer == halting_layer[k]:
-        dweight += dponder[k]  # ρ = N + r, and r is the weight of the last layer
+        dweight += dponder[k]  # ρ = N_k + r, and r is the weight of the last layer
         dused = -dweight
         print(f"layer {layer}: halts, dused = {dused:.4f}")
     else:
@@ -164,11 +188,11 @@ print("from the boxed formula, layers 2 and 1:", formula[::-1])
 # The ponder loss is the mean of ρ over all B clips and the N' tokens of each that enter the joint blocks. It is added to the
 # loss with a small weight, 5e-4 in the paper:
 #
-# $$L_\text{ponder} = \frac{1}{B N'} \sum_{b,k} \rho_{b,k}, \qquad g_{\rho} = \frac{\text{weight}}{B N'}$$
+# $$\mathcal{L}_\text{ponder} = \frac{1}{B N'} \sum_{b,k} \rho_{b,k}, \qquad g_{\rho} = \frac{\text{weight}}{B N'}$$
 #
 # Every token has the same $g_\rho$. With $g_y = 0$ only this is left:
 #
-# $$\frac{\partial L}{\partial x^l[0]} = -\gamma\, h^l (1 - h^l)\, g_\rho$$
+# $$\frac{\partial \mathcal{L}}{\partial x^l[0]} = -\gamma\, h^l (1 - h^l)\, g_\rho$$
 #
 # Descent moves against the gradient, so each logit grows, the scores grow, and the token halts earlier. The factor
 # $h(1 - h)$ is small when h is near 0 or 1: a token with tiny scores feels almost nothing.
@@ -224,15 +248,10 @@ check_exercise("gradient of the logit", logit_gradient)
 # ```
 # </details>
 #
-# **On paper.** A token halts in layer 3. Its scores are 0.3 and 0.5, γ = 10. What is $\partial L / \partial x^1[0]$,
-# through
-# the score? (Answer: $10 \cdot 0.3 \cdot 0.7 \cdot (g_y \cdot (x^1 - x^3) - g_\rho) = 2.1\,(g_y \cdot (x^1 - x^3) -
-# g_\rho)$. Note that $x^2$ does not occur.)
-#
 # ## What to remember
 #
-# - The comparison has no gradient. The remainder has: through it every score before N feels the state in layer N.
-# - $\partial L / \partial h^l = g_y \cdot (x^l - x^N) - g_\rho$ for $l < N$, and zero from N on.
+# - The comparison has no gradient. The remainder has: through it every score before $N_k$ feels the state in layer $N_k$.
+# - $\partial \mathcal{L} / \partial h^l = g_y \cdot (x^l - x^{N_k}) - g_\rho$ for $l < N_k$, and zero from $N_k$ on.
 # - The ponder loss gives every token the same $g_\rho$, and moves it to halt earlier; how far depends on h(1 − h).
 # - Through its score, a token that halts in layer 1 learns nothing.
 #

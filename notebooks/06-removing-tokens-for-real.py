@@ -128,7 +128,57 @@ unknown = np.isnan(answers["compact"].ponder).sum()
 print("tokens whose ponder is not known because the clip left early:", unknown)
 
 # %% [markdown]
-# Only the ponder can change, and here nothing does: with these weights CLS lives to the last layer.
+# Only the ponder can change, and here nothing does: with these weights CLS lives to the last layer. (Notebook 4 has a model
+# whose CLS halts early.)
+#
+# ## The ghost's gradient
+#
+# In the backward the ghost gets gradients dk and dv like any other key and value. Where do they go? Its input is the zero
+# vector, so LayerNorm(0) = bias and its key is $k = W_k\, b + c_k$, with b the bias of `norm1` and $W_k, c_k$ the k rows of
+# `qkv`; the same for v. So the ghost's gradient reaches **`norm1.bias`, and the k and v rows of `qkv` (weight and bias)**.
+# Nothing reaches `norm1.weight` (it is multiplied by 0), nor the q rows (a ghost asks nothing), and the gradient at its zero
+# input is thrown away: a halted token gets nothing from later layers. One ghost stands for m tokens; log m is a constant.
+#
+# *Predict first.* dense has m zero rows, compact one ghost. By how much do the gradients of all parameters differ?
+
+# %%
+small = refvt.HaltingVTConfig(
+    image_size=(32, 32), patch_size=8, channels=1, num_frames=4, width=32, num_heads=4, glimpser_depth=1, depth=4,
+    keep_rates=(0.5,), num_classes=8, halting_scale=10.0, halting_center=0.0,
+)  # fmt: skip
+tiny = refvt.HaltingVT(small, seed=3, backend="reference", dtype="float64")
+two_clips = np.random.default_rng(2).standard_normal((2, 1, 4, 32, 32))
+gradients = {}
+for how in ("dense", "compact"):
+    loss, gradients[how] = tiny.loss_and_gradients(two_clips, np.array([1, 2]), np.array([1, 0]), execution=how)
+print("tokens entering each joint layer:", loss.output.tokens_per_layer.tolist())
+differ = {name: np.abs(gradients["dense"][name] - g).max() for name, g in gradients["compact"].items()}
+print("largest difference of a gradient, dense against compact:", max(differ.values()))
+
+# %% [markdown]
+# They agree to rounding. Now one ghost alone, with a random bias b and a random gradient of its key and value:
+
+# %%
+reference = refvt.backends.get("reference")
+D = 6
+rng = np.random.default_rng(3)
+weight, b, W, c = (
+    rng.standard_normal(D),
+    rng.standard_normal(D),
+    rng.standard_normal((3 * D, D)),
+    rng.standard_normal(3 * D),
+)
+normed, norm_cache = reference.layernorm.forward(np.zeros((1, D)), weight, b)
+qkv, qkv_cache = reference.linear.forward(normed, W, c)
+dqkv = np.concatenate([np.zeros(D), rng.standard_normal(2 * D)])[None]  # a ghost has no query
+dnormed, dqkv_weight, dqkv_bias = reference.linear.backward(dqkv, qkv_cache)[:3]
+_, dweight, db = reference.layernorm.backward(dnormed, norm_cache)
+for name, g in (("norm1.weight", dweight), ("norm1.bias", db)):
+    print(f"d({name}): largest {np.abs(g).max():.3f}")
+for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D, 3 * D))):
+    print(
+        f"rows of {name}: d(qkv.weight) largest {np.abs(dqkv_weight[rows]).max():.3f}, d(qkv.bias) {np.abs(dqkv_bias[rows]).max():.3f}"
+    )
 
 # %% [markdown]
 # ## Exercise

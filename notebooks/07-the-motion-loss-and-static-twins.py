@@ -47,17 +47,17 @@ print("mean change from frame to frame:", change)
 # from frame to frame, and that is what the method wants the model to look at. (Not only motion changes: the camera noise of
 # a clip is new in every frame, and a twin repeats it. `noise` is its standard deviation in grey levels.)
 #
-# ## The loss
+# ## The whole loss, in one line
 #
 # The head for motion reads the same vector as the head for classes: CLS after the last norm. It has two outputs. The loss
 # is the usual two-class cross-entropy, the mean over all 2B clips, without smoothing:
 #
-# $$L = \underbrace{L_\text{class}}_{\text{cross-entropy, } 2B \text{ clips}}
+# $$\mathcal{L} = \underbrace{\mathcal{L}_\text{class}}_{\text{cross-entropy, } 2B \text{ clips}}
 #     + 5 \cdot 10^{-4} \underbrace{\frac{1}{2B N'} \sum_{b,k} \rho_{b,k}}_{\text{ponder loss}}
-#     + \lambda \underbrace{L_\text{motion}}_{\text{cross-entropy, } 2B \text{ clips}}$$
+#     + \lambda \underbrace{\mathcal{L}_\text{motion}}_{\text{cross-entropy, } 2B \text{ clips}}$$
 #
 # A twin keeps the class label of its clip, and it counts in all three parts. *Predict first:* in a model that has learnt
-# nothing, what are the values of $L_\text{class}$ for 8 classes, and of $L_\text{motion}$?
+# nothing, what are the values of $\mathcal{L}_\text{class}$ for 8 classes, and of $\mathcal{L}_\text{motion}$?
 
 # %%
 config = refvt.HaltingVTConfig(
@@ -73,7 +73,12 @@ print(f"ponder {loss.ponder:.3f}")
 print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.motion:.4f}")
 
 # %% [markdown]
-# ## What the motion loss can reach
+# ## Why a motion loss, and what it can reach
+#
+# *Why.* Many class labels can be guessed from one frame: a pool says "swimming". A model that is trained on classes alone may
+# learn to look at the pool, and then no patch that moves is worth more than one that stands still. A clip and its twin share
+# the pool, the frame and the label. Only motion tells them apart, so the second loss can be lowered in one way: look at what
+# moves.
 #
 # The motion head reads CLS. So its gradient goes the way of the class loss: into y of CLS, into the scores of CLS, and
 # through attention into the states of the patches that CLS attends to. It does **not** reach the scores of patches through
@@ -85,7 +90,7 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # with the motion loss; they must come from earlier halting. It gives no derivation, and notebook 5 shows why it is not
 # obvious: no gradient of the motion loss reaches the score of a patch.
 #
-# How does our small version compare? [docs/results/experiment-table1.md](../docs/results/experiment-table1.md) has the
+# How does our small version compare? Notebook 8 shows it, and [docs/results/experiment-table1.md](../docs/results/experiment-table1.md) has the
 # measured change with its 95 % interval, and says whether the claim is confirmed, contradicted, or not told apart from zero.
 #
 # ## A trap: when the label is the motion

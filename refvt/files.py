@@ -41,7 +41,7 @@ __all__ = [
 
 MARK = {  # what says in a file of a kind that refvt made it
     ".gif": "generator=refvt",
-    ".html": '<meta name="generator" content="refvt">',
+    ".html": "<!-- generator=refvt -->",
     ".json": '"generator": "refvt"',
     ".md": "<!-- generator=refvt -->",
     ".png": "Software\0refvt",

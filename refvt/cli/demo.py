@@ -1,12 +1,12 @@
-"""``refvt demo``: the golden files, then the model that comes with refvt on digits it never saw and on a real clip.
+"""``refvt demo``: the model that comes with refvt on digits it never saw and on a real clip, then the golden files.
 
-1. Is it right? The golden files of the PyTorch run.
-2. Does it work? Held-out clips of digits that move over photographs, class by class, and what they cost.
-3. Does halting follow the digit? A patch of a frame has the digit in it, or has it in another frame of its clip, or
+1. Does it work? Held-out clips of digits that move over photographs, class by class, and what they cost.
+2. Does halting follow the digit? A patch of a frame has the digit in it, or has it in another frame of its clip, or
    never has it. The shares of each that are alive, layer by layer, and a map: the canvas wraps around, so every frame
    can be rolled until its digit is in the middle, and then averaged.
-4. Where does it look in a real scene? It was trained on moving digits alone, so the class it gives means nothing; but
+3. Where does it look in a real scene? It was trained on moving digits alone, so the class it gives means nothing; but
    its halting must choose all the same.
+4. Is it right? The golden files of the PyTorch run.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
 from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, change_auc, run_on_scene
 from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
-from refvt.files import refuse_strangers
+from refvt.files import MARK, refuse_strangers, write_whole
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
-from refvt.model.warmup import compile_all
+from refvt.model.warmup import start_compiling
 from refvt.training.recipe import make_moving_digits
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "Check the golden files; recognise moving digits with the trained model and draw halting."
+HELP = "Recognise moving digits with the trained model, draw halting, and check the golden files."
 CLIPS = 256
-PICTURES = ("digits.png", "digits.gif", "following.png", "bikes.png", "bikes.gif")
+PICTURES = ("digits.png", "digits.gif", "following.png", "bikes.png", "bikes.gif", "halting.html")
 
 # bikes.mp4: a person walks past a wall, before a camera that stands still
 VIDEO, STRIDE, PLACE = "bikes.mp4", 1, 0.8375
@@ -49,21 +49,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, classify, measure and draw; 0, or 1 if a golden case failed."""
+    """Classify, measure and draw, then check; 0, or 1 if a golden case failed."""
     refuse_strangers([options.out / name for name in PICTURES], options.overwrite)
-    print("1. Golden files: float64 and float32 against the PyTorch run")
-    failed = 0
-    for dtype in ("float64", "float32"):
-        if backends.default() == "jit":
-            compile_all(dtype)
-        failed += print_verification(verify_all(backends.default(), dtype), dtype)
-    show(options.out, options.backend)
-    print("\nWhich patches live on a video of your own: refvt halt VIDEO")
+    compiler = None
+    if backends.default() == "jit":
+        compiler = start_compiling()  # the backward, which only the golden files need, while the pictures are made
+    try:
+        page = show(options.out, options.backend)
+        print("\n4. Golden files: the same mathematics as the PyTorch run?")
+        failed = print_verification(verify_all("reference", "float64"), "reference, float64")
+        if compiler is not None:
+            compiler.wait()
+        fastest = backends.default()
+        failed += print_verification(verify_all(fastest, "float32"), f"{fastest}, float32")
+    finally:
+        if compiler is not None:
+            compiler.kill()  # after an error or Ctrl-C; nothing happens to a process that has ended
+    print("\nThe same for a video of your own: refvt halt VIDEO --html page.html")
+    print(f"Follow every token of the real clip from layer to layer; open in a browser: {page}")
     return 1 if failed else 0
 
 
-def show(out: Path, backend: str | None = None) -> None:
-    """Print parts 2 to 4 and draw their pictures into the folder ``out``."""
+def show(out: Path, backend: str | None = None) -> Path:
+    """Print parts 1 to 3 and draw their pictures into the folder ``out``; returns the halting page, for a browser."""
     from refvt.plots.demo import draw_digits, draw_following
 
     model, recipe = weights.load("photographs", backend)
@@ -75,13 +83,13 @@ def show(out: Path, backend: str | None = None) -> None:
     states = states_of_output(c, followed, full_ponder=True)
     out.mkdir(parents=True, exist_ok=True)
 
-    print(f"\n2. Moving digits over photographs: the model that comes with refvt on {CLIPS} clips of digits and")
+    print(f"1. Moving digits over photographs: the model that comes with refvt on {CLIPS} clips of digits and")
     print("   photographs that it never saw")
     _print_classes(model, output, classes, data.names)
     sheet, film = draw_digits(clips, states, output.logits, classes, data, out)
     print(f"   one clip of each: {sheet}, {film}")
 
-    print("\n3. Does halting follow the digit? Patches that are alive, every token followed to its own halt")
+    print("\n2. Does halting follow the digit? Patches that are alive, every token followed to its own halt")
     shares = alive_by_group(states, digit_groups(data.ink(), c.patch_size))
     _print_layers(shares, GROUPS)
     found = summarise_lives(lives_of_clips(data.ink(), c, followed))
@@ -89,7 +97,7 @@ def show(out: Path, backend: str | None = None) -> None:
     print(f"   A patch with the digit in it lives longer than one that never has it: AUC {found.auc:.2f} (0.5: chance)")
     print(f"   as seen from the digit: {draw_following(states, shares, data, c.patch_size, out)}")
 
-    _show_scene(model, out)
+    return _show_scene(model, out)
 
 
 def _print_classes(model: HaltingVT, output: Output, classes: Array, names: tuple[str, ...]) -> None:
@@ -111,16 +119,19 @@ def _print_layers(shares: NDArray[np.float64], names: tuple[str, ...]) -> None:
         print(f"   {name:30s}" + "".join(f"{share:9.1%}" for share in of_layer))
 
 
-def _show_scene(model: HaltingVT, out: Path) -> None:
-    from refvt.plots.scene import draw_scene
+def _show_scene(model: HaltingVT, out: Path) -> Path:
+    from refvt.plots.scene import draw_scene, scene_page
 
     side, T = model.config.image_size[0], model.config.num_frames
     scene = run_on_scene(model, find_sample_video(VIDEO), WINDOWS, STRIDE, PLACE)
     first, *_, last = scene.frames.indices
-    print(f"\n4. A real clip: {VIDEO}, frames {first} to {last}, a person walks past a wall")
+    print(f"\n3. A real clip: {VIDEO}, frames {first} to {last}, a person walks past a wall")
     print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
     print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive")
     _print_layers(alive_by_change(scene), SCENE_GROUPS)
     print(f"   A patch that changes lives longer than one that does not: AUC {change_auc(scene):.2f} (0.5: chance)")
-    files = draw_scene(scene, f"{VIDEO}, {T} frames {STRIDE} apart", out, "bikes")
-    print("   " + ", ".join(map(str, files)))
+    title = f"{VIDEO}, {T} frames {STRIDE} apart"
+    print("   " + ", ".join(map(str, draw_scene(scene, title, out, "bikes"))))
+    page = out / "halting.html"
+    write_whole(page, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
+    return page

@@ -1,4 +1,4 @@
-"""``refvt halt``: a model on a video; which tokens live in which layer, as numbers, a picture and an animation."""
+"""``refvt halt``: a model on a video; which tokens live in which layer, as numbers, a picture, an animation, a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refvt.cli.options import (
     checkpoint_settings,
     refuse_checkpoint_settings,
 )
-from refvt.files import read_regular, refuse_strangers
+from refvt.files import MARK, read_regular, refuse_strangers, write_whole
 from refvt.limits import LIST_BYTES
 from refvt.model.config import HaltingVTConfig
 
@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     add_backend(parser)
     add_pictures(parser)
+    parser.add_argument(
+        "--html",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="also write a page, one file for a browser, that shows the life of every token",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
     """Return the files to draw. FileExistsError, before any work, if there is one that refvt did not make."""
     picture, animation = (options.out / f"{options.video.stem}{ending}" for ending in (".png", ".gif"))
-    refuse_strangers([picture, animation], options.overwrite)
+    refuse_strangers([picture, animation, *([options.html] if options.html else [])], options.overwrite)
     return picture, animation
 
 
@@ -84,7 +91,7 @@ def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
 def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt import weights
     from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
-    from refvt.plots.scene import draw_scene
+    from refvt.plots.scene import draw_scene, scene_page
 
     pictures = _pictures(options)
     model, _ = weights.load(TRAINED, options.backend)
@@ -103,6 +110,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
         "auc_of_change": _numbers([change_auc(scene)])[0],
         "picture": str(pictures[0]),
         "animation": str(pictures[1]),
+        **_page_of(options),
     }
     if options.json:
         print(json.dumps(report, indent=1))
@@ -112,6 +120,8 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     frames = report["frames"]
     title = f"{options.video.name}, frames {frames[0]} to {frames[-1]}"
     draw_scene(scene, title, options.out, options.video.stem)
+    if options.html is not None:
+        write_whole(options.html, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
     return 0
 
 
@@ -142,6 +152,7 @@ def _print_scene(report: dict[str, Any]) -> None:
 def _run_whole(options: argparse.Namespace) -> int:
     from refvt.evaluation.videos import best_classes, halting_figures, run_on_video
     from refvt.plots.halting import ClipStates, halting_gif, halting_picture
+    from refvt.plots.halting_page import halting_page
     from refvt.weights.handmade import handmade_parameters
 
     pictures = _pictures(options)
@@ -163,6 +174,7 @@ def _run_whole(options: argparse.Namespace) -> int:
         **halting_figures(found),
         "picture": str(pictures[0]),
         "animation": str(pictures[1]),
+        **_page_of(options),
     }
     if trained:
         report["classes"] = best_classes(found.output.logits[0], names)
@@ -177,6 +189,10 @@ def _run_whole(options: argparse.Namespace) -> int:
     note = f"Weights: {Path(options.weights).name}" if trained else UNTRAINED
     halting_picture(clip, title, note, report["picture"])
     halting_gif(clip, title, note, report["animation"])
+    if options.html is not None:
+        clips, images, indices = found.clip[None], found.frames.images, report["frames"]
+        page = halting_page(model, clips, found.output, images, title, note, indices=indices)
+        write_whole(options.html, f"{page}\n{MARK['.html']}\n".encode())
     return 0
 
 
@@ -218,6 +234,11 @@ def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
 # ---- both
 
 
+def _page_of(options: argparse.Namespace) -> dict[str, str]:
+    """The page as an entry of the report, if one is asked for."""
+    return {} if options.html is None else {"page": str(options.html)}
+
+
 def _print_frames(report: dict[str, Any]) -> None:
     frames = report["frames"]
     stride = frames[1] - frames[0] if len(frames) > 1 else 0
@@ -225,4 +246,6 @@ def _print_frames(report: dict[str, Any]) -> None:
 
 
 def _print_files(report: dict[str, Any]) -> None:
-    print(printable(f"   picture:   {report['picture']}\n   animation: {report['animation']}"))
+    for name in ("picture", "animation", "page"):
+        if name in report:
+            print(f"   {f'{name}:':10s} {printable(report[name])}")

@@ -14,6 +14,7 @@ from refvt.data.change import change_of_patches
 from refvt.data.video import Frames
 from refvt.evaluation.patches import ALIVE, DROPPED, states_of_output
 from refvt.evaluation.selectivity import auc_of
+from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "alive_by_change",
     "change_auc",
     "changing_patches",
+    "clips_of_windows",
     "cut_windows",
     "join_windows",
     "run_on_scene",
@@ -73,8 +75,7 @@ def run_on_scene(
     images = resize_and_crop(frames.images, (height, width), short)
     fine = images @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
     grey = fine.reshape(len(fine), height // finer, finer, width // finer, finer).mean(axis=(2, 4))
-    clips = ((cut_windows(grey, side) - 127.5) / 127.5).astype(np.float32)[:, None]  # [windows, 1, T, side, side]
-    output = model(np.repeat(clips, c.channels, axis=1), full_ponder=True)
+    output = model(clips_of_windows(grey, c), full_ponder=True)
     states = states_of_output(c, output, full_ponder=True)
     return Scene(images, grey, join_windows(states, *windows), windows, frames)
 
@@ -112,6 +113,12 @@ def alive_by_change(scene: Scene) -> NDArray[np.float64]:
         return np.stack(
             [alive[:, which].sum(axis=1) / np.float64(which.sum()) for which in (changing, ~changing)], axis=1
         )
+
+
+def clips_of_windows(grey: Array, config: HaltingVTConfig) -> Array:
+    """The clips that a model gets of a scene's ``grey`` [T, height, width]: float32 [windows, C, T, side, side]."""
+    clips = ((cut_windows(grey, config.image_size[0]) - 127.5) / 127.5).astype(np.float32)[:, None]
+    return np.repeat(clips, config.channels, axis=1)
 
 
 def cut_windows(images: Array, side: int) -> Array:

@@ -14,7 +14,6 @@ from refvt.data import read_clip
 from refvt.data.video import Frames
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
-from refvt.model.warmup import compile_all
 
 __all__ = ["VideoRun", "best_classes", "halting_figures", "run_on_video"]
 
@@ -27,6 +26,7 @@ class VideoRun:
     """
 
     model: HaltingVT
+    clip: Array  # [C, T, height, width]
     frames: Frames
     output: Output
     seconds: float
@@ -40,10 +40,10 @@ def run_on_video(model: HaltingVT, path: Path, stride: int | None = None, resize
     """
     clip, frames = read_clip(path, model.config.num_frames, stride, model.config.image_size, resize)
     if model.backend == "jit":
-        compile_all(training=False)
+        model(clip[None], full_ponder=True)  # compiles the kernels, or loads them
     start = time.perf_counter()
     output = model(clip[None], full_ponder=True)
-    return VideoRun(model, frames, output, time.perf_counter() - start)
+    return VideoRun(model, clip, frames, output, time.perf_counter() - start)
 
 
 def halting_figures(run: VideoRun) -> dict[str, Any]:

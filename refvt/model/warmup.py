@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
-__all__ = ["compile_all", "warm_up"]
+__all__ = ["compile_all", "start_compiling", "warm_up"]
 
 # wide enough that tiles are cut as in a large model (a kernel is compiled again for every layout it meets)
 SMALL = HaltingVTConfig(
@@ -65,3 +68,17 @@ def compile_all(dtype: str = "float32", training: bool = True) -> float:
     with compilation_shown(silent=0):
         warm_up("jit", dtype, training)
     return time.perf_counter() - start
+
+
+def start_compiling(dtype: str = "float32") -> subprocess.Popen[bytes] | None:
+    """Start a process that compiles the jit kernels without a word; processes share the cache on disk.
+
+    None if there is one thread only: then it would be in the way.
+    """
+    from refvt.backends.jit.workspace import num_threads
+
+    if num_threads() < 2:
+        return None
+    command = [sys.executable, "-m", "refvt", "warmup", "--dtype", dtype]
+    environment = {**os.environ, "REFVT_QUIET": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

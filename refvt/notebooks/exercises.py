@@ -6,28 +6,17 @@ what differs, and prints nothing, so that a notebook shows it as the value of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from refvt import backends
-from refvt.array import Array
-from refvt.notebooks.example import worked_example
+from refvt.notebooks.answers import Exercise
+from refvt.notebooks.checking import CHECKING
+from refvt.notebooks.halting import HALTING
+from refvt.notebooks.machines import MACHINES
+from refvt.notebooks.training import TRAINING
 
 __all__ = ["EXERCISES", "Exercise", "check_exercise", "solution"]
 
-RIGHT = "Right."
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise: what is asked, the text of a solution, and the check of an answer."""
-
-    question: str
-    solution: str
-    check: Callable[[Any], str]
+EXERCISES: dict[str, Exercise] = {**HALTING, **TRAINING, **CHECKING, **MACHINES}
 
 
 def check_exercise(name: str, answer: Any) -> str:
@@ -49,127 +38,3 @@ def solution(name: str) -> str:
     if name not in EXERCISES:
         raise ValueError(f"exercise: expected one of {', '.join(EXERCISES)}, got {name!r}")
     return EXERCISES[name].solution
-
-
-def _compare(what: str, got: Any, expected: Array) -> str | None:
-    """Say how an array differs from the expected one; None if it agrees to rounding."""
-    found = np.asarray(got, dtype=np.float64) if np.asarray(got).dtype.kind in "biuf" else None
-    if found is None:
-        return f"Not yet: {what} should be numbers, got {type(got).__name__}."
-    if found.shape != expected.shape:
-        return f"Not yet: {what} should have the shape {expected.shape}, got {found.shape}."
-    wrong = ~np.isclose(found, expected, rtol=1e-9, atol=1e-12)
-    if not wrong.any():
-        return None
-    place = tuple(int(i) for i in np.argwhere(wrong)[0])
-    where = f"{what}[{', '.join(map(str, place))}]" if place else what
-    return (
-        f"Not yet: {where} should be {expected[place]:.6g}, got {found[place]:.6g}; {int(wrong.sum())} values differ."
-    )
-
-
-def _first(*found: str | None) -> str:
-    return next((sentence for sentence in found if sentence is not None), RIGHT)
-
-
-# ---- 04: one token's life
-
-
-def _check_halting_layer(answer: Any) -> str:
-    """answer: the halting layers of the five tokens of the worked example."""
-    example = worked_example()
-    (_, _, layers), _ = backends.get("reference").halt_tokens.forward(*example[:4])
-    return _first(_compare("the halting layers", answer, layers))
-
-
-def _check_halt_tokens(answer: Any) -> str:
-    """answer: a function halt_tokens(states, scale, center, epsilon) -> (y, ponder, halting_layer)."""
-    rng = np.random.default_rng(3)
-    reference = backends.get("reference").halt_tokens
-    for center, L in ((10.0, 3), (5.0, 6), (0.0, 1)):
-        states = rng.normal(0.6, 0.4, (L, 7, 4))
-        expected, _ = reference.forward(states, 10.0, center, 0.01)
-        found = answer(states.copy(), 10.0, center, 0.01)
-        if not isinstance(found, tuple) or len(found) != 3:
-            return "Not yet: expected three results, y, ponder and halting_layer."
-        names = ("y", "ponder", "halting_layer")
-        for name, got, right in zip(names, found, expected, strict=True):
-            if sentence := _compare(name, got, right):
-                return sentence
-    return RIGHT
-
-
-# ---- 05: the gradient through the remainder
-
-
-def _check_logit_gradient(answer: Any) -> str:
-    """answer: a function of (states, scale, center, epsilon, dy, dponder) that returns dL/dx[0], [L, N]."""
-    rng = np.random.default_rng(5)
-    reference = backends.get("reference").halt_tokens
-    for L in (3, 5):
-        states = rng.normal(0.7, 0.4, (L, 6, 4))
-        dy, dponder = rng.standard_normal((6, 4)), rng.standard_normal(6)
-        (_, _, layers), cache = reference.forward(states, 10.0, 10.0, 0.01)
-        full = reference.backward(dy, dponder, cache)
-        # without what reaches channel 0 as a term of y
-        weights = _weights(states, layers)
-        expected = full[:, :, 0] - weights * dy[:, 0]
-        if sentence := _compare("the gradient", answer(states.copy(), 10.0, 10.0, 0.01, dy, dponder), expected):
-            return sentence
-    return RIGHT
-
-
-def _weights(states: Array, layers: Array) -> Array:
-    """The weight of every layer in every token's output [L, N], zero after it has halted."""
-    L, N, _ = states.shape
-    score = 1 / (1 + np.exp(-(10.0 * states[:, :, 0] - 10.0)))  # [L, N]
-    before = np.arange(1, L + 1)[:, None] < layers
-    weights = np.where(before, score, 0.0)
-    weights[layers - 1, np.arange(N)] = 1 - weights.sum(axis=0)
-    return weights
-
-
-EXERCISES: dict[str, Exercise] = {
-    "halting layers": Exercise(
-        "In which layer does each token of the worked example halt?",
-        "answer = [3, 1, 2, 3, 3]",
-        _check_halting_layer,
-    ),
-    "halt_tokens": Exercise(
-        "Write halt_tokens(states, scale, center, epsilon), which returns y, ponder and halting_layer.",
-        """def halt_tokens(states, scale, center, epsilon):
-    L, N, D = states.shape
-    y, ponder, halting_layer = np.zeros((N, D)), np.zeros(N), np.zeros(N, int)
-    for k in range(N):
-        used = 0.0
-        for layer in range(1, L + 1):
-            x = states[layer - 1, k]
-            h = 1.0 if layer == L else 1 / (1 + np.exp(-(scale * x[0] - center)))
-            if used + h > 1 - epsilon:
-                remainder = 1 - used
-                y[k] += remainder * x
-                ponder[k], halting_layer[k] = layer + remainder, layer
-                break
-            y[k] += h * x
-            used += h
-    return y, ponder, halting_layer""",
-        _check_halt_tokens,
-    ),
-    "gradient of the logit": Exercise(
-        "Write logit_gradient(states, scale, center, epsilon, dy, dponder): the gradient that reaches each halting "
-        "logit through the score, [L, N].",
-        """def logit_gradient(states, scale, center, epsilon, dy, dponder):
-    L, N, _ = states.shape
-    gradient = np.zeros((L, N))
-    for k in range(N):
-        h = 1 / (1 + np.exp(-(scale * states[:, k, 0] - center)))
-        h[-1] = 1
-        sums = np.cumsum(h)
-        last = int(np.argmax(sums > 1 - epsilon))  # N_k − 1
-        for layer in range(last):
-            better = dy[k] @ (states[layer, k] - states[last, k])
-            gradient[layer, k] = scale * h[layer] * (1 - h[layer]) * (better - dponder[k])
-    return gradient""",
-        _check_logit_gradient,
-    ),
-}

@@ -32,7 +32,7 @@ def test_demo_checks_recognises_and_draws(tmp_path, capsys):
     assert "without halting" in printed
     assert "never a digit in it" in printed
     assert "patches that change" in printed
-    files = ["bikes.gif", "bikes.png", "digits.gif", "digits.png", "following.png"]
+    files = ["bikes.gif", "bikes.png", "digits.gif", "digits.png", "following.png", "halting.html"]
     assert sorted(path.name for path in out.iterdir()) == files
     assert iio.imread(out / "digits.png").shape[0] > 1000
     assert len(iio.imread(out / "digits.gif", index=None)) == 8  # a step for every frame
@@ -65,14 +65,33 @@ def test_halt_shows_what_changes_by_default(tmp_path, capsys, carphone):
         assert 0.5 < report[name][0] <= 1  # the Glimpser drops a quarter of all patches
     assert iio.imread(report["picture"]).std() > 1
     assert len(iio.imread(report["animation"], index=None)) == 8
-    assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path)]) == 0
-    assert f"AUC {report['auc_of_change']:.2f}" in capsys.readouterr().out
+    assert "page" not in report
+    page = tmp_path / "page.html"
+    assert main(["halt", carphone, "--stride", "8", "--out", str(tmp_path), "--html", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert f"AUC {report['auc_of_change']:.2f}" in printed
+    assert printed.splitlines()[-1].split() == ["page:", str(page)]
+    assert page.stat().st_size < 1e6
+    clips = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])["clips"]
+    assert len(clips) == 4
+    # of the tokens with a patch, as many enter a layer as the report says
+    entered = [sum(len(h) > layer for clip in clips for h in clip["scores"][1:]) for layer in range(4)]
+    of_kinds = report["patches_changing"], report["patches"] - report["patches_changing"]
+    shares = zip(report["alive_changing_per_layer"], report["alive_unchanging_per_layer"], strict=True)
+    assert entered == [round(sum(np.multiply(of_kinds, of_layer))) for of_layer in shares]
 
 
 def test_halt_with_the_handmade_weights_prints_json(tmp_path, capsys, carphone):
     command = ["halt", carphone, "--stride", "8", "--weights", "handmade", "--out", str(tmp_path), "--json"]
-    assert main(command) == 0
+    page = tmp_path / "page.html"
+    assert main([*command, "--html", str(page)]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["page"] == str(page)
+    assert page.stat().st_size < 3e6
+    (clip,) = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])["clips"]
+    assert clip["tokens_per_layer"] == report["tokens_per_layer"]
+    assert clip["gflops_so_far"][-1] == report["gflops"]
+    assert np.mean(clip["ponder"]) == pytest.approx(report["mean_ponder"], rel=1e-6)
     assert report["tokens_per_layer"][0] == 473
     assert report["tokens_per_layer"] == sorted(report["tokens_per_layer"], reverse=True)
     assert report["gflops"] < report["gflops_without_halting"]

@@ -37,7 +37,8 @@ def recipe(tmp_path):
     return str(file)
 
 
-def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe):
+def test_trains_prints_and_goes_on(tmp_path, capsys, digits, recipe, monkeypatch):
+    monkeypatch.delenv("REFVT_QUIET", raising=False)
     out = tmp_path / "new" / "folder"
     line = ["train", "--recipe", recipe, "--out", str(out), "--backend", "reference", "--set", "optimiser=adam"]
     assert main(line) == 0
@@ -147,3 +148,21 @@ def test_videos_need_a_model_of_three_channels(tmp_path, capsys):
     line = ["train", "--recipe", str(tmp_path / "recipe.json"), *lists, "--root", str(tmp_path)]
     assert main([*line, "--out", str(tmp_path / "out")]) == 2
     assert "config.channels: expected 3 for videos, got 1" in capsys.readouterr().err
+
+
+def test_overwrite_and_failure(tmp_path, capsys, digits, recipe):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.json").write_text("precious", encoding="utf-8")
+    line = ["train", "--recipe", recipe, "--out", str(out), "--backend", "reference", "--json"]
+    for more in ([], ["--resume"]):
+        assert main([*line, *more]) == 2
+        assert "recipe.json" in capsys.readouterr().err
+        assert (out / "recipe.json").read_text(encoding="utf-8") == "precious"
+    assert main([*line, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main([*line, "--overwrite", "--set", "learning_rate=1e30"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model"] is None
+    assert "finite" in json.loads(printed.out)["error"]
+    assert not (out / "model.safetensors").exists()

@@ -1,6 +1,7 @@
 """Every notebook is the text beside it, was run, and ended without an error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,21 @@ def test_a_notebook_is_its_text_and_was_run(name):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def answers():
+    """What the table of questions points to: (number of a notebook, beginning of a heading)."""
+    rows = (FOLDER / "README.md").read_text(encoding="utf-8").split("| --- | --- |\n")[1].splitlines()
+    for row in rows:
+        number = None
+        for part in row.split("|")[2].split(";"):
+            found = re.fullmatch(r"\s*(?:(\d+): )?(\S.*?)\s*", part)
+            assert found, row
+            number = int(found[1]) if found[1] else number
+            yield number, found[2]
+
+
+@pytest.mark.parametrize(("number", "heading"), list(answers()))
+def test_the_table_of_questions_points_to_a_section(number, heading):
+    text = (FOLDER / f"{NAMES[number]}.py").read_text(encoding="utf-8")
+    assert any(line.startswith(f"# ## {heading}") for line in text.splitlines())
