@@ -2,6 +2,7 @@
 
     python -m golden.generate              write golden/data: one .npz file per case, and manifest.json
     python -m golden.generate --check      generate the files again and compare them with those in golden/data
+    python -m golden.generate --add        write only the cases that golden/data lacks
     python -m golden.generate --search     write the files with newly searched seeds of the model cases
     python -m golden.verify                check the PyTorch model by identities and finite differences
 

@@ -1,6 +1,6 @@
 """Writes the golden files and their manifest, or checks that they can be generated again.
 
-python -m golden.generate [--out DIR] [--check]
+python -m golden.generate [--out DIR] [--check] [--add]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -30,13 +31,18 @@ GENERATOR = "golden 1.0"
 TOLERANCE = 1e-12  # relative L2 difference that is allowed for the float64 rounding of another CPU
 
 
-def write(folder: Path, search: bool = False) -> None:
-    """Run all cases and write their files and the manifest into an existing folder."""
-    cases: dict[str, Any] = {}
+def write(folder: Path, search: bool = False, stored: dict[str, Any] | None = None) -> None:
+    """Run all cases and write their files and the manifest into an existing folder.
+
+    stored: entries of a manifest whose files lie in the folder already; these cases are left as they are.
+    """
+    cases: dict[str, Any] = dict(stored or {})
     seeds = {} if search else known_seeds()
     with one_thread():
         every_case: list[OpCase | ModelCase | TrainingCase] = [*OP_CASES, *MODEL_CASES, *TRAINING_CASES]
         for case in every_case:
+            if stored and case.stem in stored:
+                continue
             if isinstance(case, OpCase):
                 arrays, entry = run_op(case)
             elif isinstance(case, ModelCase):
@@ -96,16 +102,22 @@ def refuse_others(target: Path) -> None:
         )
 
 
-def generate(target: Path, search: bool = False, overwrite: bool = False) -> None:
+def generate(target: Path, search: bool = False, overwrite: bool = False, add: bool = False) -> None:
     """Write all files to a temporary folder next to the target, then move them there, the manifest last.
 
     Golden files of the target that are not made any more are removed. FileExistsError if it holds anything else, unless
-    ``overwrite``: then files of the same names are replaced, and all others stay.
+    ``overwrite``: then files of the same names are replaced, and all others stay. add: copy what the target holds, and
+    run only the cases that it lacks.
     """
     if not overwrite:
         refuse_others(target)
     with scratch_folder(target) as fresh:
-        write(fresh, search)
+        stored = None
+        if add:
+            for name in own_files(target):
+                shutil.copy(target / name, fresh)
+            stored = json.loads((fresh / MANIFEST).read_text(encoding="utf-8"))["cases"]
+        write(fresh, search, stored)
         target.mkdir(exist_ok=True)
         made = {path.name for path in fresh.iterdir()}
         old = own_files(target) - made
@@ -173,13 +185,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are no golden files")
     parser.add_argument("--check", action="store_true", help="compare with files generated again; write nothing")
+    parser.add_argument("--add", action="store_true", help="write only the cases that the folder lacks")
     parser.add_argument("--search", action="store_true", help="search new seeds for the model cases")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     if options.check:
         good = check(options.out)
     else:
-        generate(options.out, options.search, options.overwrite)
+        generate(options.out, options.search, options.overwrite, options.add)
         good = True
         size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
         numbers = f"{len(OP_CASES)} operation, {len(MODEL_CASES)} model and {len(TRAINING_CASES)} training cases"

@@ -24,6 +24,7 @@ class OpCase:
     settings: dict[str, Any] = field(default_factory=dict)
     tiny: bool = False
     halts_in: tuple[int, ...] | None = None  # exactly the layers in which tokens must halt
+    exact_ties: bool = False  # some sums are exactly 1 - ε in every dtype; they count for no margin
 
     @property
     def stem(self) -> str:
@@ -205,6 +206,16 @@ def _halt(rows: int, forced: bool = False) -> Any:
     return make
 
 
+def _halt_ties(rng: np.random.Generator) -> Arguments:
+    """Logits and sums around an exact tie: σ(10 · 1 - 10) = 1/2, and 1 - ε = 3/4, in every dtype.
+
+    The sum of rows 0 and 5 is exactly 3/4; those of rows 1 and 2 are a little more and a little less.
+    """
+    step = 1 / 64
+    used = np.array([0.25, 0.25 + step, 0.25 - step, 0.0, 0.5, 0.25])
+    return {"logit": np.ones(len(used)), "used": used}
+
+
 def _accumulate(rows: int, dim: int) -> Any:
     def make(rng: np.random.Generator) -> Arguments:
         weight = rng.random(rows)
@@ -245,9 +256,13 @@ def _motion(batch: int) -> Any:
     return make
 
 
-def _ponder(batch: int, tokens: int) -> Any:
+def _ponder(batch: int, tokens: int, weights: bool = False) -> Any:
     def make(rng: np.random.Generator) -> Arguments:
-        return {"ponder": rng.uniform(2, 11, (batch, tokens))}
+        arguments = {"ponder": rng.uniform(2, 11, (batch, tokens))}
+        if weights:
+            arguments["weights"] = rng.uniform(0, 3, (batch, tokens))
+            arguments["weights"][0, :2] = 0, 1
+        return arguments
 
     return make
 
@@ -346,6 +361,13 @@ OP_CASES = [
     OpCase("gather", "vector", "a vector of numbers", _gather((9,), [8, 8, -1, 2, 0, 2, 5])),
     OpCase("gather", "permutation", "every row once", _gather((7, 10), [3, 6, 0, 5, 1, 4, 2])),
     OpCase("gather", "basic", "repeated and zero rows", _gather((4, 8), [2, -1, 2, 0, 3]), tiny=True),
+    OpCase(
+        "gather",
+        "last-unread",
+        "zero rows, and a last row that is never read: its gradient is zero",
+        _gather((4, 8), [2, -1, 0, 2, -1]),
+        tiny=True,
+    ),
     OpCase("segment_mean", "equal", "equal segments", _segment_mean(24, 5, 5, 5, 5)),
     OpCase("segment_mean", "ragged", "unequal segments", _segment_mean(24, 1, 9, 4, 40)),
     OpCase("segment_mean", "basic", "unequal segments", _segment_mean(8, 1, 3), tiny=True),
@@ -363,6 +385,15 @@ OP_CASES = [
     OpCase("halt", "last", "the last layer: all halt", _halt(30), _halting(10.0, 10.0, last=True)),
     OpCase("halt", "forced", "decisions of another run", _halt(40, True), _halting(5.0, 5.0, last=False)),
     OpCase("halt", "basic", "some halt, some go on", _halt(10), _halting(10.0, 10.0, last=False), tiny=True),
+    OpCase(
+        "halt",
+        "tie",
+        "sums of exactly 1 - ε, which do not halt",
+        _halt_ties,
+        {"scale": 10.0, "center": 10.0, "epsilon": 0.25, "last": False},
+        tiny=True,
+        exact_ties=True,
+    ),
     OpCase("accumulate", "plain", "weights from 0 to 1", _accumulate(37, 24)),
     OpCase("accumulate", "basic", "weights from 0 to 1", _accumulate(4, 8), tiny=True),
     _halt_tokens("beta10", "halting spread over the layers", _states(6, 40, 12, 0.85), 10.0, (2, 3, 4, 5, 6)),
@@ -392,6 +423,7 @@ OP_CASES = [
     OpCase("cross_entropy", "basic", "smoothed labels", _classes(2, 5), {"label_smoothing": 0.1}, tiny=True),
     OpCase("ponder_loss", "plain", "three clips", _ponder(3, 37)),
     OpCase("ponder_loss", "basic", "one clip", _ponder(1, 9), tiny=True),
+    OpCase("ponder_loss", "weights", "a weight for each token", _ponder(2, 9, weights=True), tiny=True),
     OpCase("motion_loss", "plain", "moving and static clips", _motion(7)),
     OpCase("motion_loss", "basic", "moving and static clips", _motion(2), tiny=True),
 ]

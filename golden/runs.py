@@ -108,7 +108,8 @@ def _halting_margin(case: OpCase, drawn: Arrays) -> float | None:
         sums = running[before <= 1 - settings["epsilon"]]
     else:
         return None
-    return float(np.abs(sums - (1 - settings["epsilon"])).min())
+    distances = np.abs(sums - (1 - settings["epsilon"]))
+    return float(distances[distances > 0].min() if case.exact_ties else distances.min())
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

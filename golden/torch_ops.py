@@ -318,6 +318,6 @@ OPERATIONS = {
     "accumulate": Operation(accumulate, ("y_next",), multilinear=True),
     "halt_tokens": Operation(halt_tokens, ("y", "ponder", "halting_layer")),
     "cross_entropy": Operation(cross_entropy, ("loss",), ("targets",)),
-    "ponder_loss": Operation(ponder_loss, ("loss",), multilinear=True),
+    "ponder_loss": Operation(ponder_loss, ("loss",), ("weights",), multilinear=True),
     "motion_loss": Operation(motion_loss, ("loss",), ("moving",)),
 }

@@ -1,12 +1,13 @@
 """The command line ``refvt``: a file per command, each with ``HELP``, ``add_arguments`` and ``run``.
 
 Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 the request or its input was wrong, in one line
-on stderr; 130 interrupted.
+on stderr; 130 interrupted; 141 the reader of the output closed it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -36,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _make_parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has enough: refvt check … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
+        return 141  # as a program that SIGPIPE ends
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (ValueError, TypeError, OSError, ImportError, backends.DeviceError) as error:

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         options.laws,
         timeout=options.timeout,
         progress=printer.case,
+        law_progress=printer.law,
     )
     printer.summary(report)
     text = json.dumps({"generator": "refvt", **report.as_dict()}, indent=1, ensure_ascii=False) + "\n"

@@ -23,6 +23,7 @@ class Printer:
         self._stream = stream
         self._rich = stream.isatty() and find_spec("rich") is not None
         self._hidden = 0
+        self._line = False  # whether the cursor stands behind a line that is to be replaced
         self._write = self._writer()
 
     def _writer(self) -> Callable[[str, str], None]:
@@ -43,8 +44,22 @@ class Printer:
         share = f"{_share(case.share):>8s}" if case.compared else " " * 8
         self._write(f"{case.status:10s} {case.name:32s} {compared:>11s} {share}  {_remark(case)}", COLOURS[case.status])
 
+    def law(self, text: str) -> None:
+        """The law that runs now, in one line of a terminal that the next one replaces; elsewhere nothing."""
+        if self._stream.isatty():
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+            self._line = True
+
+    def _end_line(self) -> None:
+        """Clear the line that shows which law runs."""
+        if self._line:
+            self._stream.write("\r\x1b[K")
+            self._line = False
+
     def summary(self, report: Report) -> None:
         """The differences at length, the laws that do not hold, the counts, and the result in one sentence."""
+        self._end_line()
         wrong = [case for case in report.cases if case.status == "differs"]
         for case in _most_telling(wrong):
             self._write("", "")
@@ -56,6 +71,8 @@ class Printer:
             if law.status in ("differs", "error"):
                 self._write("\n" + "\n".join(_law(law)), "")
         self._write("", "")
+        if report.contrast:
+            self._write(report.contrast, "")
         if self._rich:
             self._counts(report)
         hidden = f" ({self._hidden} cases are not given and not listed)" if self._hidden else ""
@@ -120,6 +137,8 @@ def _details(case: CaseReport) -> list[str]:
     if case.sentence:
         lines.append(f"   besides          {case.sentence}")
     lines += [f"   ambiguous        {text}" for text in case.ambiguous]
+    if case.hint:
+        lines.append(f"   next             {case.hint}")
     if case.reproduce:
         lines += ["   reproduce", *(f"      {line}" for line in case.reproduce.splitlines())]
     return lines

@@ -56,15 +56,15 @@ def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bo
     return verify(cases, backend, dtype)
 
 
-def print_verification(results: list[CaseReport], dtype: str) -> int:
-    """Print a short table; returns the number of cases that failed."""
-    print(f"   {dtype}   cases   hold   tensors compared   largest share of the error budget")
-    for kind, label in (("op", "operations"), ("model", "models"), ("training", "training")):
+def print_verification(results: list[CaseReport], label: str) -> int:
+    """Print a short table with a label, such as the dtype; returns the number of cases that failed."""
+    print(f"   {label:20s}cases   hold   tensors compared   largest share of the error budget")
+    for kind, name in (("op", "operations"), ("model", "models"), ("training", "training")):
         group = [r for r in results if r.kind == kind]
         worst = max((r for r in group if r.worst), key=lambda r: r.share, default=None)
         share = f"{worst.share:6.1%}  {worst.name}: {worst.worst.name}" if worst and worst.worst else "–"
         compared = sum(r.compared for r in group)
-        print(f"   {label:10s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:19d}   {share}")
+        print(f"   {name:20s}{len(group):5d}{sum(r.holds for r in group):7d}{compared:19d}   {share}")
     for result in results:
         for note in result.ambiguous:
             print(f"   ambiguous: {result.name}: {note}")

@@ -221,6 +221,9 @@ def _operation_flips(truth: Truth, case: OperationCase, name: str, got: Array, d
         logits, used = arguments["logit"].astype(np.float64)[None], arguments["used"].astype(np.float64)
         low, high = _sums(logits, FLOOR * eps * np.abs(logits), settings["scale"], settings["center"], dtype)
         wrong = expected != got
+        # σ(0) is exactly 1/2: where used + 1/2 is 1 − ε to the bit, nothing is rounded
+        if bool((wrong & (settings["scale"] * logits[0] == settings["center"]) & (used + 0.5 == threshold)).any()):
+            return None
         inside = (low[0] + used <= threshold) & (threshold <= high[0] + used)
         return True if bool(inside[wrong].all()) else None
     logits = arguments["states"][:-1, :, 0].astype(np.float64)

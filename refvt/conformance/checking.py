@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from refvt import backends
+from refvt.array import Array
 from refvt.conformance.ambiguity import set_ambiguous_apart
 from refvt.conformance.arrangements import bare_name
 from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.candidates import resolve, wrap
 from refvt.conformance.cases import TrainingCase, Truth, base_name, truth_of
+from refvt.conformance.contrast import contrast
 from refvt.conformance.divergence import first_divergence, narrow_down, neighbourhood
 from refvt.conformance.exchange import ExchangeFolder
 from refvt.conformance.fresh import fresh_case
 from refvt.conformance.golden import Case, GoldenError, load_arrays, load_manifest
+from refvt.conformance.hints import advice, embedding_places, unused_parameters
 from refvt.conformance.isolation import Answer, Runner, runner_for
 from refvt.conformance.judgement import arrange
 from refvt.conformance.layouts import explain, geometry_of
@@ -44,6 +47,7 @@ def check(
     golden: Path | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    law_progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Compare a candidate with every golden case whose name matches, and return the report.
 
@@ -53,7 +57,7 @@ def check(
     in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
     the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
     seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
-    finished.
+    finished. law_progress: called with a text, such as "law 3 of 40: gather, adjoint", before each law runs.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -70,7 +74,7 @@ def check(
         import_module("refvt.conformance.strategies")  # before the candidate's process starts: it need not be repeated
     start = time.perf_counter()
     chosen = select_cases(cases, golden, training=candidate in backends.BACKENDS)
-    name = candidate if isinstance(candidate, str) else _name_of(candidate)
+    name = str(candidate) if isinstance(candidate, str | Path) else _name_of(candidate)
     report = Report(name, dtype)
     runner: Runner = folder or _runner(candidate, name, dtype, timeout)
     if folder is not None:
@@ -85,8 +89,9 @@ def check(
         answers = finder.answers()
         for found in report.cases:
             found.variant = answers.get(found.name)
+        report.contrast = contrast(report.cases, {case.name: case for case in chosen})
         if laws:
-            report.laws = list(_run_laws(runner, dtype, timeout))
+            report.laws = list(_run_laws(runner, dtype, timeout, law_progress))
     finally:
         runner.close()
     report.seconds = time.perf_counter() - start
@@ -109,12 +114,17 @@ def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: fl
     return found
 
 
-def _run_laws(runner: Runner, dtype: str, timeout: float) -> Iterator[LawReport]:
+def _run_laws(
+    runner: Runner, dtype: str, timeout: float, progress: Callable[[str], None] | None
+) -> Iterator[LawReport]:
     """The laws of the candidate's operations; none for an exchange folder."""
     from refvt.conformance.law_runs import laws_for
 
     pairs = runner.call(laws_for)
-    for operation, law in [] if isinstance(pairs, Answer) else pairs:
+    pairs = [] if isinstance(pairs, Answer) else pairs
+    for number, (operation, law) in enumerate(pairs, 1):
+        if progress is not None:
+            progress(f"law {number} of {len(pairs)}: {operation}, {law}")
         yield law_report(runner, operation, law, dtype, timeout)
 
 
@@ -234,19 +244,29 @@ def _judge_case(asked: Asked, first: Answer, report: CaseReport) -> None:
 def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
     """Find the first divergence, and say what else is known about it."""
     report.first = first_divergence(asked.truth, report.tensors)
-    said = narrow_down(asked.truth, report, {base_name(k): v for k, v in asked.given.items()})
-    report.sentence = "; ".join(filter(None, (report.sentence, said, _under_imposed_decisions(asked, report))))
+    by_name = {base_name(key): value for key, value in asked.given.items()}
+    said = narrow_down(asked.truth, report, by_name), unused_parameters(asked.truth, by_name)
+    report.sentence = "; ".join(filter(None, (report.sentence, *said, _under_imposed_decisions(asked, report))))
+    report.hint = advice(asked.truth, by_name)
     if report.first is None:
         return
     name, given = base_name(report.first.tensor), asked.given[report.first.tensor]
+    value, _, _ = arrange(asked.truth, name, given)
     phrase = explain(name, given, None, asked.truth, asked.dtype)
-    if phrase is not None:
+    if name == "embed" and value is not None and asked.truth.kind == "model":
+        phrase = embedding_places(asked.truth, _parameters(asked), value) or phrase
+    if phrase:
         note = "; ".join(filter(None, (phrase, report.first.note)))
         report.first = replace(report.first, note=note)
-    value, _, _ = arrange(asked.truth, name, given)
     if value is not None and report.first.index is not None:
         report.neighbourhood = neighbourhood(value, asked.truth[name].value, report.first.index)
     report.reproduce = snippet(asked.truth, report.first, candidate, asked.dtype)
+
+
+def _parameters(asked: Asked) -> dict[str, Array]:
+    """The parameters of a model's case, by name."""
+    prefix = "parameters/"
+    return {key.removeprefix(prefix): value for key, value in asked.arrays.items() if key.startswith(prefix)}
 
 
 def _under_imposed_decisions(asked: Asked, report: CaseReport) -> str:

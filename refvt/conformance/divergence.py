@@ -208,5 +208,5 @@ def narrow_down(truth: Truth, case: CaseReport, given: dict[str, Array]) -> str:
     ]
     if vanished:
         more = f" and {len(vanished) - 3} more" if len(vanished) > 3 else ""
-        parts.append(f"gradients that vanish: {', '.join(vanished[:3])}{more}")
+        parts.append(f"gradients that vanish (perhaps never used): {', '.join(vanished[:3])}{more}")
     return "; ".join(parts)

@@ -24,7 +24,7 @@ from refvt.conformance.cases import model_case, operation_case, truth_of
 from refvt.conformance.golden import Case
 from refvt.conformance.own_backends import backend_candidate
 
-__all__ = ["fresh_case"]
+__all__ = ["fresh_case", "with_truth"]
 
 MARGIN = 1e-3
 ATTEMPTS = 50
@@ -40,6 +40,18 @@ def fresh_case(case: Case, arrays: Mapping[str, Array], seed: int) -> tuple[Case
         found = _answers(exact, case, drawn, "float64")
         if _margin(case, drawn, found) >= MARGIN:
             break
+    return with_truth(case, drawn, found)
+
+
+def with_truth(
+    case: Case, arrays: Mapping[str, Array], found: Mapping[str, Array] | None = None
+) -> tuple[Case, dict[str, Array]]:
+    """A case whose inputs were changed, with the answers of the reference as its truth, and budgets for them.
+
+    found: the answers of the float64 reference, if they are there already.
+    """
+    drawn = dict(arrays)
+    found = _answers(backend_candidate("reference", "float64"), case, drawn, "float64") if found is None else found
     rounded = [_answers(backend_candidate("reference", "float32"), case, _nudged(drawn, n), "float32", found)
                for n in range(3)]  # fmt: skip
     tensors = dict(case.tensors)

@@ -77,13 +77,13 @@ class Divergence:
 class CaseReport:
     """One golden case: its status, every tensor that was compared, and what was found about a difference.
 
-    status: "agrees"; "differs"; "ambiguous" (all agrees but for decisions that rounding can change); "not given" (the
-    candidate returned nothing of this case); "error" (it raised, hung, ended its process or returned what cannot be
-    read). sentence: the reason, for the last two statuses, and what the other outputs say, for "differs". tensors: in
-    the order of computation, those that were given. not_given: the names of the case's other tensors. total: the number
-    of the case's tensors. variant: the known variant that all given tensors agree with, or None. reproduce: a few lines
-    of Python that show the first divergence again. neighbourhood: the values around the worst element, for a picture:
-    two lists of rows, got and expected.
+    status: "agrees"; "differs"; "ambiguous" (all agrees but for decisions that rounding can change); "not given"
+    (the candidate returned nothing of this case); "error" (it raised, hung, ended its process or returned what
+    cannot be read). sentence: the reason, for the last two statuses, and what the other outputs say, for "differs".
+    tensors: in the order of computation, those that were given. not_given: the names of the case's other tensors.
+    total: the number of the case's tensors. hint: what to give next, for "differs". variant: the known variant that
+    all given tensors agree with, or None. reproduce: a few lines of Python that show the first divergence again.
+    neighbourhood: the values around the worst element, for a picture: two lists of rows, got and expected.
     """
 
     name: str
@@ -96,6 +96,7 @@ class CaseReport:
     total: int = 0
     first: Divergence | None = None
     ambiguous: list[str] = field(default_factory=list)
+    hint: str = ""
     variant: str | None = None
     reproduce: str = ""
     neighbourhood: tuple[list[list[float]], list[list[float]]] | None = None
@@ -144,12 +145,16 @@ class LawReport:
 
 @dataclass
 class Report:
-    """The whole check of a candidate. ``agrees`` is the answer; ``exit_code`` is what ``refvt check`` returns."""
+    """The whole check of a candidate. ``agrees`` is the answer; ``exit_code`` is what ``refvt check`` returns.
+
+    contrast: what the models that differ have and those that agree have not, or an empty text.
+    """
 
     candidate: str
     dtype: str
     cases: list[CaseReport] = field(default_factory=list)
     laws: list[LawReport] = field(default_factory=list)
+    contrast: str = ""
     seconds: float = 0.0
 
     @property
@@ -222,7 +227,7 @@ def describe_case(case: CaseReport) -> str:
         lines.append(f"worst element {list(first.index)}{place}: got {first.got:.9g}, expected {first.expected:.9g}")
     lines.append(f"error {first.error:.3g}, allowed {first.allowed:.3g}, share of the budget {share_text(first.share)}")
     lines += [f"agrees with variant {case.variant}"] if case.variant else []
-    lines += [text for text in (case.sentence, *case.ambiguous) if text]
+    lines += [text for text in (case.sentence, *case.ambiguous, case.hint) if text]
     return "\n".join([*lines, *(["reproduce:", case.reproduce] if case.reproduce else [])])
 
 

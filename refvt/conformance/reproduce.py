@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from refvt import backends
@@ -44,27 +45,22 @@ def _find(name: str) -> Case:
 def snippet(truth: Truth, first: Divergence, candidate: str, dtype: str) -> str:
     """Runnable text that computes the first divergence again and prints both values of its worst element."""
     name = first.tensor.rpartition(": ")[2]
+    method = "answer_operation" if truth.kind == "op" else "answer_model"
     lines = ["from refvt.conformance import compare_tensor, load_case"]
     if candidate in backends.BACKENDS:
         lines.append("from refvt.conformance.own_backends import backend_candidate")
-        made = f'backend_candidate("{candidate}", "{dtype}")'
-        get = f'["{first.tensor}"]'
-        method = "answer_operation" if truth.kind == "op" else "answer_model"
-        call = f"{made}.{method}(case){get}"
+        lines.append(f'case = load_case("{truth.name}", "{dtype}")')
+        lines.append(f'value = backend_candidate("{candidate}", "{dtype}").{method}(case)["{first.tensor}"]')
+    elif Path(candidate).is_dir():  # an exchange folder: its results are files
+        results = Path(candidate) / truth.name / "results" / f"{name}.npy"
+        lines = ["import numpy as np", "from refvt.conformance import compare_tensor"]
+        lines.append(f"value = np.load({str(results)!r})")
     else:
-        module, _, path = candidate.partition(":")
-        head = path.partition(".")[0]
-        if path.isidentifier() and module.isidentifier():
-            lines += ["import sys; sys.path.insert(0, '.')", f"from {module} import {head}"]
-        elif path.isidentifier() and not module.endswith(".py"):
-            lines.append(f"from {module} import {head}")
-        else:
-            lines.append(f"# candidate = {candidate}")
-        path = path if path.isidentifier() and not module.endswith(".py") else "candidate"
-        call = f'{path}(case)["{name}"]'
-        if truth.kind == "op":
-            lines.append("from refvt.conformance.candidates import wrap")
-            call = f'wrap({path}, "mine").answer_operation(case)["{name}"]'
-    lines.append(f'case = load_case("{truth.name}", "{dtype}")')
-    lines.append(f'print(compare_tensor(case.name, "{name}", {call}, "{dtype}"))')
+        importable = ":" in candidate and "<" not in candidate
+        lines.append(f"from refvt.conformance.candidates import {'resolve, wrap' if importable else 'wrap'}")
+        found = f"resolve({candidate!r})" if importable else f"...  # {candidate}"
+        lines += [f"mine = {found}", 'candidate = wrap(mine, "mine")']
+        lines.append(f'case = load_case("{truth.name}", "{dtype}")')
+        lines.append(f'value = candidate.{method}(case)["{name}"]')
+    lines.append(f'print(compare_tensor("{truth.name}", "{name}", value, "{dtype}"))')
     return "\n".join(lines)

@@ -130,7 +130,7 @@ def test_generate_deletes_nothing_of_others(tmp_path, monkeypatch):
 
     entry = {"file": "a.npz", "sha256": hashlib.sha256(b"new").hexdigest()}
     made = {"manifest.json": json.dumps({"cases": {"a": entry}}), "a.npz": "new"}
-    monkeypatch.setattr(generate, "write", lambda folder, _: [(folder / n).write_text(t) for n, t in made.items()])
+    monkeypatch.setattr(generate, "write", lambda folder, *_: [(folder / n).write_text(t) for n, t in made.items()])
     for strange in ("thesis.txt", "a.npz", "manifest.json", "b.npz"):
         target = tmp_path / strange.replace(".", "-")
         (target / "deep").mkdir(parents=True)

@@ -314,10 +314,15 @@ def _by_similarity(
     before += [f.event for n, f in wrong.items()]
     start = max(before, default=-1) + 1
     best = None
+
+    def rank(found: Found) -> tuple[int, float]:
+        whole = name == "embed"  # the sums on the way to it hold the patches alone
+        return -found.covers if whole else 0, found.error
+
     for number in range(start, len(events)):
         value = events[number].value
         if value.dtype.kind == "f" and not _is_constant(value):
             found = named.best(name, number, value, (0, 1), "similarity")
-            if found is not None and found.error < (SIMILAR if best is None else best.error):
+            if found is not None and found.error < SIMILAR and (best is None or rank(found) < rank(best)):
                 best = found
     return best

@@ -36,7 +36,8 @@ Tensors = dict[str, tuple[Array, "Array | None"]]
 class Recipe:
     """All that one run depends on. A variant changes the fields; ``table`` gives the operations that follow from them.
 
-    back: for each parameter that was rearranged, what takes its gradient back. arrange: what is done to a named tensor
+    back: for each parameter that was rearranged, what takes its gradient back. sources: for a parameter that is read
+    from another one, the name of that one, which gets the gradient. arrange: what is done to a named tensor
     before it is shown (another order of tokens). undefined: tensors that the variant does not have. finish: what is
     done to the table after all else.
     """
@@ -51,6 +52,7 @@ class Recipe:
     ops: Backend = field(default_factory=lambda: copy.copy(backends.get("reference")))
     rule: HaltingRule = field(default_factory=HaltingRule)
     back: dict[str, list[Callable[[Array], Array]]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     arrange: list[Callable[[str, Array], Array]] = field(default_factory=list)
     undefined: set[str] = field(default_factory=set)
     finish: list[Callable[[Backend], None]] = field(default_factory=list)
@@ -136,11 +138,22 @@ def run_model(
     assert cache is not None
     reaching = dponder if recipe.rule.ponder_has_gradient else np.zeros_like(dponder)
     network_backward(context, config, dlogits, dmotion_logits, reaching, cache)
-    for name, gradient in context.gradients.items():
-        for step in recipe.back.get(name, ()):
-            gradient = step(gradient)
+    for name, gradient in _gradients(recipe, context.gradients).items():
         show(f"d({name})", gradient)
     return tensors
+
+
+def _gradients(recipe: Recipe, found: Mapping[str, Array]) -> dict[str, Array]:
+    """The gradients at the parameters as the candidate has them."""
+    gradients = {}
+    for name, gradient in found.items():
+        for step in recipe.back.get(name, ()):
+            gradient = step(gradient)
+        gradients[name] = gradient
+    total = {name: np.zeros_like(value) if name in recipe.sources else value for name, value in gradients.items()}
+    for name, source in recipe.sources.items():
+        total[source] = total[source] + gradients[name]
+    return total
 
 
 def _execution(recipe: Recipe, decisions: Decisions | None) -> Execution:

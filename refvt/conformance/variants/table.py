@@ -10,6 +10,14 @@ from refvt.conformance.variants import changes as do
 from refvt.conformance.variants import operations as forms
 from refvt.conformance.variants import training
 from refvt.conformance.variants.changes import Change, both, configure, halt_by, layernorm, operation
+from refvt.conformance.variants.parameters import (
+    Places,
+    embed_at,
+    identity_layer,
+    last_joint_block,
+    read_from,
+    swap,
+)
 from refvt.conformance.variants.training import weigh
 
 __all__ = ["VARIANTS", "Variant", "markdown_table"]
@@ -43,7 +51,68 @@ def _ponder_sum(recipe: object, B: int, N: int) -> np.ndarray:
     return np.full((B, N), 1 / B)
 
 
+def _transposed(p: Places, rows: int, columns: int, T: int) -> Places:
+    r, c = np.divmod(p.positions - 1, columns)
+    return p._replace(positions=1 + c * rows + r)
+
+
+def _flipped(rows_too: bool, columns_too: bool) -> Change:
+    def rule(p: Places, rows: int, columns: int, T: int) -> Places:
+        r, c = np.divmod(p.positions - 1, columns)
+        return p._replace(positions=1 + (rows - 1 - r if rows_too else r) * columns + (
+            columns - 1 - c if columns_too else c))  # fmt: skip
+
+    return embed_at(rule)
+
+
+def _in_order(p: Places) -> np.ndarray:
+    return np.arange(p.frames.size).reshape(p.frames.shape)
+
+
 _ALL = (
+    # embedding
+    Variant("time_embed reversed", "time_embed", "Frame t gets time_embed[T − 1 − t].", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(frames=T - 1 - p.frames))),
+    Variant("time_embed repeated, not tiled", "time_embed", "Token 1 + j gets time_embed[⌊j / S⌋] for time_embed[j mod "
+            "T]: right only for frame-major tokens.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(frames=_in_order(p) // (rows * columns)))),
+    Variant("time_embed not added", "time_embed", "The tokens get no time_embed.", "image transformers",
+            embed_at(lambda p, rows, columns, T: p._replace(frames=np.full_like(p.frames, -1)))),
+    Variant("time_embed of frame 0 for all", "time_embed", "Every frame gets time_embed[0].", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(frames=0 * p.frames))),
+    Variant("time_embed on CLS too", "time_embed of CLS", "CLS gets time_embed[0].", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(cls_frame=0))),
+    Variant("pos_embed tiled, not repeated", "pos_embed", "Token 1 + j gets pos_embed[1 + j mod S] for pos_embed[1 + "
+            "⌊j / T⌋]: right only for frame-major tokens.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(positions=1 + _in_order(p) % (rows * columns)))),
+    Variant("pos_embed column by column", "pos_embed", "The rows and columns of the patches' positions are exchanged.",
+            MISTAKE, embed_at(_transposed)),
+    Variant("pos_embed reversed", "pos_embed", "Patch s gets pos_embed[S − s].", MISTAKE, _flipped(True, True)),
+    Variant("pos_embed upside down", "pos_embed", "The positions of the patch rows are reversed.", MISTAKE,
+            _flipped(True, False)),
+    Variant("pos_embed mirrored", "pos_embed", "The positions of the patch columns are reversed.", MISTAKE,
+            _flipped(False, True)),
+    Variant("pos_embed with CLS last", "pos_embed", "CLS gets the last row of pos_embed, patch s row s.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(cls=rows * columns, positions=p.positions - 1))),
+    Variant("pos_embed of the patches not added", "pos_embed", "The patches get no pos_embed.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(positions=np.full_like(p.positions, -1)))),
+    Variant("pos_embed of CLS not added", "pos_embed of CLS", "CLS gets no pos_embed.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(cls=-1))),
+    Variant("pos_embed not added", "pos_embed", "No token gets a pos_embed.", MISTAKE,
+            embed_at(lambda p, rows, columns, T: p._replace(cls=-1, positions=np.full_like(p.positions, -1)))),
+    # a layer used for another one
+    *(Variant(f"{source} used for {target}", f"layer {target}", f"In every block {source} is used where {target} "
+              "belongs.", MISTAKE, read_from(source, target))
+      for source, target in (("norm1", "norm2"), ("norm2", "norm1"), ("norm1", "temporal_norm1"),
+                             ("temporal_norm1", "norm1"), ("attn", "temporal_attn"), ("temporal_attn", "attn"))),
+    Variant("norm1 and norm2 swapped", "layer norm1", "Each of the two norms is used where the other one belongs.",
+            MISTAKE, swap("norm1", "norm2")),
+    Variant("attn and temporal_attn swapped", "layer attn", "Each of the two attentions is used where the other one "
+            "belongs.", MISTAKE, swap("attn", "temporal_attn")),
+    Variant("temporal_fc left out", "temporal_fc", "The result of temporal_attn is added without temporal_fc.",
+            "other video transformers", identity_layer("temporal_fc")),
+    Variant("last block in all joint layers", "joint blocks", "All joint layers use the parameters of the last one.",
+            MISTAKE, last_joint_block),
     # halted tokens
     Variant("halted_keys=zero", "halted keys", "Halted tokens stay keys, as zero states.", RELEASED,
             configure(halted_keys="zero")),
