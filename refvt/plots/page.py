@@ -15,8 +15,9 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from refvt.files import write_whole
+from refvt.files import MARK, write_whole
 
 __all__ = [
     "BLUE",
@@ -119,7 +120,12 @@ class Page:
 
         optimize: the smallest file; takes long for large pages of photographs.
         """
-        encoded = iio.imwrite("<bytes>", self.pixels(), extension=".png", plugin="pillow", optimize=optimize)
+        made_by = PngInfo()
+        name, value = MARK[".png"].split("\0")
+        made_by.add_text(name, value)
+        encoded = iio.imwrite(
+            "<bytes>", self.pixels(), extension=".png", plugin="pillow", optimize=optimize, pnginfo=made_by
+        )
         write_whole(path, encoded)
 
 
@@ -131,7 +137,9 @@ def save_gif(path: str | Path, pages: Sequence[Page], milliseconds: int, hold: i
     step = 10 * max(1, round(milliseconds / 10))
     durations = [step] * (len(pages) - 1) + [hold * step]
     images = _reduce_colours(np.stack([page.pixels() for page in pages]))
-    encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    encoded = iio.imwrite(
+        "<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0, comment=MARK[".gif"]
+    )
     write_whole(path, encoded)
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(refvt.__file__).parent
 
 LAYERS = (
     ("refvt.array", "refvt.checks", "refvt.packing"),
+    ("refvt.limits",),
     ("refvt.files", "refvt.environment"),
     ("refvt.backends.reference", "refvt.backends.jit", "refvt.backends.cuda", "refvt.backends.progress"),
     ("refvt.ops",),
