@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 BACKENDS = ("reference", "jit", "cuda")
+"""The names of all backends, whether this machine can run them or not."""
 
 
 class Unavailable(ImportError):  # noqa: N818 - it reads as what happened

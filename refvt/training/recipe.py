@@ -343,6 +343,7 @@ RECIPES: dict[str, Recipe] = {
     "photographs": photographs_recipe(),
     **{f"paper-{name}": paper_recipe(name) for name in PRESETS},
 }
+"""The recipes by name: ``digits``, ``photographs`` and ``paper-<preset>`` for every configuration of the paper."""
 
 
 def find_recipe(name_or_file: str) -> Recipe:
