@@ -18,6 +18,7 @@ MODULES = (
     "refvt.backends",
     "refvt.ops",
     "refvt.ops.laws",
+    "refvt.plots",
     "refvt.notebooks",
 )
 

@@ -11,15 +11,13 @@ from pathlib import Path
 def pages(root: Path) -> Iterator[tuple[str, str, str]]:
     """The page ``commands.md``."""
     os.environ["COLUMNS"] = "100"
-    from refvt.cli import COMMANDS, _make_parser
+    from refvt import cli
 
-    (commands,) = (a for a in _make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (commands,) = (a for a in cli._make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     parts = [
-        "# The command line\n\nWhat each command says with `--help`. Exit codes: 0 done; 1 a check failed; 2 the "
-        "request or its input was wrong; 130 interrupted."
+        "# The command line\n\nWhat each command says with `--help`. Exit codes: 0 done; 1 a check failed; 2 it "
+        "could not be done, one line on stderr says why; 130 interrupted; 141 the reader of stdout has closed it."
     ]
-    for name, command in COMMANDS.items():
-        parts.append(
-            f"## refvt {name}\n\n{command.HELP}\n\n```text\n{commands.choices[name].format_help().rstrip()}\n```"
-        )
+    for name, parser in commands.choices.items():
+        parts.append(f"## refvt {name}\n\n{parser.description}\n\n```text\n{parser.format_help().rstrip()}\n```")
     yield "commands.md", "refvt/cli/__init__.py", "\n\n".join(parts)
