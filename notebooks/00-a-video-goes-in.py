@@ -15,7 +15,11 @@
 # token. Most of them show a wall, a lawn, a sky: things that do not change from frame to frame.
 #
 # HaltingVT stops computing a token once it has been computed enough. In this notebook you see it happen, in a few cells.
-# How it works is told in the notebooks that follow.
+# The notebooks that follow say how it works.
+#
+# The model below is a small HaltingVT, but it was not trained exactly as the paper trains. Two things differ. Its ponder loss, which pushes tokens to halt, spares patches that change from frame to frame (the variant
+# `changing_ponder`), and there was no motion loss. With the paper's ponder loss halting did not follow what moves in our
+# runs. Notebook 8 has the figures.
 
 # %%
 from refvt import weights
@@ -44,12 +48,13 @@ shown
 
 # %% [markdown]
 # From left to right are eight frames of the video. The first row is the video; each further row is a layer of the model.
-# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier one. A
+# A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier layer. A
 # patch in dark blue was dropped before the first of these layers, by the *Glimpser* (notebook 3).
 #
 # The model was trained on handwritten digits that move in front of photographs. It has never seen a person. Still, the
-# patches that change live longer than those that do not. How much longer? Take a patch that changes and one that does not
-# at random: with this probability the first lives through more layers (ties count half; 0.5 would be chance):
+# patches that change live longer than those that do not. How clear is the difference? Draw one patch that changes and one
+# that does not, at random. The number below is the probability that the first lives through more layers. (If both live
+# through equally many, it counts half. A model that halts at random would get 0.5.)
 
 # %%
 round(change_auc(scene), 2)
@@ -77,8 +82,8 @@ HTML(embed_page(page))
 # | 2, 3 | What is attention, forward and backward? What does the Glimpser keep? |
 # | 4 | When does a token halt, and what is the remainder? |
 # | 5 | How does a network learn when to halt? |
-# | 6 | What does it save, in time and not on paper? |
-# | 7 | Why a second loss that asks whether anything moves? |
+# | 6 | How much time does it really save? |
+# | 7 | Why is there a loss that asks whether anything moves? |
 # | 8 | What does it cost in accuracy? |
 # | 9 | Is *my* implementation right? |
 # | 10 | The same loop in NumPy, Numba and CUDA |

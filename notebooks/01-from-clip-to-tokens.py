@@ -44,22 +44,58 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 # | B, T, C | clips of a batch, frames of a clip, colours | T = 8, C = 3 |
 # | P, S | side of a patch in pixels, patches of a frame | 16, 196 |
 # | D, A, d | width of a token, attention heads, width of a head D/A | 384, 6, 64 |
+# | F | hidden width of the MLP, 4 · D | 1536 |
 # | N, N' | tokens of a clip 1 + S · T; those that enter the joint blocks | 1569, 473 |
+# | n | tokens that are still alive in a layer | |
+# | m | tokens that have halted (notebooks 2 and 6) | |
+# | s, t | a patch of a frame, a frame; both counted from 0 | |
 # | k, l | a token; a joint layer, counted from 1 | |
-# | G, L | Glimpser blocks, joint blocks | 2, 10 |
+# | G, L | Glimpser blocks, joint blocks; `depth` in a configuration is G + L | 2, 10 |
 # | R, S' | keep rate of the Glimpser, patches that it keeps in a frame ⌈R · S⌉ | 0.3, 59 |
 # | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | 10, 10, 0.01 |
 # | $N_k$, $r_k$, $\rho_k$ | the layer in which token k halts, its remainder, its ponder | |
 # | $x_k^l$, $y_k$ | state of token k after layer l, its output | |
+# | $g_y$, $g_\rho$ | gradient of the loss at an output and at a ponder; `dy`, `dponder` in the code | |
+# | w, λ | weight of the ponder loss, weight of the motion loss | 5e-4, 1 |
 # | K, $\mathcal{L}$ | classes, the loss | 200 |
 #
-# In attention (notebook 2) q, k and v are queries, keys and values, as everywhere; tokens are i and j there.
+# B counts clips without their static twins (notebook 7); with twins a batch holds 2B. A small example has its own values of
+# N, L and D: five tokens, three layers, three channels in notebooks 4 and 5.
+#
+# Some letters mean something else in the inner parts of the model, as everywhere in the field:
+#
+# | letter | where | meaning there |
+# | --- | --- | --- |
+# | q, k, v | attention (notebooks 2, 3, 6) | queries, keys and values; tokens are i and j there |
+# | s, p, y | attention (notebooks 2, 3, 6) | logits, weights and output of one attention |
+# | `p` | code of notebooks 1 and 4 | the parameters of a model |
+# | `m`, `v` | code of notebook 8 | the two moments of Adam |
+# | `n` | code of notebooks 9 and 10 | $N_k$, the layer in which the token halts |
+# | b, W | linear layers and LayerNorm | bias and weight matrix |
+# | `weight` | code of notebooks 4, 5 and 10 | the factor of a state in y: h, or r in the last layer |
+#
+# ## What a block does
+#
+# A *block*, or layer, takes tokens of width D and returns as many of the same width. It has two steps. Each *adds* its result
+# to what came in, which is called a residual or skip connection:
+#
+# $$x \leftarrow x + \text{attention}(\text{norm1}(x)), \qquad x \leftarrow x + \text{MLP}(\text{norm2}(x))$$
+#
+# - *norm* is LayerNorm. It takes one token, subtracts the mean of its D numbers and divides by their standard deviation. Then
+#   it multiplies by a learnt weight and adds a learnt bias.
+# - *Attention* is the only step in which tokens read one another (notebook 2).
+# - The *MLP* treats each token by itself: a linear layer from D to 4 · D numbers, GELU, and a linear layer back to D.
+# - *GELU* is applied to each number: GELU(z) = z · Φ(z), where Φ(z) is the probability that a normally distributed number is
+#   below z. So large numbers pass, very negative ones become 0, and the change between the two is smooth.
+#
+# A Glimpser block has one more attention, and it drops patches (notebook 3). Blocks are counted from 0 in the names of parameters,
+# joint layers from 1 in the text: with G = 2, `blocks.0` and `blocks.1` are the Glimpser, and `blocks.2` is joint layer 1.
 
 # %% [markdown]
 # ## The clip
 #
-# A clip is an array [C, T, height, width]: C colours, T frames. A batch has B of them. Pixels are scaled from 0…255 to
-# −1…1, with (x − 127.5) / 127.5.
+# A clip is an array [C, T, height, width]: C colours, T frames. A batch has B of them. The value of a pixel is scaled from
+# 0…255 to −1…1, with (value − 127.5) / 127.5.
 
 # %%
 data = MovingDigits("test", clips=2, size=32)
@@ -80,7 +116,8 @@ patches = clip.reshape(C, T, rows, P, columns, P).transpose(1, 2, 4, 0, 3, 5).re
 print(patches.shape, "= frames, patches, numbers per patch")
 
 # %% [markdown]
-# *Predict first.* Which patch of frame 0 holds the most of the digit? `data.places()` says where its top left corner is.
+# *Predict first.* Which patch of frame 0 holds the most of the digit? The digit is 8 pixels wide and high. `data.places()` gives
+# its top left corner as (row, column). The canvas wraps around: what leaves it at the bottom comes in at the top.
 
 # %%
 print("corner of the digit in frame 0:", data.places()[0, 0])
@@ -89,10 +126,13 @@ print(brightness.reshape(rows, columns))
 print("brightest patch:", divmod(int(brightness.argmax()), columns), "(row, column)")
 
 # %% [markdown]
+# The corner is in row 31, the last of the canvas. So only the first row of the digit is at the bottom, in patch (3, 2), and the
+# other seven are at the top, in patch (0, 2). (Brightness −1 is black.)
+#
 # ## Projection
 #
-# One linear layer makes a vector of D numbers of each patch, the same layer for all patches: $x = W p + b$. Now it is a
-# token.
+# One linear layer makes D numbers of the C · P · P numbers of a patch: token = W · patch + b, with the same W and b for all
+# patches.
 
 # %%
 config = refvt.HaltingVTConfig(

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 2. Attention, forward and backward by hand
 #
-# Attention is where tokens meet: each token asks, and takes a mean of what the others offer. This notebook computes it for
-# five tokens, forward and backward, in a dozen lines of NumPy. After it you can say
+# Attention is the step in which tokens read one another: each token takes a weighted mean of what all tokens offer. This notebook
+# computes it for five tokens, forward and backward, in a dozen lines of NumPy. After it you can say
 #
 # - what queries, keys and values do,
 # - how the gradient goes back through the softmax, and why it needs one sum per query,
@@ -31,7 +31,7 @@ rng = np.random.default_rng(0)
 # ## Forward
 #
 # Five tokens, one head of width d = 4. Three linear layers have made a query q, a key k and a value v of each token; here
-# they are just random.
+# they are just random. (In this notebook k and y are not those of halting: k are the keys, y is the output of the attention.)
 
 # %%
 N, d = 5, 4
@@ -39,8 +39,8 @@ q, k, v = rng.standard_normal((3, N, d))
 
 # %% [markdown]
 # 1. *Logits*: how well the query of token i fits the key of token j. $s_{ij} = q_i \cdot k_j / \sqrt d$
-# 2. *Weights*: softmax over the keys, so that the weights of each query sum to one. $p_{ij} = e^{s_{ij}} / \sum_m e^{s_{im}}$
-# 3. *Output*: a mean of the values with these weights. $y_i = \sum_j p_{ij} v_j$
+# 2. *Weights*: softmax over the keys, so that the weights of each query sum to one. $p_{ij} = e^{s_{ij}} / \sum_{j'} e^{s_{ij'}}$
+# 3. *Output*: the mean of the values with these weights. $y_i = \sum_j p_{ij} v_j$
 
 # %%
 s = q @ k.T / np.sqrt(d)
@@ -62,17 +62,17 @@ print("largest difference:", np.abs(y - y_refvt).max())
 # %% [markdown]
 # ## Backward
 #
-# Somebody gives us dy, the gradient of the loss at y. We retrace the three steps in reverse.
+# Given is dy, the gradient of the loss at y. We go through the three steps in reverse.
 #
 # *Step 3.* $y = p\,v$ is a matrix product, so $dv = p^\top dy$ and $dp = dy\, v^\top$.
 #
 # *Step 2.* The softmax. A weight $p_{ij}$ depends on all logits of its row: raising $s_{ij}$ raises $p_{ij}$ and lowers the
 # others. The result, for each row:
 #
-# $$ds_{ij} = p_{ij} \left( dp_{ij} - \sum_m p_{im}\, dp_{im} \right)$$
+# $$ds_{ij} = p_{ij} \left( dp_{ij} - \sum_{j'} p_{ij'}\, dp_{ij'} \right)$$
 #
-# In words: the gradient of a logit is positive where dp is above the mean that the query takes now, and negative where it is
-# below. The sum is that mean, one number per query.
+# In words: the sum is the mean of dp over all keys, weighted by p. It is one number per query. A logit gets a positive gradient if
+# its own dp is larger than this mean, and a negative one if it is smaller.
 #
 # *Step 1.* Another matrix product: $dq = ds\, k / \sqrt d$ and $dk = ds^\top q / \sqrt d$.
 
@@ -141,9 +141,9 @@ once, _ = attention.forward(q, k, v, offsets, offsets, 1, bias)
 print("largest difference:", np.abs(copies - once).max())
 
 # %% [markdown]
-# Nothing changes: three equal tokens and one token with log 3 are the same thing. In HaltingVT all halted tokens of a clip
-# look alike to the living ones, because they were set to zero. So one *ghost* with log m replaces all m of them, exactly.
-# That is how notebook 6 saves time.
+# Nothing changes: three equal keys and one key with log 3 give the same output. In HaltingVT all halted tokens of a clip are set
+# to zero, so they have equal keys and equal values. So one *ghost* token with log m replaces all m of them, exactly. Notebook 6
+# saves time with it.
 #
 # ## Exercise
 #

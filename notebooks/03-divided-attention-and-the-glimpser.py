@@ -62,13 +62,14 @@ for t, s in ((8, 196), (T, S)):
     )
 
 # %% [markdown]
-# Divided attention is between seven and eight times cheaper at the paper's size. The price: a patch cannot attend to
-# another place at another time directly, only by way of a third patch.
+# At the paper's size divided attention has between seven and eight times fewer pairs. The price: a patch cannot read
+# another place at another time directly. It reads a patch of its own frame, and that patch has read the other time.
+# (Glimpser blocks are counted from 0, joint layers from 1.)
 #
 # ## The score of a patch
 #
-# In the spatial attention CLS asks every patch of its frame. The weight that it gives to a patch, averaged over heads, is
-# the score of the patch. No extra network is needed. Here are the scores of frame 3, from the queries and keys of the last
+# In the spatial attention CLS attends to every patch of its frame. The weight that it gives to a patch, averaged over heads,
+# is the score of the patch. No extra network is needed. Here are the scores of frame 3, from the queries and keys of the last
 # Glimpser block:
 
 # %%
@@ -87,9 +88,9 @@ print(scores.reshape(config.grid))
 # ## How the Glimpser decides what to keep
 #
 # Each Glimpser block has its own keep rate R. The paper uses two blocks, with R = 1 in the first, where nothing is selected,
-# and R < 1 in the second. There, in each frame, the S' = ⌈R · S⌉ patches of highest score
-# stay, best first. The others are gone for good. Patches of different
-# frames need not be at the same place: from now on "patch index s" means "rank s".
+# and R < 1 in the second. There, in each frame, the S' = ⌈R · S⌉ patches of highest score stay, ordered by score. The others
+# are gone for good. Each frame chooses for itself, so the kept patches of two frames may show different places. After the
+# selection a patch is numbered by its *rank*: patch 0 of a frame is the one with the highest score, patch 1 the next.
 
 # %%
 keep = config.num_kept_patches(g, S)
@@ -117,11 +118,12 @@ print(
 # ## A decision without a gradient
 #
 # Which patches are kept is a decision: a small change of a score changes nothing, until two patches swap places. So the
-# scores get no gradient from it. The gather that follows passes the gradient of each kept patch back to it. A dropped patch
-# gets what came through the attention of this block, where it was still a key, and nothing from later blocks. The attention of CLS learns to look at useful patches because its *output* is useful, not because of the
-# selection.
+# scores get no gradient from it. A kept patch gets the gradient that later blocks send to it. A dropped patch gets nothing from
+# later blocks, because they do not have it. It does get a gradient from the attention of this block: there it was still a key
+# and a value, and other tokens read it. The attention of CLS learns to look at useful patches because its *output* is useful,
+# not because of the selection.
 #
-# This is also a danger: a patch that is dropped in training cannot show that it would have been useful.
+# This is also a danger: if a useful patch is dropped in training, no gradient says that it should have been kept.
 #
 # ## What the Glimpser saves, and what R trades
 #
@@ -134,15 +136,29 @@ for R in (1.0, 0.7, 0.5, 0.3):
     print(f"R = {R}: {n:5d} tokens, {n * n / 1569**2:6.1%} of the pairs in each joint layer")
 
 # %% [markdown]
-# The paper reports 67.2 % at 9.9 GFLOPs with R = 0.3 and β = 10, and 75.0 % at 24.2 GFLOPs with R = 0.7 and β = 20
-# (Mini-Kinetics).
+# Pairs are not the whole cost. The linear layers of a block (qkv, proj and the MLP) cost 12 · n · D² multiply-adds for n tokens,
+# and the pairs 2 · n² · D (q · k, and weights times v). So at 473 tokens the pairs are only a sixth of a block. The whole model,
+# counted with [refvt/model/flops.py](../refvt/model/flops.py), in GFLOPs (10⁹ multiply-adds a clip, as the literature counts):
+#
+# | R | tokens entering the joint blocks | patches and two Glimpser blocks | one joint block | ten of them | whole clip, nothing halts |
+# | --- | --- | --- | --- | --- | --- |
+# | 1 | 1569 | 8.83 | 4.67 | 46.67 | 55.50 |
+# | 0.7 | 1105 | 8.28 | 2.89 | 28.93 | 37.21 |
+# | 0.5 | 785 | 7.91 | 1.86 | 18.62 | 26.53 |
+# | 0.3 | 473 | 7.54 | 1.01 | 10.09 | 17.63 |
+#
+# So with R = 0.3 the Glimpser alone saves 68 % of what the model costs with R = 1: 91 % of the pairs, but 70 % of the tokens in the
+# linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs with R = 0.3
+# and β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both R and β change,
+# so their difference is not the effect of R alone.
 #
 # ## Why redundant tokens mislead, above all in shallow layers
 #
-# The paper credits the Glimpser with 2.5 % accuracy. So dropping patches is said to do more than to save: redundant tokens
-# *mislead*. The argument: softmax weights sum to one, and no weight is zero. What CLS gives to a wall it takes from the
-# digit. A deep layer can tell what matters, because its queries and keys were computed from several looks at the clip. A
-# shallow layer cannot yet, and the walls are many.
+# The paper credits the Glimpser with 2.5 % accuracy, and its abstract says that redundant tokens in shallow layers may mislead. So
+# dropping patches is said to do more than to save. (How the paper measured this, and at which R, is in tables that were not
+# at hand when this was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight that CLS gives
+# to background is missing for the digit. In a deep layer queries and keys come from tokens that have already read one another
+# several times, so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are background.
 #
 # *Predict first.* A model that was trained without halting and without dropping keeps all 128 patches. 12 % of them hold the
 # digit, 54 % never do. Which share of its attention does CLS give to each group in the four joint layers?
@@ -169,9 +185,16 @@ for layer in range(1, dense_config.joint_depth + 1):
     )
 
 # %% [markdown]
-# In every layer more than a third goes to patches that never hold the digit. The digit gets most in the last layer, though
-# layer 1 is not the worst: the picture is less simple than the argument. Now the test: take the background away *by hand* after
-# a certain layer (we impose its halting layer), and look at the answers. For comparison, as many patches drawn at random.
+# Compare with the shares of the patches. Background is 54 % of the patches and gets 35 to 44 % of the attention: more than a
+# third in every layer, but less than its share. Patches with the digit are 12 % and get 15 to 31 %, more than their share. So
+# CLS prefers the digit in every layer, also in the first. (The rest goes to patches that hold the digit in another frame.)
+#
+# This supports only a part of the argument. The digit gets most in the last layer, but the worst layer is the second, not the
+# first. And "layer 1" is not really shallow: it is the first *joint* layer, and two Glimpser blocks come before it, in which CLS
+# has read the clip twice.
+#
+# Now the test. We take the background away *by hand* after a certain layer (we impose its halting layer) and look at the
+# answers. For comparison we take away as many patches drawn at random.
 
 # %%
 from dataclasses import replace
@@ -198,15 +221,20 @@ for layer in (1, 2, 3):
     print(f"taken away after layer {layer}: the background {right[0]:.1%} right, as many at random {right[1]:.1%}")
 
 # %% [markdown]
-# Taken away early, right after layer 1, the background's absence *helps* a little; as many random patches gone does harm. After
-# a later layer it makes no difference. So the direction is the paper's: the earlier redundant tokens go, the better. But one
-# clip of 256 is 0.4 points, so the gain of one to two points is hardly more than chance, and this model was never trained to do
-# without them. In our trained versions, dropping by the Glimpser did not raise accuracy (notebook 8). The claim is a
-# hypothesis that our small experiments neither confirm nor refute.
+# One clip of 256 is 0.4 points. Without the background after layer 1 four more clips are right (+1.6 points); without random
+# patches two fewer are right. After layer 2 or 3 two fewer are right without the background. The direction after layer 1 is the
+# paper's. But differences of two to four clips are hardly more than chance, and this model was never trained to work without
+# these patches.
+#
+# When models are *trained* with a Glimpser that drops patches, ours did not become more accurate: against R = 1 by −1.3 points
+# at R = 0.7, −2.3 at R = 0.5 and −0.8 at R = 0.3, where runs of one setting differ by 4 to 6 points (standard deviation over
+# three seeds; [docs/results/experiment-table1.md](../docs/results/experiment-table1.md), with the motion loss). So the answer to
+# the question is: this is the paper's hypothesis, with a plausible argument. Our small experiments neither confirm nor refute it.
 #
 # ## Exercise
 #
-# The option *fuse* adds one more token per frame: the sum of the dropped patches, each times its score. Compute it for frame
+# The option *fuse* (`fuse_dropped` in a configuration, off by default) adds one more token per frame: the sum of the dropped
+# patches, each times its score. Compute it for frame
 # 3 from the scores above and from `states`, the patches after the spatial attention.
 
 # %%

@@ -49,7 +49,7 @@ states
 #
 # $$h^l = \sigma(\gamma \cdot x^l[0] - \beta), \qquad \sigma(z) = \frac{1}{1 + e^{-z}}$$
 #
-# γ (`scale`) and β (`center`) are fixed numbers, 10 and 10 in the paper. In the last layer the score is 1, whatever the
+# γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20. In the last layer the score is 1, whatever the
 # state is.
 #
 # The states of the example were made so that the scores are round:
@@ -83,12 +83,13 @@ check_exercise("halting layers", prediction)
 # %% [markdown]
 # ## The remainder
 #
-# The output of a token is a mean of its own states, weighted by the scores. For that the weights must sum to one. The
+# The output of a token is a weighted mean of its own states; the weights are the scores. For that the weights must sum to one. The
 # token "in layer 2" has 0.6 + 0.5 = 1.1, which is too much. So the last score is replaced by what is left:
 #
 # $$r = 1 - \sum_{l < N_k} h^l$$
 #
-# where $N_k$ is the layer in which the token, number k, halts (N alone is the number of tokens). This is the **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4.
+# where $N_k$ is the layer in which token number k halts. (N without an index is the number of tokens.) This is the
+# **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4. Where only one token is meant, we write h, r, y and ρ without the index k.
 #
 # In the picture each bar is one token. It fills with scores from left to right. The hatched part is the remainder: the
 # last slice, cut so that the bar ends at 1. What was cut off is drawn faintly.
@@ -183,8 +184,9 @@ for value in (0.01, 0.06, 0.3):
     print(f"epsilon {value:4.2f}: halting layers {layers}, mean ponder {ponder.mean():.2f}")
 
 # %% [markdown]
-# With a kernel you can move both knobs here. A larger β makes every score smaller. *Predict first:* which token is the last to
-# halt in layer 1 when β falls? (The one with the smallest score there, "slow".)
+# With a running kernel you can move ε and β here. A larger β makes every score smaller, a smaller β makes every score larger.
+# *Predict first:* make β smaller, step by step. One token after another begins to halt in layer 1. Which token is the last?
+# (The one with the smallest score in layer 1: "slow".)
 
 # %%
 from refvt.notebooks import explore_life
@@ -195,8 +197,10 @@ explore_life(scores, epsilon, names=names)
 # ## What the head reads
 #
 # Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
-# heads (class and motion) read one vector, norm(y of CLS), **the mean of its states over the layers it lived through**, not
-# its last state. Here is a trained model. We take y of CLS and nothing else, and compute the logits by hand:
+# heads (class and motion) read one vector, norm(y of CLS). It is **the weighted mean of its states over the layers it lived
+# through**, with the weights h and r, and not its last state. Here is a trained model, the one of notebook 0. (It was trained with
+# a variant of the ponder loss and without the motion loss, see notebook 8; what follows holds for any HaltingVT.) We take y of CLS
+# and nothing else, and compute the logits by hand:
 
 # %%
 from refvt import weights
@@ -217,16 +221,17 @@ def logits_of(cls):
 print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.output.logits[0]).max())
 
 # %% [markdown]
-# The same logits: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key and a value in
-# the attention of CLS.
+# The logits are the same: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key
+# and a value that other tokens read, and so in the end CLS.
 #
 # ## What is unknown once CLS has halted
 #
-# When CLS has halted, nothing that is computed later can change the answer. So at test time the clip is done. Not known
-# are then, for each token that was still alive: the layer in which it would have halted, its remainder and its ponder. The
-# answer and the cost are known. In training every token is followed to its end, because the ponder loss needs its ρ.
+# When CLS has halted, nothing that is computed later can change the answer. So at test time the clip is done. The answer and the
+# cost are known then. For each token that was still alive three things stay unknown: the layer in which it would have halted,
+# its remainder and its ponder. In training every token is followed to its end, because the ponder loss needs its ρ.
 #
-# The model "digits" halts CLS early. *Predict first:* how many of its tokens are left unknown?
+# In the model "digits" CLS halts early. (It was trained with the paper's form of the ponder loss, with a third of the paper's
+# weight, and without the motion loss.) *Predict first:* how many of its tokens are left unknown?
 
 # %%
 digits, digits_recipe = weights.load("digits", backend="reference")
@@ -253,8 +258,9 @@ print("largest difference of the logits:", np.abs(out.logits - followed.logits).
 # Glimpser, which drops most patches before; and the motion loss. Left out is A-ViT's *distributional prior*, a loss term that
 # pulls the mean score per layer towards a given distribution. No policy network, no reinforcement learning, no second training.
 #
-# What it means can be counted. Two clips, one in which a digit moves and one in which nothing does; patches alive in each
-# layer (rows) and frame (columns):
+# The difference can be counted. Below are two clips, one in which a digit moves and one in which nothing does. Each table has
+# the number of patches alive, a row per layer and a column per frame. (The model is that of notebook 0. That its halting follows
+# what moves is due to `changing_ponder`, see notebook 8.)
 
 # %%
 data = make_moving_digits(recipe)[1]
@@ -265,10 +271,10 @@ for index in (0, 6):
     print(per_frame)
 
 # %% [markdown]
-# Frame sampling would have to take whole columns: no column of the moving clip is empty, so every frame holds something that
-# is needed, and most of each frame is not. Early exit would have to cut both tables at one row for all patches: but in the
-# first clip some patches are done after layer 1 and others after layer 4. Halting takes single entries, other ones in each
-# clip. How much accuracy this costs or gains is the matter of notebook 8.
+# Frame sampling removes whole columns. But no column of the moving clip is empty: this model computes something in every frame,
+# and little of each. Early exit stops all patches of a clip after the same layer, so it removes whole rows, from the bottom up.
+# But in the moving clip many patches halt after layer 1, while four in each frame live to layer 4. Halting removes single patches in
+# single layers, and different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
 #
 # ## Exercise
 #

@@ -58,15 +58,25 @@ print(halting_layer)
 #
 # $$\frac{\partial \mathcal{L}}{\partial h^l} = g_y \cdot (x^l - x^{N_k}) - g_\rho$$
 #
-# The score is $h = \sigma(\gamma x[0] - \beta)$, and $\sigma' = \sigma (1 - \sigma)$. So what reaches the logit,
-# channel 0
-# of the state, through the score is
+# The score is $h = \sigma(\gamma x[0] - \beta)$, and $\sigma' = \sigma (1 - \sigma)$. So through the score the logit, channel 0
+# of the state, gets
 #
-# $$\boxed{\frac{\partial \mathcal{L}}{\partial x^l[0]} = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
+# $$\boxed{\delta^l = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
 #
-# for $l < N_k$, and 0 for $l \ge N_k$.
+# for $l < N_k$, and $\delta^l = 0$ for $l \ge N_k$.
 #
-# Read it in words. **A token is moved to use layer l more if its state there is better for the loss than its state in
+# **The whole gradient.** The score is one of three ways from channel 0 to the loss. Channel 0 is also an ordinary channel of the
+# state, and so a part of y, where it has the same factor as all other channels. And the next block reads the state. So
+#
+# $$\frac{\partial \mathcal{L}}{\partial x^l[0]} = \delta^l + h^l\, g_y[0] + (\text{from block } l + 1)$$
+#
+# for $l < N_k$,
+#
+# $$\frac{\partial \mathcal{L}}{\partial x^{N_k}[0]} = r\, g_y[0]$$
+#
+# for $l = N_k$, and zero for $l > N_k$. In layer $N_k$ nothing comes from the next block: there the token has halted.
+#
+# The boxed part in words: **A token is moved to use layer l more if its state there is better for the loss than its state in
 # layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
 
 # %% [markdown]
@@ -75,17 +85,31 @@ print(halting_layer)
 # CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss be
 # $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers before you read on.
 #
-# | layer l | γ h (1 − h) | g_y · (xˡ − x³) | −g_ρ | product: ∂𝓛/∂xˡ[0] |
+# The formula above, written out for a token that halts in layer 3:
+#
+# $$\begin{aligned} l = 1, 2: \quad & \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^3) - g_\rho \right) \\ & + h^l\, g_y[0] + (\text{from block } l + 1) \\ l = 3: \quad & (1 - h^1 - h^2)\, g_y[0] \end{aligned}$$
+#
+# Here $g_y[0] = 0$, and there is no next block in the example. So only the part through the score is left:
+#
+# | layer l | γ h (1 − h) | g_y · (xˡ − x³) | −g_ρ | product: δˡ |
 # | --- | --- | --- | --- | --- |
 # | 1 | 10 · 0.3 · 0.7 = 2.1 | 1 − 4 = −3 | −0.5 | 2.1 · (−3.5) = **−7.35** |
 # | 2 | 10 · 0.5 · 0.5 = 2.5 | 2 − 4 = −2 | −0.5 | 2.5 · (−2.5) = **−6.25** |
 # | 3 | | | | **0** |
 #
-# In layer 3 the score was replaced by r, so nothing passes through it. $x^2$ does not occur in the row of layer 1: only the layer where the token halts is compared with. Channel 0
-# is also an ordinary channel of y, which adds $h^l g_y[0]$ (and $r\, g_y[0]$ in layer 3); here $g_y[0] = 0$. And in the whole
-# model the next block reads the state, too, and adds its own gradient while the token lives.
+# In layer 3 the score was replaced by r, so nothing passes through it. $x^2$ does not occur in the row of layer 1: each state is
+# compared only with the state in the layer where the token halts.
 #
-# The numbers are negative, so descent *raises* both logits: the token moves to earlier layers, where y[1] is smaller.
+# Now let $g_y = (2, 1, 0)$, so that $g_y[0]$ is not zero. The states in channel 0 are 0.915, 1 and 0.5.
+#
+# | layer l | g_y · (xˡ − x³) | δˡ | factor in y, times g_y[0] | sum: ∂𝓛/∂xˡ[0] |
+# | --- | --- | --- | --- | --- |
+# | 1 | 2 · 0.415 − 3 = −2.17 | 2.1 · (−2.67) = −5.61 | 0.3 · 2 = 0.6 | **−5.01** |
+# | 2 | 2 · 0.5 − 2 = −1 | 2.5 · (−1.5) = −3.75 | 0.5 · 2 = 1 | **−2.75** |
+# | 3 | | | 0.2 · 2 = 0.4 | **0.4** |
+#
+# The cell below computes the first table. (Set `dy[0]` to `[2, 1, 0]` for the second.) In both tables the numbers of layers 1
+# and 2 are negative, so descent *raises* both logits: the token moves to earlier layers, where y[1] is smaller.
 
 # %%
 dy, dponder = np.zeros((5, 3)), np.zeros(5)
@@ -122,9 +146,8 @@ for layer in range(3):
 measured
 
 # %% [markdown]
-# Compare with refvt's hand-written backward. Channel 0 is also an ordinary channel of the state, a part of y; the
-# backward
-# gives both parts together, as the measurement does.
+# Compare with refvt's hand-written backward. It gives the part through the score and the part through y together, as the
+# measurement does. (The example has no next block.)
 
 # %%
 dstates = halt_tokens.backward(dy, dponder, cache)
@@ -135,7 +158,7 @@ print("largest difference:", np.abs(dstates[:, :, 0] - measured).max())
 # *Predict first.* Some entries belong to layers after a token has halted. What should they be? And for the token
 # "at once", which halts in layer 1: what reaches its logit *through the score*?
 #
-# Below, the part that comes through y as an ordinary channel is taken away. What is left came through the score:
+# Below, the part that channel 0 gets as an ordinary channel of y is subtracted. What is left came through the score, δ:
 
 # %%
 scores = 1 / (1 + np.exp(-(scale * states[:, :, 0] - center)))
@@ -146,14 +169,19 @@ print(np.round(through_the_score, 6) + 0.0)
 
 # %% [markdown]
 # The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **Through its
-# score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, only
-# chance can change it: shared weights that move for another reason. docs/training.md reports such a collapse.
+# score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, no score
+# has a gradient. The weights still change, because of other gradients, and a score may become smaller with them. But nothing
+# aims at it. [docs/training.md](../docs/training.md) reports such a collapse, in which nearly all tokens halt early.
 #
 # ## The local form: one number instead of $x^{N_k}$
 #
 # The formula above needs $x^{N_k}$ in every earlier layer. A program that runs backward through the layers can do without: it
-# carries one number per token, the gradient of `used`, the sum of the weights so far. (In the layer where a token halts,
-# dweight includes $g_\rho$, because ρ = N_k + r and r is this weight.)
+# carries one number per token, `dused`: the gradient of `used`, the sum of the weights so far.
+#
+# The *weight* of a layer is the factor of its state in y: h while the token lives on, 1 − used = r in the layer where it halts.
+# `dweight` is the gradient of the loss at this weight. From y it gets $g_y \cdot x^l$, because y is the sum of weight · state. In the
+# layer where the token halts the weight is r, and ρ = $N_k$ + r contains it too. So there
+# dweight $= g_y \cdot x^{N_k} + g_\rho$.
 #
 # | | forward | backward |
 # | --- | --- | --- |
@@ -185,14 +213,14 @@ print("from the boxed formula, layers 2 and 1:", formula[::-1])
 #
 # ## The ponder loss
 #
-# The ponder loss is the mean of ρ over all B clips and the N' tokens of each that enter the joint blocks. It is added to the
-# loss with a small weight, 5e-4 in the paper:
+# The ponder loss is the mean of ρ over all clips and over the N' tokens of each that enter the joint blocks. A batch has 2B clips:
+# B clips and their B static twins (notebook 7). The ponder loss is added to the loss with a small weight w, 5e-4 in the paper:
 #
-# $$\mathcal{L}_\text{ponder} = \frac{1}{B N'} \sum_{b,k} \rho_{b,k}, \qquad g_{\rho} = \frac{\text{weight}}{B N'}$$
+# $$\mathcal{L}_\text{ponder} = \frac{1}{2B N'} \sum_{\text{clips}} \sum_k \rho_k, \qquad g_{\rho} = \frac{w}{2B N'}$$
 #
-# Every token has the same $g_\rho$. With $g_y = 0$ only this is left:
+# Every token has the same $g_\rho$. With $g_y = 0$ only this is left of the part through the score:
 #
-# $$\frac{\partial \mathcal{L}}{\partial x^l[0]} = -\gamma\, h^l (1 - h^l)\, g_\rho$$
+# $$\delta^l = -\gamma\, h^l (1 - h^l)\, g_\rho$$
 #
 # Descent moves against the gradient, so each logit grows, the scores grow, and the token halts earlier. The factor
 # $h(1 - h)$ is small when h is near 0 or 1: a token with tiny scores feels almost nothing.
@@ -207,10 +235,10 @@ print(only_ponder)
 # The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What remains for a
 # patch is the ponder loss, which moves all of them to halt.
 #
-# A patch does matter to the answer, but in another way: while it lives, it is a key and a value in the attention of CLS.
-# Whether it lives is decided by the comparison, and the comparison has no gradient. So the loss cannot say to a patch
-# "stay, you are needed". No term of the gradient keeps a needed patch alive. What differs between patches is a side effect:
-# the weights that write to channel 0 also serve everything else, and they move with it.
+# A patch does matter to the answer, but in another way: while it lives, it is a key and a value that CLS can read.
+# Whether it lives is decided by the comparison, and the comparison has no gradient. So no term of the gradient keeps a needed
+# patch alive. That patches differ at all is a side effect: the weights that write channel 0 also write all other channels, and
+# they change with the gradients of those.
 #
 # This is a limit of the method as the paper writes it, and it can be measured: with the paper's ponder loss, patches that
 # hold the moving digit halted even earlier than the background in our experiment. See
@@ -252,6 +280,7 @@ check_exercise("gradient of the logit", logit_gradient)
 #
 # - The comparison has no gradient. The remainder has: through it every score before $N_k$ feels the state in layer $N_k$.
 # - $\partial \mathcal{L} / \partial h^l = g_y \cdot (x^l - x^{N_k}) - g_\rho$ for $l < N_k$, and zero from $N_k$ on.
+# - Channel 0 gets this times γ h (1 − h), and in addition what every channel gets: from y, and from the next block.
 # - The ponder loss gives every token the same $g_\rho$, and moves it to halt earlier; how far depends on h(1 − h).
 # - Through its score, a token that halts in layer 1 learns nothing.
 #

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 6. Removing tokens for real
 #
-# GFLOPs on paper save no time. The released PyTorch code *counts* what a halted token would save, and computes it all the
-# same. This notebook removes halted tokens, shows that the answers stay the same to rounding, and measures the time. After
+# Counting fewer GFLOPs saves no time. The released PyTorch code *counts* what a halted token would save, but computes the
+# token all the same. This notebook removes halted tokens, shows that the answers stay the same to rounding, and measures the time. After
 # it you can say
 #
 # - what living tokens see of halted ones, in two variants: `zero` and `masked`,
@@ -67,8 +67,8 @@ print("24 keys against 5 keys, largest difference:", np.abs(all_of_them - with_g
 # %% [markdown]
 # *Predict first.* A ghost is key and value only. Why does it need no query, no MLP and no output?
 #
-# Because nobody reads it: the output of a halted token is already fixed, and before the next block its state would be set to
-# zero again.
+# Because nothing reads its new state: the output of a halted token is already fixed, and before the next block its state would
+# be set to zero again.
 #
 # ## The whole model, both ways
 #
@@ -107,7 +107,7 @@ print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without haltin
 # %% [markdown]
 # `dense` computes every token in every layer, also after CLS has halted. Compare the ratio of the times with that of the
 # GFLOPs: they differ, because small products keep a processor less busy than large ones, and because LayerNorm, softmax and
-# GELU take time but are not counted. These weights are set by hand; a trained model halts otherwise.
+# GELU take time but are not counted. These weights are set by hand; in a trained model other tokens halt.
 # [docs/performance.md](../docs/performance.md) says how far from the machine's
 # limit refvt runs.
 #
@@ -115,7 +115,9 @@ print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without haltin
 #
 # 1. *CLS has halted.* Nothing that comes later can reach the answer. At test time the clip is done.
 # 2. *The last layer.* Every score there is 1, so every token halts, and only y of CLS is read. So only CLS needs a query, a
-#    projection and an MLP; patches are still needed as keys and values.
+#    projection and an MLP; patches are still needed as keys and values. (The GFLOPs above, and the exercises of notebook 8, count
+#    all living tokens in the last layer too, as the paper counts. So they say more than `compact` really computes:
+#    [docs/multiply-adds.md](../docs/multiply-adds.md) has both figures.)
 # 3. *y of patches.* No loss reads it. It is not formed at all.
 #
 # With `full_ponder=True` every token is followed to its own halt, also if CLS has halted before it. *Predict first:* which
@@ -136,8 +138,9 @@ print("tokens whose ponder is not known because the clip left early:", unknown)
 # In the backward the ghost gets gradients dk and dv like any other key and value. Where do they go? Its input is the zero
 # vector, so LayerNorm(0) = bias and its key is $k = W_k\, b + c_k$, with b the bias of `norm1` and $W_k, c_k$ the k rows of
 # `qkv`; the same for v. So the ghost's gradient reaches **`norm1.bias`, and the k and v rows of `qkv` (weight and bias)**.
-# Nothing reaches `norm1.weight` (it is multiplied by 0), nor the q rows (a ghost asks nothing), and the gradient at its zero
-# input is thrown away: a halted token gets nothing from later layers. One ghost stands for m tokens; log m is a constant.
+# Nothing reaches `norm1.weight` (it is multiplied by 0), nor the q rows (a ghost has no query). There is also a gradient at the
+# zero vector itself. It goes no further: the zero does not depend on any state or parameter, so a halted token gets nothing from
+# later layers. One ghost stands for m tokens; log m is a constant.
 #
 # *Predict first.* dense has m zero rows, compact one ghost. By how much do the gradients of all parameters differ?
 
@@ -183,7 +186,7 @@ for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D
 # %% [markdown]
 # ## Exercise
 #
-# A clip has N = 1569 tokens, and n of them live. In the attention of one layer, `dense` computes N · N pairs of query and
+# Say N = 1569 tokens enter the joint blocks (no Glimpser), and n of them live. In the attention of one layer, `dense` computes N · N pairs of query and
 # key. How many does `compact` compute, in the variant `zero`, if at least one token has halted? Write `pairs(n, N)`.
 
 

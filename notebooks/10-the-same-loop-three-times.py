@@ -162,8 +162,8 @@ print(blocks, "blocks of", threads, "threads for", N, "tokens")
 print("largest difference:", max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)))
 
 # %% [markdown]
-# Side by side, the bodies of the last two differ in two lines: `for k in range(N)` became `k = cuda.grid(1)`, and `if k < N`
-# came. This is why refvt keeps the same names and the same pass numbers in the three files of each operation:
+# Side by side, the bodies of the last two differ in the loop over tokens: `for k in range(N)` became `k = cuda.grid(1)`, and
+# `if k < N` was added. (`scores`, which only counts, is left out, too.) This is why refvt keeps the same names and the same pass numbers in the three files of each operation:
 # [reference.py](../refvt/ops/halting/reference.py), [jit.py](../refvt/ops/halting/jit.py),
 # [cuda.py](../refvt/ops/halting/cuda.py).
 #
