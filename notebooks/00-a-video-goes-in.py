@@ -17,9 +17,9 @@
 # HaltingVT stops computing a token once it has been computed enough. In this notebook you see it happen, in a few cells.
 # The notebooks that follow say how it works.
 #
-# The model below is a small HaltingVT, but it was not trained exactly as the paper trains. Two things differ. Its ponder loss, which pushes tokens to halt, spares patches that change from frame to frame (the variant
-# `changing_ponder`), and there was no motion loss. With the paper's ponder loss halting did not follow what moves in our
-# runs. Notebook 8 has the figures.
+# The model below is a small HaltingVT, but it was not trained exactly as the paper trains. Two things differ. Its ponder
+# loss, which pushes tokens to halt, spares patches that change from frame to frame (the variant `changing_ponder`), and there
+# was no motion loss. With the paper's ponder loss halting did not follow what moves in our runs. Notebook 8 has the figures.
 
 # %%
 from refvt import weights

@@ -11,12 +11,12 @@
 # %% [markdown]
 # # 1. From clip to tokens
 #
-# A transformer knows nothing of pictures. It gets a list of vectors, the tokens. This notebook makes tokens of a clip, by
+# The input of a transformer is not a picture but a list of vectors, the tokens. This notebook makes tokens of a clip, by
 # hand, and compares the result with refvt. After it you can say
 #
 # - how many tokens a clip has, and which token belongs to which patch of which frame,
 # - what CLS is,
-# - how a token knows where and when it is.
+# - how a token carries its place and its time.
 
 # %%
 import numpy as np
@@ -88,8 +88,9 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 # - *GELU* is applied to each number: GELU(z) = z · Φ(z), where Φ(z) is the probability that a normally distributed number is
 #   below z. So large numbers pass, very negative ones become 0, and the change between the two is smooth.
 #
-# A Glimpser block has one more attention, and it drops patches (notebook 3). Blocks are counted from 0 in the names of parameters,
-# joint layers from 1 in the text: with G = 2, `blocks.0` and `blocks.1` are the Glimpser, and `blocks.2` is joint layer 1.
+# A Glimpser block has one more attention, and it drops patches (notebook 3). Blocks are counted from 0 in the names of
+# parameters, joint layers from 1 in the text: with G = 2, `blocks.0` and `blocks.1` are the Glimpser, and `blocks.2` is joint
+# layer 1.
 
 # %% [markdown]
 # ## The clip

@@ -71,8 +71,8 @@ print("largest difference:", np.abs(y - y_refvt).max())
 #
 # $$ds_{ij} = p_{ij} \left( dp_{ij} - \sum_{j'} p_{ij'}\, dp_{ij'} \right)$$
 #
-# In words: the sum is the mean of dp over all keys, weighted by p. It is one number per query. A logit gets a positive gradient if
-# its own dp is larger than this mean, and a negative one if it is smaller.
+# In words: the sum is the mean of dp over all keys, weighted by p. It is one number per query. A logit gets a positive
+# gradient if its own dp is larger than this mean, and a negative one if it is smaller.
 #
 # *Step 1.* Another matrix product: $dq = ds\, k / \sqrt d$ and $dk = ds^\top q / \sqrt d$.
 

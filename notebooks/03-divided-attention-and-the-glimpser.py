@@ -147,18 +147,19 @@ for R in (1.0, 0.7, 0.5, 0.3):
 # | 0.5 | 785 | 7.91 | 1.86 | 18.62 | 26.53 |
 # | 0.3 | 473 | 7.54 | 1.01 | 10.09 | 17.63 |
 #
-# So with R = 0.3 the Glimpser alone saves 68 % of what the model costs with R = 1: 91 % of the pairs, but 70 % of the tokens in the
-# linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs with R = 0.3
-# and β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both R and β change,
-# so their difference is not the effect of R alone.
+# So with R = 0.3 the Glimpser alone saves 68 % of what the model costs with R = 1: 91 % of the pairs, but 70 % of the tokens
+# in the linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs
+# with R = 0.3 and β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both
+# R and β change, so their difference is not the effect of R alone.
 #
 # ## Why redundant tokens mislead, above all in shallow layers
 #
-# The paper credits the Glimpser with 2.5 % accuracy, and its abstract says that redundant tokens in shallow layers may mislead. So
-# dropping patches is said to do more than to save. (How the paper measured this, and at which R, is in tables that were not
-# at hand when this was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight that CLS gives
-# to background is missing for the digit. In a deep layer queries and keys come from tokens that have already read one another
-# several times, so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are background.
+# The paper credits the Glimpser with 2.5 % accuracy, and its abstract says that redundant tokens in shallow layers may
+# mislead. So dropping patches is said to do more than to save. (How the paper measured this, and at which R, is in tables
+# that were not at hand when this was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight
+# that CLS gives to background is missing for the digit. In a deep layer queries and keys come from tokens that have already
+# read one another several times, so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are
+# background.
 #
 # *Predict first.* A model that was trained without halting and without dropping keeps all 128 patches. 12 % of them hold the
 # digit, 54 % never do. Which share of its attention does CLS give to each group in the four joint layers?

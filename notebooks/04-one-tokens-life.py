@@ -43,14 +43,13 @@ states
 # %% [markdown]
 # ## The score
 #
-# There is no extra network that decides about halting. **Channel 0 of a token is its halting logit.** After layer $l$
-# the
+# There is no extra network that decides about halting. **Channel 0 of a token is its halting logit.** After layer $l$ the
 # token gets the score
 #
 # $$h^l = \sigma(\gamma \cdot x^l[0] - \beta), \qquad \sigma(z) = \frac{1}{1 + e^{-z}}$$
 #
-# γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20. In the last layer the score is 1, whatever the
-# state is.
+# γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20. In the last layer the score is 1,
+# whatever the state is.
 #
 # The states of the example were made so that the scores are round:
 
@@ -62,9 +61,8 @@ scores
 # %% [markdown]
 # ## When a token halts
 #
-# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.**
-# Here
-# ε = 0.01, so the limit is 0.99.
+# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.** Here ε =
+# 0.01, so the limit is 0.99.
 #
 # *Predict first.* Look at the columns above. In which layer does each token halt? Write it down, then check:
 
@@ -76,15 +74,14 @@ check_exercise("halting layers", prediction)
 # Why is there an ε at all? σ never reaches 1, so without ε no token could halt in layer 1: one score alone would
 # never exceed 1. The token "at once" has 0.995 in layer 1, which is enough with ε = 0.01.
 #
-# Note also what the rule does *not* do: it does not ask for one large score. The token "in layer 2" has scores of 0.6
-# and
+# Note also what the rule does *not* do: it does not ask for one large score. The token "in layer 2" has scores of 0.6 and
 # 0.5. Neither is large, but together they exceed 0.99.
 
 # %% [markdown]
 # ## The remainder
 #
-# The output of a token is a weighted mean of its own states; the weights are the scores. For that the weights must sum to one. The
-# token "in layer 2" has 0.6 + 0.5 = 1.1, which is too much. So the last score is replaced by what is left:
+# The output of a token is a weighted mean of its own states; the weights are the scores. For that the weights must sum to
+# one. The token "in layer 2" has 0.6 + 0.5 = 1.1, which is too much. So the last score is replaced by what is left:
 #
 # $$r = 1 - \sum_{l < N_k} h^l$$
 #
@@ -102,8 +99,7 @@ draw_lives(scores, epsilon, names)
 #
 # $$y = \sum_{l<N_k} h^l x^l + r\, x^{N_k}, \qquad \rho = N_k + r$$
 #
-# ρ says how long the token was computed: the number of layers, plus the remainder. The remainder is in it so that ρ has
-# a
+# ρ says how long the token was computed: the number of layers, plus the remainder. The remainder is in it so that ρ has a
 # gradient: $N_k$ is a whole number and has none (notebook 5).
 #
 # Here is the whole computation for one token, "in layer 2":
@@ -135,9 +131,8 @@ for name, row in zip(names, zip(y.tolist(), ponder.tolist(), halting_layer.tolis
     print(f"{name:12s} y = {np.round(row[0], 3)}  ponder = {row[1]:.2f}  halts in layer {row[2]}")
 
 # %% [markdown]
-# The code of `halt_tokens` is in
-# [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py). It does the same for all tokens at once, and it
-# carries one number per token: `used`, the sum of the weights so far.
+# The code of `halt_tokens` is in [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py). It does the same for
+# all tokens at once, and it carries one number per token: `used`, the sum of the weights so far.
 #
 # ## A law: the weights of a token sum to one
 #
@@ -165,11 +160,9 @@ for second in (0.45, 0.48, 0.489, 0.491, 0.50):
     print(f"score {second:.3f}: halts in layer {last + 1}, remainder {r:.3f}, ponder {last + 1 + r:.3f}")
 
 # %% [markdown]
-# Up to 0.489 the ponder falls slowly, from 3.05 to 3.011: the remainder shrinks. Between 0.489 and 0.491 the token
-# begins
-# to halt in layer 2. The ponder jumps to 2.5, and the remainder from almost 0 to 0.5: it is now cut from the second
-# score,
-# not from the third.
+# Up to 0.489 the ponder falls slowly, from 3.05 to 3.011: the remainder shrinks. Between 0.489 and 0.491 the token begins to
+# halt in layer 2. The ponder jumps to 2.5, and the remainder from almost 0 to 0.5: it is now cut from the second score, not
+# from the third.
 #
 # So $N_k$ and r jump, and y jumps with them. Gradient descent does not see the jump. It sees only the slope on either side.
 # That is the subject of the next notebook.
@@ -198,9 +191,9 @@ explore_life(scores, epsilon, names=names)
 #
 # Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
 # heads (class and motion) read one vector, norm(y of CLS). It is **the weighted mean of its states over the layers it lived
-# through**, with the weights h and r, and not its last state. Here is a trained model, the one of notebook 0. (It was trained with
-# a variant of the ponder loss and without the motion loss, see notebook 8; what follows holds for any HaltingVT.) We take y of CLS
-# and nothing else, and compute the logits by hand:
+# through**, with the weights h and r, and not its last state. Here is a trained model, the one of notebook 0. (It was trained
+# with a variant of the ponder loss and without the motion loss, see notebook 8; what follows holds for any HaltingVT.) We
+# take y of CLS and nothing else, and compute the logits by hand:
 
 # %%
 from refvt import weights
@@ -271,15 +264,14 @@ for index in (0, 6):
     print(per_frame)
 
 # %% [markdown]
-# Frame sampling removes whole columns. But no column of the moving clip is empty: this model computes something in every frame,
-# and little of each. Early exit stops all patches of a clip after the same layer, so it removes whole rows, from the bottom up.
-# But in the moving clip many patches halt after layer 1, while four in each frame live to layer 4. Halting removes single patches in
-# single layers, and different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
+# Frame sampling removes whole columns. But no column of the moving clip is empty: this model computes something in every
+# frame, and little of each. Early exit stops all patches of a clip after the same layer, so it removes whole rows, from the
+# bottom up. But in the moving clip many patches halt after layer 1, while four in each frame live to layer 4. Halting removes
+# single patches in single layers, and different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
 #
 # ## Exercise
 #
-# Write the loop for all tokens: `halt_tokens(states, scale, center, epsilon)`, which returns y, the ponder and the
-# halting
+# Write the loop for all tokens: `halt_tokens(states, scale, center, epsilon)`, which returns y, the ponder and the halting
 # layers. Do not look into refvt; look at the loop for one token above.
 
 

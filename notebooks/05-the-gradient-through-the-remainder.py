@@ -11,10 +11,8 @@
 # %% [markdown]
 # # 5. The gradient through the remainder, and the ponder loss
 #
-# Notebook 4 showed how a token halts. The layer in which it halts is a whole number, so it has no gradient. How then
-# can a
-# network learn when to halt? This notebook derives the answer on paper, checks it with numbers, and shows what the
-# ponder
+# Notebook 4 showed how a token halts. The layer in which it halts is a whole number, so it has no gradient. How then can a
+# network learn when to halt? This notebook derives the answer on paper, checks it with numbers, and shows what the ponder
 # loss does. After it you can say
 #
 # - which gradient reaches the halting logit of a token in each layer, and why none reaches it in the last one,
@@ -49,7 +47,8 @@ print(halting_layer)
 #
 # ## The derivation
 #
-# Write $g_y = \partial \mathcal{L} / \partial y$ (a vector) and $g_\rho = \partial \mathcal{L} / \partial \rho$ (a number). For $l < N_k$:
+# Write $g_y = \partial \mathcal{L} / \partial y$ (a vector) and $g_\rho = \partial \mathcal{L} / \partial \rho$ (a number).
+# For $l < N_k$:
 #
 # $$\frac{\partial y}{\partial h^l} = x^l - x^{N_k}, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
 #
@@ -82,8 +81,9 @@ print(halting_layer)
 # %% [markdown]
 # ## On paper: $\partial \mathcal{L} / \partial x[0]$ for a token that halts in layer 3
 #
-# CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss be
-# $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers before you read on.
+# CLS of the worked example: scores 0.3 and 0.5, remainder 0.2, γ = 10. Its states in channel 1 are 1, 2 and 4. Let the loss
+# be $\mathcal{L} = y[1] + 0.5\, \rho$, so $g_y = (0, 1, 0)$ and $g_\rho = 0.5$. Take a pencil and find all three numbers
+# before you read on.
 #
 # The formula above, written out for a token that halts in layer 3:
 #
@@ -119,9 +119,8 @@ print(halt_tokens.backward(dy, dponder, cache)[:, 0, 0] + 0.0)
 # %% [markdown]
 # ## Check it with numbers
 #
-# Take a random loss that is linear in y and ρ: $\mathcal{L} = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient can
-# be
-# measured: move one logit by a small step in both directions and look at $\mathcal{L}$.
+# Take a random loss that is linear in y and ρ: $\mathcal{L} = \sum_k g_{y,k} \cdot y_k + g_{\rho,k}\, \rho_k$. Its gradient
+# can be measured: move one logit by a small step in both directions and look at $\mathcal{L}$.
 
 # %%
 rng = np.random.default_rng(0)
@@ -178,10 +177,10 @@ print(np.round(through_the_score, 6) + 0.0)
 # The formula above needs $x^{N_k}$ in every earlier layer. A program that runs backward through the layers can do without: it
 # carries one number per token, `dused`: the gradient of `used`, the sum of the weights so far.
 #
-# The *weight* of a layer is the factor of its state in y: h while the token lives on, 1 − used = r in the layer where it halts.
-# `dweight` is the gradient of the loss at this weight. From y it gets $g_y \cdot x^l$, because y is the sum of weight · state. In the
-# layer where the token halts the weight is r, and ρ = $N_k$ + r contains it too. So there
-# dweight $= g_y \cdot x^{N_k} + g_\rho$.
+# The *weight* of a layer is the factor of its state in y: h while the token lives on, 1 − used = r in the layer where it
+# halts. `dweight` is the gradient of the loss at this weight. From y it gets $g_y \cdot x^l$, because y is the sum of weight
+# · state. In the layer where the token halts the weight is r, and ρ = $N_k$ + r contains it too. So there dweight $= g_y
+# \cdot x^{N_k} + g_\rho$.
 #
 # | | forward | backward |
 # | --- | --- | --- |
@@ -207,14 +206,14 @@ formula = scale * h * (1 - h) * ((states[:2, k] - states[2, k]) @ dy[k] - dponde
 print("from the boxed formula, layers 2 and 1:", formula[::-1])
 
 # %% [markdown]
-# This is what [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py) does (`halt_backward`), and the Numba
-# and
+# This is what [refvt/ops/halting/reference.py](../refvt/ops/halting/reference.py) does (`halt_backward`), and the Numba and
 # CUDA kernels do the same.
 #
 # ## The ponder loss
 #
-# The ponder loss is the mean of ρ over all clips and over the N' tokens of each that enter the joint blocks. A batch has 2B clips:
-# B clips and their B static twins (notebook 7). The ponder loss is added to the loss with a small weight w, 5e-4 in the paper:
+# The ponder loss is the mean of ρ over all clips and over the N' tokens of each that enter the joint blocks. A batch has 2B
+# clips: B clips and their B static twins (notebook 7). The ponder loss is added to the loss with a small weight w, 5e-4 in
+# the paper:
 #
 # $$\mathcal{L}_\text{ponder} = \frac{1}{2B N'} \sum_{\text{clips}} \sum_k \rho_k, \qquad g_{\rho} = \frac{w}{2B N'}$$
 #
@@ -246,8 +245,7 @@ print(only_ponder)
 #
 # ## Exercise
 #
-# Write `logit_gradient(states, scale, center, epsilon, dy, dponder)`: what reaches each logit through the score, [L,
-# N]. Use
+# Write `logit_gradient(states, scale, center, epsilon, dy, dponder)`: what reaches each logit through the score, [L, N]. Use
 # the boxed formula.
 
 
@@ -284,6 +282,5 @@ check_exercise("gradient of the logit", logit_gradient)
 # - The ponder loss gives every token the same $g_\rho$, and moves it to halt earlier; how far depends on h(1 − h).
 # - Through its score, a token that halts in layer 1 learns nothing.
 #
-# Source: HaltingVT (arXiv 2401.04975), sections 3.3 and 3.4. The derivation is ours; `refvt/ops/halting/__init__.py`
-# has it
+# Source: HaltingVT (arXiv 2401.04975), sections 3.3 and 3.4. The derivation is ours; `refvt/ops/halting/__init__.py` has it
 # in short.

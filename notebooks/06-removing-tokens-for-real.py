@@ -12,8 +12,8 @@
 # # 6. Removing tokens for real
 #
 # Counting fewer GFLOPs saves no time. The released PyTorch code *counts* what a halted token would save, but computes the
-# token all the same. This notebook removes halted tokens, shows that the answers stay the same to rounding, and measures the time. After
-# it you can say
+# token all the same. This notebook removes halted tokens, shows that the answers stay the same to rounding, and measures the
+# time. After it you can say
 #
 # - what living tokens see of halted ones, in two variants: `zero` and `masked`,
 # - what the ghost token is, and why it is exact,
@@ -186,8 +186,9 @@ for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D
 # %% [markdown]
 # ## Exercise
 #
-# Say N = 1569 tokens enter the joint blocks (no Glimpser), and n of them live. In the attention of one layer, `dense` computes N · N pairs of query and
-# key. How many does `compact` compute, in the variant `zero`, if at least one token has halted? Write `pairs(n, N)`.
+# Say N = 1569 tokens enter the joint blocks (no Glimpser), and n of them live. In the attention of one layer, `dense`
+# computes N · N pairs of query and key. How many does `compact` compute, in the variant `zero`, if at least one token has
+# halted? Write `pairs(n, N)`.
 
 
 # %%

@@ -55,9 +55,9 @@ print("mean change from frame to frame:", change)
 #     + w \underbrace{\frac{1}{2B N'} \sum_{\text{clips}} \sum_k \rho_k}_{\text{ponder loss}}
 #     + \lambda \underbrace{\mathcal{L}_\text{motion}}_{\text{cross-entropy, } 2B \text{ clips}}$$
 #
-# w is the weight of the ponder loss, 5e-4 in the paper. λ is the weight of the motion loss, 1 in refvt. (The paper's formula has a
-# factor there, but its value was not to be had; see the table at the end of this notebook.) N' tokens of each clip enter the joint
-# blocks.
+# w is the weight of the ponder loss, 5e-4 in the paper. λ is the weight of the motion loss, 1 in refvt. (The paper's formula
+# has a factor there, but its value was not to be had; see the table at the end of this notebook.) N' tokens of each clip
+# enter the joint blocks.
 #
 # A twin keeps the class label of its clip, and it counts in all three parts. *Predict first:* in a model that has learnt
 # nothing, what are the values of $\mathcal{L}_\text{class}$ for 8 classes, and of $\mathcal{L}_\text{motion}$?
@@ -78,10 +78,10 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # %% [markdown]
 # ## Why a motion loss, and what it can reach
 #
-# *Why.* Many class labels can be guessed from one frame: a pool suggests "swimming". A model that is trained on classes alone may
-# learn to look at the pool, and then a patch that moves is worth no more than one that stands still. A clip and its twin show the same
-# pool and have the same label. Only what changes between frames tells them apart: motion, but also camera noise, flicker or a
-# cut. So the motion loss falls only if the model looks at changes.
+# *Why.* Many class labels can be guessed from one frame: a pool suggests "swimming". A model that is trained on classes alone
+# may learn to look at the pool, and then a patch that moves is worth no more than one that stands still. A clip and its twin
+# show the same pool and have the same label. Only what changes between frames tells them apart: motion, but also camera
+# noise, flicker or a cut. So the motion loss falls only if the model looks at changes.
 #
 # The motion head reads CLS. So its gradient goes the way of the class loss: into y of CLS, into the scores of CLS, and
 # through attention into the states of the patches that CLS attends to. It does **not** reach the scores of patches through
@@ -99,11 +99,12 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # `refvt train --recipe photographs --set static_twins=true --out run`, and compare the two with the cell of notebook 3 that
 # prints the attention of CLS.
 #
-# *What was measured instead* is what the motion loss does to cost and accuracy, in 24 short runs from scratch on moving digits
-# ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md); three seeds, 12 pairs of runs, mean ± standard deviation
-# over the pairs). With the motion loss GFLOPs changed by +7.2 ± 15.1 %, and accuracy by +12.0 ± 11.1 points. Halting alone saved
-# 14 to 23 % of the joint blocks with it, and 20 to 36 % without. So the saving that the paper reports did not appear. Nor is it
-# refuted: the mean change lies within twice its standard error (4.4 %). Notebook 8 says more about these runs.
+# *What was measured instead* is what the motion loss does to cost and accuracy, in 24 short runs from scratch on moving
+# digits ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md); three seeds, 12 pairs of runs, mean ±
+# standard deviation over the pairs). With the motion loss GFLOPs changed by +7.2 ± 15.1 %, and accuracy by +12.0 ± 11.1
+# points. Halting alone saved 14 to 23 % of the joint blocks with it, and 20 to 36 % without. So the saving that the paper
+# reports did not appear. Nor is it refuted: the mean change lies within twice its standard error (4.4 %). Notebook 8 says
+# more about these runs.
 #
 # ## A trap: when the label is the motion
 #
@@ -131,8 +132,8 @@ print("a clip of the class still equals its twin:", np.array_equal(clip, twin))
 # | weight λ of the motion loss | a factor in its formula; we could not get its value | the configurations name 0.001, but the loss only tests that it is above 0, and adds the motion loss with weight 1 |
 # | the twin's frame | one of the clip's own frames | the video is sampled again for the twin, and augmented by itself |
 #
-# refvt: `motion_weight` is 1 by default, and twins repeat one of the clip's own frames. Optimiser, learning rate and epochs of the
-# paper are in notebook 8, "The settings of the paper".
+# refvt: `motion_weight` is 1 by default, and twins repeat one of the clip's own frames. Optimiser, learning rate and epochs
+# of the paper are in notebook 8, "The settings of the paper".
 #
 # ## Exercise
 #

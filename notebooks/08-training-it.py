@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 8. Training it: accuracy against GFLOPs
 #
-# How much halting saves, and what it costs in accuracy, is decided in training. This notebook trains the worked example, takes a few steps
-# with a real model, and then looks at finished runs. After it you can say
+# How much halting saves, and what it costs in accuracy, is decided in training. This notebook trains the worked example,
+# takes a few steps with a real model, and then looks at finished runs. After it you can say
 #
 # - how the three losses act together, and on which tokens each acts,
 # - what R and β trade,
@@ -44,10 +44,10 @@ np.set_printoptions(precision=2, suppress=True)
 #
 # The first part, the task, reads CLS alone. The second, the ponder loss with its weight w, reads every token. (The paper has
 # w = 5e-4; the example needs a larger one.)
-# The target is the state of CLS in layer 3. So for the task CLS should use layer 3 as much as it can, and the ponder loss
-# wants every token to halt at once.
+# The target is the state of CLS in layer 3. So the task is best solved if CLS uses layer 3 as much as it can, and the ponder loss
+# is smallest if every token halts at once.
 #
-# *Predict first.* Who wins, for CLS and for the four patches, with a small and with a large weight w?
+# *Predict first.* Which of the two decides, for CLS and for the four patches, with a small and with a large weight w?
 
 # %%
 halt_tokens = backends.get("reference").halt_tokens
@@ -112,10 +112,10 @@ for step in range(1, 7):
     print(f"step {step}: {parts} = {loss.total:.3f}")
 
 # %% [markdown]
-# *Class*: at first the backbone answers "still" for every twin, with great confidence, but the label of a twin is that of its clip. In
-# a few steps it becomes unsure about twins. The loss of a twin cannot get below log 8 = 2.08 (notebook 7), and half of the
-# batch are twins, so the mean over the batch cannot get below 1.04. *Motion*: about log 2 = 0.69, because the motion head knows
-# nothing yet. *Ponder*: almost 5 = L + 1, because hardly any score has grown yet.
+# *Class*: at first the backbone answers "still" for every twin, with great confidence, but the label of a twin is that of its
+# clip. In a few steps it becomes unsure about twins. The loss of a twin cannot get below log 8 = 2.08 (notebook 7), and half
+# of the batch are twins, so the mean over the batch cannot get below 1.04. *Motion*: about log 2 = 0.69, because the motion
+# head knows nothing yet. *Ponder*: almost 5 = L + 1, because hardly any score has grown yet.
 #
 # Below is the log of the model that ships with refvt, "photographs" (28 epochs). *Predict first:* what happens first, that tokens
 # halt, or that they halt in the right places?
@@ -165,8 +165,9 @@ for line in log:
 # | weight of the ponder loss | 5e-4 |
 # | weight λ of the motion loss | a factor in the paper, its value was not to be had; 0.001 in the configurations, but 1 in effect (notebook 7) |
 #
-# Source: the paper's text and the released configurations (github.com/dun-research/HaltingVT, `configs/`). The released code does
-# not follow all of it: [docs/released-pipeline.md](../docs/released-pipeline.md). The recipes `paper-…` of refvt have these settings.
+# Source: the paper's text and the released configurations (github.com/dun-research/HaltingVT, `configs/`). The released code
+# does not follow all of it: [docs/released-pipeline.md](../docs/released-pipeline.md). The recipes `paper-…` of refvt have
+# these settings.
 #
 # ## R and β: what each trades
 #
@@ -205,33 +206,34 @@ draw_points("The trained model with other R and β", {n: ([g], [a]) for n, (a, g
 # %% [markdown]
 # (One clip of 96 is one point of accuracy. A difference of two points may be chance.)
 #
-# *R.* From 1 down to 0.5 GFLOPs fall by 23 % and accuracy stays the same. At 0.25 it is two points lower, which may be chance, and
-# at 0.125 four points lower, which is still only four clips. So in this model R trades hardly any accuracy for GFLOPs. In the paper R = 0.3
-# with β = 10 has 67.2 %, and R = 0.7 with β = 20 has 75.0 %; two things change there at once. A likely reason for the difference:
-# fewer than two of our 16 patches of a frame hold the digit (a fifth of their pixels or more), and on real videos what matters
-# does not fit in 30 % of the patches.
+# *R.* From 1 down to 0.5 GFLOPs fall by 23 % and accuracy stays the same. At 0.25 it is two points lower, which may be
+# chance, and at 0.125 four points lower, which is still only four clips. So in this model R trades hardly any accuracy for
+# GFLOPs. In the paper R = 0.3 with β = 10 has 67.2 %, and R = 0.7 with β = 20 has 75.0 %; two things change there at once. A
+# likely reason for the difference: fewer than two of our 16 patches of a frame hold the digit (a fifth of their pixels or
+# more), and on real videos what matters does not fit in 30 % of the patches.
 #
-# *β.* From β = 1 to 12 GFLOPs rise from 0.031 to 0.040, about as much as from R = 0.5 to R = 1. Between 1 and 5 they change little.
-# A likely reason: the logits of digit and background are far apart, and such a β lies between them. With β = 12 most patches
-# enter layers 3 and 4.
+# *β.* From β = 1 to 12 GFLOPs rise from 0.031 to 0.040, about as much as from R = 0.5 to R = 1. Between 1 and 5 they change
+# little. A likely reason: the logits of digit and background are far apart, and such a β lies between them. With β = 12 most
+# patches enter layers 3 and 4.
 #
-# *The prediction.* Begin at the trained setting, R = 0.75 and β = 5 (97.9 % at 0.0328 GFLOPs). R = 0.5 saves 12 % of the GFLOPs
-# and loses nothing. β = 1 saves 5 % and loses three points (three clips of 96). So here a smaller β costs more, as far as 96 clips
-# can tell. A likely reason: a smaller R drops mostly background, while a smaller β also halts patches of the digit earlier.
+# *The prediction.* Begin at the trained setting, R = 0.75 and β = 5 (97.9 % at 0.0328 GFLOPs). R = 0.5 saves 12 % of the
+# GFLOPs and loses nothing. β = 1 saves 5 % and loses three points (three clips of 96). So here a smaller β costs more, as far
+# as 96 clips can tell. A likely reason: a smaller R drops mostly background, while a smaller β also halts patches of the
+# digit earlier.
 #
 # To compare settings fairly each has to be trained, as the paper does, and as the next section does in small.
 #
 # ## Table 1 in small: R, and whether the motion loss lowers GFLOPs
 #
-# The paper's Table 1 shows what the Glimpser and the motion loss do to accuracy and GFLOPs. Only the figures that its abstract and
-# summaries give could be had, so its other rows are not repeated here. Ours trains a small model on moving digits. The full
-# results are in [docs/results/experiment-table1.md](../docs/results/experiment-table1.md); the next cell reads the sentences that
-# the experiment wrote from its numbers, also where they contradict the paper.
+# The paper's Table 1 shows what the Glimpser and the motion loss do to accuracy and GFLOPs. Only the figures that its
+# abstract and summaries give could be had, so its other rows are not repeated here. Ours trains a small model on moving
+# digits. The full results are in [docs/results/experiment-table1.md](../docs/results/experiment-table1.md); the next cell
+# reads the sentences that the experiment wrote from its numbers, also where they contradict the paper.
 #
-# How these models were trained: from scratch on black backgrounds, 5 epochs, γ = 1, β = 5. The ponder loss has the *paper's form*:
-# every token counts alike. Its weight is 1.6e-4, a third of the paper's, and grows over eight epochs, so that these runs reach
-# only five eighths of it. With the motion loss λ = 1. ± is the standard deviation over three seeds, or over pairs of runs where the
-# sentence says so.
+# How these models were trained: from scratch on black backgrounds, 5 epochs, γ = 1, β = 5. The ponder loss has the *paper's
+# form*: every token counts alike. Its weight is 1.6e-4, a third of the paper's, and grows over eight epochs, so that these
+# runs reach only five eighths of it. With the motion loss λ = 1. ± is the standard deviation over three seeds, or over pairs
+# of runs where the sentence says so.
 
 # %%
 from IPython.display import Markdown
@@ -276,15 +278,15 @@ draw_points("Table 1 in small; small marks are single runs", shown) if table1 is
 # | The Glimpser gains 2.5 % accuracy | not seen: −1.3, −2.3 and −0.8 points against R = 1 |
 # | The motion loss lowers GFLOPs by 5.4 % | not seen, not refuted: +7.2 ± 15.1 % over 12 pairs |
 #
-# *Why should the motion loss lower GFLOPs at all?* None of its gradient reaches the score of a patch through its own y (notebook 7).
-# The paper's explanation is that a model which looks at what moves needs fewer tokens. This can work only indirectly: through
-# CLS, and through the weights that all tokens share. On moving digits twins also carry labels that cannot be learnt, which is a
-# reason why our version may differ.
+# *Why should the motion loss lower GFLOPs at all?* None of its gradient reaches the score of a patch through its own y
+# (notebook 7). The paper's explanation is that a model which looks at what moves needs fewer tokens. This can work only
+# indirectly: through CLS, and through the weights that all tokens share. On moving digits twins also carry labels that cannot
+# be learnt, which is a reason why our version may differ.
 #
-# *How much must it change?* More than 5.4 % of what halting controls. The part up to the first joint block, which computes every
-# token, is fixed: 8.5 GFLOPs at R = 0.3 and 11.2 at R = 0.7 (table in notebook 3). If 9.9 GFLOPs are 5.4 % less than without the
-# motion loss, it was 10.5 without, and the nine later blocks fell from 1.9 to 1.35, by 30 %. If 24.2 are, they fell from 14.4 to 13.0,
-# by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
+# *How much must it change?* More than 5.4 % of what halting controls. The part up to the first joint block, which computes
+# every token, is fixed: 8.5 GFLOPs at R = 0.3 and 11.2 at R = 0.7 (table in notebook 3). If 9.9 GFLOPs are 5.4 % less than
+# without the motion loss, it was 10.5 without, and the nine later blocks fell from 1.9 to 1.35, by 30 %. If 24.2 are, they
+# fell from 14.4 to 13.0, by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
 #
 # ## Figure 3 in small: how halting differs over layers and frames
 #
@@ -312,15 +314,15 @@ for index in (0, 5, 6):
 
 # %% [markdown]
 # *Over layers*: the background goes first, nearly all of it before layer 3; of the patches with the digit nine in ten live to
-# the end. *Over frames*: a clip in which the digit moves keeps a few patches in **every** frame. Their number differs from frame
-# to frame in layer 2 (clip 0: 12 to 4), and less in layers 3 and 4: clip 5 keeps 4 or 5, clip 0 keeps 4 in every frame. In the clip
-# of the class "still" almost everything halts after one layer. So the model computes where something happens, in space and in
-# time, and differently for each clip.
+# the end. *Over frames*: a clip in which the digit moves keeps a few patches in **every** frame. Their number differs from
+# frame to frame in layer 2 (clip 0: 12 to 4), and less in layers 3 and 4: clip 5 keeps 4 or 5, clip 0 keeps 4 in every frame.
+# In the clip of the class "still" almost everything halts after one layer. So the model computes where something happens, in
+# space and in time, and differently for each clip.
 #
 # What this shows and what it does not. The three statements about the paper's figure hold for our picture: fewer patches from
-# layer to layer, background first, frames differ. But this model was trained with `changing_ponder`, which makes patches that change live
-# longer. So it shows that the method *can* spend its work this way. It does not show that the paper's loss leads to it; with
-# that loss the digit halted before the background in our runs (AUC 0.37).
+# layer to layer, background first, frames differ. But this model was trained with `changing_ponder`, which makes patches that
+# change live longer. So it shows that the method *can* spend its work this way. It does not show that the paper's loss leads
+# to it; with that loss the digit halted before the background in our runs (AUC 0.37).
 #
 # ## Where the paper stands beside other methods
 #
@@ -332,19 +334,20 @@ for index in (0, 5, 6):
 # | HaltingVT, R = 0.3, β = 10 | 67.2 % | 9.9 |
 # | FrameExit: early exit over frames | not stated | 2.1 times fewer than the best before it |
 #
-# Summaries of the paper say that HaltingVT lies 1.6 points above the best method of its time at comparable cost. Which method that
-# is, and its own figures, could not be had. On ActivityNet-v1.3 HaltingVT was evaluated, too, in mAP (mean average precision), with
-# R = 0.3, 0.5 and 0.7 among the released configurations. **Its mAP and GFLOPs there could not be had:** they are not in the
-# abstract, nor in the README of the released repository. FrameExit states 1.3 times fewer GFLOPs than the best before it there. The full tables of
-# the papers were not at hand when this was written, so no more of their figures are given here.
+# Summaries of the paper say that HaltingVT lies 1.6 points above the best method of its time at comparable cost. Which method
+# that is, and its own figures, could not be had. On ActivityNet-v1.3 HaltingVT was evaluated, too, in mAP (mean average
+# precision), with R = 0.3, 0.5 and 0.7 among the released configurations. **Its mAP and GFLOPs there could not be had:** they
+# are not in the abstract, nor in the README of the released repository. FrameExit states 1.3 times fewer GFLOPs than the best
+# before it there. The full tables of the papers were not at hand when this was written, so no more of their figures are given
+# here.
 #
-# Two cautions: the methods have different backbones and numbers of frames, and GFLOPs are *counted*. The released code computes what
-# it has halted, so its time does not fall (notebook 6).
+# Two cautions: the methods have different backbones and numbers of frames, and GFLOPs are *counted*. The released code
+# computes what it has halted, so its time does not fall (notebook 6).
 #
-# *Against adaptive sampling of frames.* Sampling removes whole frames. In the tables of patches above no frame is empty while the
-# digit moves: what is redundant is most of *each* frame. Our own comparison is in
-# [docs/results/experiment-frontier.md](../docs/results/experiment-frontier.md). Its runs were trained like those of Table 1 in small,
-# with R = 0.5 and without the motion loss. ± is the standard deviation over three seeds. The names of its runs:
+# *Against adaptive sampling of frames.* Sampling removes whole frames. In the tables of patches above no frame is empty while
+# the digit moves: what is redundant is most of *each* frame. Our own comparison is in
+# [docs/results/experiment-frontier.md](../docs/results/experiment-frontier.md). Its runs were trained like those of Table 1
+# in small, with R = 0.5 and without the motion loss. ± is the standard deviation over three seeds. The names of its runs:
 #
 # | name | what it is |
 # | --- | --- |

@@ -84,8 +84,8 @@ def say(report):
 say(check(Mine, cases="*halt_tokens*"))
 
 # %% [markdown]
-# All agree. Each case has four tensors to compare: y, ponder, halting layer, and the gradient of the states. Our function returns the
-# first three of them. So 3 · 7 = 21 of 4 · 7 = 28 tensors were compared.
+# All agree. Each case has four tensors to compare: y, ponder, halting layer, and the gradient of the states. Our function
+# returns the first three of them. So 3 · 7 = 21 of 4 · 7 = 28 tensors were compared.
 #
 # How exact must a result be? No number is set by eye. PyTorch ran each case in float32 too, and what *it* errs sets the
 # budget: a candidate may err eight times as much, with a floor of four units of rounding. So rounding passes, and a bug of
@@ -103,9 +103,9 @@ report = check(Mine, cases="*halt_tokens*")
 say(report)
 
 # %% [markdown]
-# y and the ponder are wrong, the halting layers are right. y differs first, and the report names the *variant*: "no remainder".
-# refvt knows about a hundred ways in which implementations differ. It computes the case under each, and names the one that agrees with
-# everything that was given.
+# y and the ponder are wrong, the halting layers are right. y differs first, and the report names the *variant*: "no
+# remainder". refvt knows about a hundred ways in which implementations differ. It computes the case under each, and names the
+# one that agrees with everything that was given.
 #
 # One case still agrees: `one-layer`. In a model of one layer h = 1 and r = 1, so the bug changes nothing. **A test case
 # can see a bug only if the bug changes something in it.** And in the case `first` all tokens halt at once, with scores just
@@ -126,9 +126,9 @@ Mine.mistake = "layers from 0"
 say(check(Mine, cases="tiny-op-halt_tokens*"))
 
 # %% [markdown]
-# Only the ponder. (In the report's `ponder=N−1+r` N stands for $N_k$, the layer in which the token halts.) All ponders are too small by
-# exactly 1, and so is the ponder loss. But its *gradient is right*, so training would not show the bug. A comparison with the
-# figures of a paper would.
+# Only the ponder. (In the report's `ponder=N−1+r` N stands for $N_k$, the layer in which the token halts.) All ponders are
+# too small by exactly 1, and so is the ponder loss. But its *gradient is right*, so training would not show the bug. A
+# comparison with the figures of a paper would.
 #
 # ## A bug that only the gradient shows
 #
@@ -259,8 +259,8 @@ print(describe_case(report.cases[0]).split("reproduce")[0])
 
 # %% [markdown]
 # Blocks are counted from 0, joint layers from 1. Here G = 1: block 0 is the Glimpser, and block 2 is joint layer 2. Up to its
-# queries, keys and values all agree; its attention is the first step in which a halted token takes part. So the mistake lies between `attn.v` and `attn.y`: in
-# the attention. To find this by hand one would compare a hundred tensors.
+# queries, keys and values all agree; its attention is the first step in which a halted token takes part. So the mistake lies
+# between `attn.v` and `attn.y`: in the attention. To find this by hand one would compare a hundred tensors.
 #
 # ## Exercises
 #

@@ -163,9 +163,9 @@ print("largest difference:", max(np.abs(a - b).max() for a, b in zip(found, expe
 
 # %% [markdown]
 # Side by side, the bodies of the last two differ in the loop over tokens: `for k in range(N)` became `k = cuda.grid(1)`, and
-# `if k < N` was added. (`scores`, which only counts, is left out, too.) This is why refvt keeps the same names and the same pass numbers in the three files of each operation:
-# [reference.py](../refvt/ops/halting/reference.py), [jit.py](../refvt/ops/halting/jit.py),
-# [cuda.py](../refvt/ops/halting/cuda.py).
+# `if k < N` was added. (`scores`, which only counts, is left out, too.) This is why refvt keeps the same names and the same
+# pass numbers in the three files of each operation: [reference.py](../refvt/ops/halting/reference.py),
+# [jit.py](../refvt/ops/halting/jit.py), [cuda.py](../refvt/ops/halting/cuda.py).
 #
 # | | NumPy | Numba | CUDA |
 # | --- | --- | --- | --- |
