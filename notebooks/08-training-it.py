@@ -285,8 +285,8 @@ draw_points("Table 1 in small; small marks are single runs", shown) if table1 is
 #
 # *How much must it change?* More than 5.4 % of what halting controls. The part up to the first joint block, which computes
 # every token, is fixed: 8.5 GFLOPs at R = 0.3 and 11.2 at R = 0.7 (table in notebook 3). If 9.9 GFLOPs are 5.4 % less than
-# without the motion loss, it was 10.5 without, and the nine later blocks fell from 1.9 to 1.35, by 30 %. If 24.2 are, they
-# fell from 14.4 to 13.0, by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
+# without the motion loss, it was 10.5 without, and the nine later blocks fell from 1.9 to 1.35, by 30 %. If 24.2
+# GFLOPs are 5.4 % less, they fell from 14.4 to 13.0, by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
 #
 # ## Figure 3 in small: how halting differs over layers and frames
 #
