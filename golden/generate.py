@@ -6,6 +6,7 @@ python -m golden.generate [--out DIR] [--check] [--add]
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -23,6 +24,7 @@ from golden.runs import one_thread, run_model, run_op
 from golden.seeds import DATA, MANIFEST, known_seeds
 from golden.training_cases import TRAINING_CASES, TrainingCase
 from golden.training_runs import run_training
+from refvt.files import scratch_folder
 
 FORMAT = 1
 GENERATOR = "golden 1.0"
@@ -73,27 +75,56 @@ def compact(text: str) -> str:
     )
 
 
-def generate(target: Path, search: bool = False, add: bool = False) -> None:
-    """Write all files to a temporary folder next to the target, then rename it to the target.
-
-    add: copy what the target holds, and run only the cases that it lacks.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+def own_files(target: Path) -> set[str]:
+    """Names of the golden files in a folder: the manifest, and the files that have the checksum it gives."""
     try:
-        fresh.chmod(0o755)
+        cases = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["cases"].values()
+        named = {str(entry["file"]): entry["sha256"] for entry in cases}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
+    here = {path.name: path for path in target.iterdir() if path.is_file()}
+    return {MANIFEST} | {
+        name for name in named.keys() & here if hashlib.sha256(here[name].read_bytes()).hexdigest() == named[name]
+    }
+
+
+def refuse_others(target: Path) -> None:
+    """FileExistsError unless a folder is missing, empty, or holds golden files alone."""
+    if target.is_dir():
+        others = sorted({path.name for path in target.iterdir()} - own_files(target))
+    else:
+        others = [target.name] if target.exists() or target.is_symlink() else []
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise FileExistsError(
+            f"{target}: expected an empty folder or golden files alone, got {others[0]!r}{more}: choose another --out, "
+            "or add --overwrite, which replaces files of the same names and leaves the others"
+        )
+
+
+def generate(target: Path, search: bool = False, overwrite: bool = False, add: bool = False) -> None:
+    """Write all files to a temporary folder next to the target, then move them there, the manifest last.
+
+    Golden files of the target that are not made any more are removed. FileExistsError if it holds anything else, unless
+    ``overwrite``: then files of the same names are replaced, and all others stay. add: copy what the target holds, and
+    run only the cases that it lacks.
+    """
+    if not overwrite:
+        refuse_others(target)
+    with scratch_folder(target) as fresh:
         stored = None
         if add:
-            shutil.copytree(target, fresh, dirs_exist_ok=True)
+            for name in own_files(target):
+                shutil.copy(target / name, fresh)
             stored = json.loads((fresh / MANIFEST).read_text(encoding="utf-8"))["cases"]
         write(fresh, search, stored)
-        old = fresh.with_name(fresh.name + "-old")
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        target.mkdir(exist_ok=True)
+        made = {path.name for path in fresh.iterdir()}
+        old = own_files(target) - made
+        for name in [*sorted(made - {MANIFEST}), MANIFEST]:
+            os.replace(fresh / name, target / name)
+        for name in old:
+            (target / name).unlink()
 
 
 def difference(stored: Path, again: Path) -> float:
@@ -152,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 for success, 1 if the check fails."""
     parser = argparse.ArgumentParser(prog="golden.generate", description="Write or check the golden files.")
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the golden files")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are no golden files")
     parser.add_argument("--check", action="store_true", help="compare with files generated again; write nothing")
     parser.add_argument("--add", action="store_true", help="write only the cases that the folder lacks")
     parser.add_argument("--search", action="store_true", help="search new seeds for the model cases")
@@ -160,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.check:
         good = check(options.out)
     else:
-        generate(options.out, options.search, options.add)
+        generate(options.out, options.search, options.overwrite, options.add)
         good = True
         size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
         numbers = f"{len(OP_CASES)} operation, {len(MODEL_CASES)} model and {len(TRAINING_CASES)} training cases"

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 BACKENDS = ("reference", "jit", "cuda")
+"""The names of all backends, whether this machine can run them or not."""
 
 
 class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
@@ -134,6 +135,8 @@ class Backend:
 @cache
 def _missing(name: str) -> str | None:
     """What this machine lacks for a backend, in one sentence; None if nothing."""
+    if name == "jit":
+        return _missing_for_jit()
     if name != "cuda":
         return None
     if find_spec("numba_cuda") is None:
@@ -150,14 +153,26 @@ def _missing(name: str) -> str | None:
     return "the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use"
 
 
+def _missing_for_jit() -> str | None:
+    try:
+        from numba import config
+    except ImportError as error:  # not installed, or not made for this NumPy
+        return f"the jit backend needs Numba, which cannot be imported: {error}"
+    except ValueError as error:
+        raise ValueError(f"Numba refuses one of the settings NUMBA_… in the environment: {error}") from None
+    if config.DISABLE_JIT:
+        return "the jit backend needs Numba's compiler, which NUMBA_DISABLE_JIT switches off"
+    return None
+
+
 def available() -> tuple[str, ...]:
     """The names of the backends that can run on this machine."""
     return tuple(name for name in BACKENDS if _missing(name) is None)
 
 
 def default() -> str:
-    """The fastest backend that is there on the CPU."""
-    return "jit"
+    """The fastest backend that is there on the CPU: jit, or reference where Numba cannot compile."""
+    return "jit" if _missing("jit") is None else "reference"
 
 
 @cache

@@ -5,24 +5,25 @@ A terminal gets one live line. A file, a pipe or a notebook gets a plain line ev
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba.core import event
 
-__all__ = ["compilation_shown"]
+__all__ = ["compilation_shown", "note"]
 
 SILENT = 1.0  # seconds of compilation without a progress line
 PAUSE = 10.0  # seconds between two lines where there is no terminal
 
 
 def _is_terminal() -> bool:
-    return sys.stderr.isatty()
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 class _Line(event.Listener):  # type: ignore[misc]
@@ -60,20 +61,37 @@ class _Line(event.Listener):  # type: ignore[misc]
         if _is_terminal():
             self.open = True
             width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and could not be overwritten
-            print(f"\r{line[:width]:{width}}", end="", file=sys.stderr, flush=True)
+            _print(f"\r{line[:width]:{width}}", end="")
         elif time.monotonic() - _Line.printed >= PAUSE:
             _Line.printed = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+            _print(line)
 
     def close(self) -> None:
         """End the live line, if there is one."""
         if self.open:
             self.say("done")
-            print(file=sys.stderr)
+            _print()
             self.open = False
 
 
 _line: _Line | None = None
+_said: set[str] = set()
+
+
+def note(sentence: str) -> None:
+    """Print a sentence on stderr, once in a process; nothing if REFVT_QUIET is set."""
+    if sentence in _said or os.environ.get("REFVT_QUIET"):
+        return
+    _said.add(sentence)
+    if _line is not None:
+        _line.close()
+    _print(f"refvt: {sentence}\n", end="")
+
+
+def _print(text: str = "", end: str = "\n") -> None:
+    """Print on stderr; a stderr that is closed or full stops no work."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr or io.StringIO(), flush=True)
 
 
 @contextmanager

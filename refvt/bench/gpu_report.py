@@ -36,7 +36,7 @@ from refvt.bench.report import render_markdown
 from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
 from refvt.bench.training_step import measure_steps, render_steps
 from refvt.environment import describe_machine
-from refvt.files import write_whole
+from refvt.files import MARK, write_whole
 from refvt.ops.laws import Computes, Law
 
 __all__ = ["main"]
@@ -286,7 +286,8 @@ def _kernels(repeats: int) -> dict[str, Any]:
 
 
 def _write(report: dict[str, Any], out: Path) -> None:
-    for ending, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", _markdown(report))):
+    data = json.dumps({"generator": "refvt", **report}, indent=1)
+    for ending, text in ((".json", f"{data}\n"), (".md", f"{_markdown(report)}\n{MARK['.md']}\n")):
         write_whole(out.with_name(out.name + ending), text.encode())
 
 

@@ -1,67 +1,61 @@
 """The command line ``refvt``: a file per command, each with ``HELP``, ``add_arguments`` and ``run``.
 
-Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 the request or its input was wrong, in one line
-on stderr; 130 interrupted; 141 the reader of the output closed it.
+Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 it could not be done, because the request or its
+input was wrong or the machine lacks something, in one line on stderr; 130 interrupted; 141 the reader of stdout has
+closed it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
-from types import ModuleType
+from importlib import import_module
 
-import refvt
-from refvt import backends
-from refvt.cli import bench, check, demo, evaluate, experiment, flops, golden, halt, info, train, warmup
+from refvt.cli.outcome import flush, interrupt_ends_at_once, prepare, report
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
-COMMANDS: dict[str, ModuleType] = {
-    "demo": demo,
-    "halt": halt,
-    "train": train,
-    "evaluate": evaluate,
-    "experiment": experiment,
-    "check": check,
-    "golden": golden,
-    "flops": flops,
-    "warmup": warmup,
-    "bench": bench,
-    "info": info,
-}
+COMMANDS = (
+    "demo",
+    "halt",
+    "train",
+    "evaluate",
+    "experiment",
+    "check",
+    "golden",
+    "flops",
+    "warmup",
+    "bench",
+    "info",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _make_parser().parse_args(arguments)
     try:
-        code = int(options.run(options))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader has enough: refvt check … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
-        return 141  # as a program that SIGPIPE ends
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except (ValueError, TypeError, OSError, ImportError, backends.DeviceError) as error:
-        return _fail(str(error), 2)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"refvt: {message}", file=sys.stderr)
-    return code
+        prepare()
+        with interrupt_ends_at_once():
+            parser = _make_parser()
+        try:
+            options = parser.parse_args(arguments)
+            return int(options.run(options))
+        finally:
+            flush()
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
 
 
 def _make_parser() -> argparse.ArgumentParser:
+    from refvt import __version__
+
     parser = argparse.ArgumentParser(
         prog="refvt",
         description="The reference implementation of HaltingVT: a video transformer that halts tokens layer by layer.",
     )
-    parser.add_argument("--version", action="version", version=f"refvt {refvt.__version__}")
+    parser.add_argument("--version", action="version", version=f"refvt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
+        command = import_module(f"refvt.cli.{name}")
         sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
         sub.set_defaults(run=command.run)
         command.add_arguments(sub)

@@ -19,8 +19,8 @@ from refvt.bench.report import render_markdown, render_text
 from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
 from refvt.bench.training_step import TrainingWorkload, measure_steps, render_steps
 from refvt.cli import bench_kernels
-from refvt.cli.options import add_dtype, at_least_one
-from refvt.files import write_whole
+from refvt.cli.options import add_dtype, add_overwrite, at_least_one
+from refvt.files import MARK, refuse_strangers, write_whole
 
 __all__ = ["HELP", "add_arguments", "run", "run_training_step"]
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"time steps with AdamW, at the sizes of training recipes: {', '.join(TRAINING_WORKLOADS)}",
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds of two forward passes, no memory: a first look")
+    add_overwrite(parser)
     bench_kernels.add_to(parser)
 
 
@@ -86,7 +87,7 @@ def run(
         from refvt.plots.charts import draw_growth
 
         draw_growth(report["growth"], report["environment"]["cpu"], options.growth)
-    data = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    data = json.dumps({"generator": "refvt", **report}, indent=1, ensure_ascii=False) + "\n"
     _publish(options, data, render_markdown(report), render_text(report))
     return 0 if all(result["agreement"]["holds"] for result in report["results"]) else 1
 
@@ -112,7 +113,12 @@ def run_training_step(
         with_torch=_why_no_torch(options) is None,
     )
     text = render_steps(report["results"])
-    _publish(options, json.dumps(report, indent=1) + "\n", f"# A training step\n\n```\n{text}```\n", text)
+    _publish(
+        options,
+        json.dumps({"generator": "refvt", **report}, indent=1) + "\n",
+        f"# A training step\n\n```\n{text}```\n",
+        text,
+    )
     return 0 if all(result["agreement"]["holds"] for result in report["results"]) else 1
 
 
@@ -140,8 +146,10 @@ def _check(options: argparse.Namespace, names: list[str], workloads: Mapping[str
         raise ValueError("--json and --markdown: only one of them can be printed")
     for option in ("json", "markdown", "growth"):
         file = getattr(options, option)
-        if file not in (None, "-") and not Path(file).parent.is_dir():
-            raise ValueError(f"--{option}: no such folder: {Path(file).parent}")
+        if file not in (None, "-"):
+            if not Path(file).parent.is_dir():
+                raise ValueError(f"--{option}: no such folder: {Path(file).parent}")
+            refuse_strangers([Path(file)], options.overwrite)
 
 
 def _why_no_torch(options: argparse.Namespace) -> str | None:
@@ -167,7 +175,7 @@ def _say(line: str) -> None:
 
 def _publish(options: argparse.Namespace, data: str, page: str, text: str) -> None:
     """Write the files asked for, whole or not at all, and print one of the three."""
-    for file, content in ((options.json, data), (options.markdown, page)):
+    for file, content in ((options.json, data), (options.markdown, f"{page.rstrip()}\n\n{MARK['.md']}\n")):
         if file not in (None, "-"):
             write_whole(file, content.encode())
     print(data if options.json == "-" else page if options.markdown == "-" else text, end="")

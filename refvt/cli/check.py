@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from refvt.cli.check_table import Printer
+from refvt.cli.options import add_overwrite
 from refvt.conformance.budgets import DTYPES
 from refvt.conformance.report import Report
-from refvt.files import write_whole
+from refvt.files import refuse_strangers, write_whole
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON ('-': to the output)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    add_overwrite(parser)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, as CI servers read it")
 
 
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     from refvt.conformance.checking import check
 
     to_output = options.json is not None and str(options.json) == "-"
+    files = [None if to_output else options.json, options.html, options.junit]
+    refuse_strangers([file for file in files if file is not None], options.overwrite)
     printer = Printer(sys.stderr if to_output else sys.stdout)
     report = check(
         options.candidate,
@@ -51,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         law_progress=printer.law,
     )
     printer.summary(report)
-    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps({"generator": "refvt", **report.as_dict()}, indent=1, ensure_ascii=False) + "\n"
     if to_output:
         sys.stdout.write(text)
     elif options.json is not None:

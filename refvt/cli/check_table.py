@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TextIO
 
+from refvt.checks import printable
 from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report
 
 __all__ = ["Printer"]
@@ -27,12 +28,12 @@ class Printer:
 
     def _writer(self) -> Callable[[str, str], None]:
         if not self._rich:
-            return lambda text, _style: print(text, file=self._stream, flush=True)
+            return lambda text, _style: print(printable(text), file=self._stream, flush=True)
         from rich.console import Console
         from rich.text import Text
 
         console = Console(file=self._stream, highlight=False)
-        return lambda text, style: console.print(Text(text, style=style), soft_wrap=True)
+        return lambda text, style: console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def case(self, case: CaseReport) -> None:
         """One line for a case; those that the candidate does not give are counted, not listed."""

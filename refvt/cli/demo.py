@@ -25,7 +25,7 @@ from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
 from refvt.evaluation.scenes import SCENE_GROUPS, alive_by_change, change_auc, run_on_scene
 from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
-from refvt.files import write_whole
+from refvt.files import MARK, refuse_strangers, write_whole
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
 from refvt.model.warmup import start_compiling
@@ -35,6 +35,7 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Recognise moving digits with the trained model, draw halting, and check the golden files."
 CLIPS = 256
+PICTURES = ("digits.png", "digits.gif", "following.png", "bikes.png", "bikes.gif", "halting.html")
 
 # bikes.mp4: a person walks past a wall, before a camera that stands still
 VIDEO, STRIDE, PLACE = "bikes.mp4", 1, 0.8375
@@ -49,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Classify, measure and draw, then check; 0, or 1 if a golden case failed."""
+    refuse_strangers([options.out / name for name in PICTURES], options.overwrite)
+    options.out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is said before the long work
     compiler = None
     if backends.default() == "jit":
         compiler = start_compiling()  # the backward, which only the golden files need, while the pictures are made
@@ -131,5 +134,5 @@ def _show_scene(model: HaltingVT, out: Path) -> Path:
     title = f"{VIDEO}, {T} frames {STRIDE} apart"
     print("   " + ", ".join(map(str, draw_scene(scene, title, out, "bikes"))))
     page = out / "halting.html"
-    write_whole(page, scene_page(model, scene, title).encode())
+    write_whole(page, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
     return page

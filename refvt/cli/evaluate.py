@@ -12,8 +12,15 @@ from typing import Any
 
 import refvt
 from refvt import weights
+from refvt.checks import printable
 from refvt.cli.data_sets import open_annotated_videos
-from refvt.cli.options import add_backend, add_checkpoint, checkpoint_settings, refuse_checkpoint_settings
+from refvt.cli.options import (
+    add_backend,
+    add_checkpoint,
+    checkpoint_settings,
+    failure_in_json,
+    refuse_checkpoint_settings,
+)
 from refvt.cli.progress import EvaluationBar
 from refvt.data.annotations import RELEASED_VIDEOS, SAMPLING
 from refvt.data.dataset import Dataset
@@ -21,6 +28,7 @@ from refvt.data.moving_digits import MovingDigits
 from refvt.data.resize import FILTERS
 from refvt.evaluation import evaluate
 from refvt.evaluation.metrics import Evaluation
+from refvt.files import read_json
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
@@ -95,6 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print; returns 0, or 1 if no clip could be read. ValueError or OSError for a wrong request."""
+    with failure_in_json(options):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.resume and options.out is None:
         raise ValueError("--resume: needs --out, the file to continue")
     if options.weights is None:
@@ -112,8 +125,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"weights": str(options.weights), "data": repr(dataset), **asdict(done)}, indent=1))
     else:
-        print(f"{options.weights} on {dataset!r}")
-        print("\n".join(_report(done, config)))
+        print(printable(f"{options.weights} on {dataset!r}"))
+        print(printable("\n".join(_report(done, config))))
     return 0 if done.clips else 1
 
 
@@ -133,10 +146,11 @@ def _read_config(options: argparse.Namespace) -> HaltingVTConfig:
     path = options.config
     if path is None:
         return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
+    values = read_json(path, "a configuration", constants=True)
     try:
-        return HaltingVTConfig(**json.loads(path.read_text(encoding="utf-8")))
+        return HaltingVTConfig(**values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected a configuration as JSON: {error}") from None
+        raise ValueError(f"{path}: expected a configuration as JSON: {str(error)[:500]}") from None
 
 
 def _open_data_set(

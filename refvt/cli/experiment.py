@@ -17,15 +17,18 @@ from refvt.cli.options import (
     add_backend,
     add_checkpoint,
     add_json,
+    add_overwrite,
     at_least_one,
     checkpoint_settings,
+    failure_in_json,
     refuse_checkpoint_settings,
 )
 from refvt.cli.progress import ProgressBar, TrainingBar
 from refvt.environment import describe_machine
 from refvt.experiments import figure3, frontier, table1, variants
-from refvt.experiments.report import Findings, render_page, write
+from refvt.experiments.report import Findings, file_names, render_page, write
 from refvt.experiments.runs import Grid, Run
+from refvt.files import locked, refuse_strangers
 from refvt.training.batches import steps_per_epoch
 from refvt.training.recipe import Recipe, find_recipe, make_moving_digits
 from refvt.weights import find_backbone, find_files
@@ -36,6 +39,7 @@ HELP = "Repeat one of the paper's experiments in small, on moving digits."
 SEEDS, QUICK_SEEDS = 5, 1
 # Steps of each run, in whole epochs and at most the recipe's own, and those with --quick.
 STEPS = {"table1": (1024, 256), "frontier": (1024, 256), "figure3": (2048, 256), "variants": (2048, 256)}
+PICTURES = {"table1": ("",), "frontier": ("",), "figure3": ("", "-curve"), "variants": ("",)}  # suffixes of their files
 
 Measure = Callable[[Grid, bool], Findings]
 GRIDS: dict[str, tuple[str, Measure]] = {
@@ -68,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--publish", type=Path, default=None, metavar="FOLDER", help="write page, numbers and pictures here too"
         )
+        add_overwrite(sub)
         add_backend(sub)
         add_json(sub, "no progress bars; print the numbers as JSON")
 
@@ -78,6 +83,14 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("refvt-experiments", options.experiment + ("-quick" if options.quick else ""))
     folders = [_make_folder("--out", out)]
     folders += [_make_folder("--publish", options.publish)] if options.publish else []
+    names = file_names(options.experiment, PICTURES[options.experiment])
+    refuse_strangers([folder / name for folder in folders for name in names], options.overwrite)
+    with failure_in_json(options), locked(out / ".refvt.lock", str(out)):
+        return _run(options, recipe, seeds, out, folders)
+
+
+def _run(options: argparse.Namespace, recipe: Recipe, seeds: int, out: Path, folders: list[Path]) -> int:
+    """Measure, write and print; 0."""
     observer = TrainingBar(visible=not options.json)
     start = find_backbone(recipe)
     grid = Grid(recipe, seeds, out, options.backend, observer, iter if options.json else _track, start)

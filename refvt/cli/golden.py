@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(verify, "print every case as JSON")
     generate = actions.add_parser("generate", help="write the golden files again (needs torch and a checkout)")
     generate.add_argument("--out", type=Path, default=None, help="folder to write, default: golden/data")
+    generate.add_argument(
+        "--overwrite", action="store_true", help="replace files of these names that are no golden files; others stay"
+    )
     generate.add_argument("--check", action="store_true", help="compare with the files that exist, change nothing")
     export = actions.add_parser("export", help="write the cases as .npy files, for a program in any language")
     export.add_argument("folder", metavar="DIR", type=Path, help="a folder that is empty or not there yet")
@@ -109,6 +112,7 @@ def _generate(options: argparse.Namespace) -> int:
     from golden.generate import main as generate
 
     arguments = ["--check"] if options.check else []
+    arguments += ["--overwrite"] if options.overwrite else []
     arguments += [] if options.out is None else ["--out", str(options.out)]
     return int(generate(arguments) or 0)
 

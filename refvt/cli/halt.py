@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import refvt
+from refvt.checks import NotFiniteError, printable
 from refvt.cli.options import (
     add_backend,
     add_checkpoint,
@@ -17,7 +20,8 @@ from refvt.cli.options import (
     checkpoint_settings,
     refuse_checkpoint_settings,
 )
-from refvt.files import write_whole
+from refvt.files import MARK, read_regular, refuse_strangers, write_whole
+from refvt.limits import LIST_BYTES
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -74,6 +78,13 @@ def run(options: argparse.Namespace) -> int:
     return _run_whole(options)
 
 
+def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the files to draw. FileExistsError, before any work, if there is one that refvt did not make."""
+    picture, animation = (options.out / f"{options.video.stem}{ending}" for ending in (".png", ".gif"))
+    refuse_strangers([picture, animation, *([options.html] if options.html else [])], options.overwrite)
+    return picture, animation
+
+
 # ---- the trained model, in windows over the frame
 
 
@@ -82,6 +93,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
     from refvt.plots.scene import draw_scene, scene_page
 
+    pictures = _pictures(options)
     model, _ = weights.load(TRAINED, options.backend)
     scene = run_on_scene(model, options.video, stride=STRIDE if options.stride is None else options.stride)
     shares = alive_by_change(scene)
@@ -96,8 +108,8 @@ def _run_in_windows(options: argparse.Namespace) -> int:
         "alive_changing_per_layer": _numbers(shares[:, 0]),
         "alive_unchanging_per_layer": _numbers(shares[:, 1]),
         "auc_of_change": _numbers([change_auc(scene)])[0],
-        "picture": str(options.out / f"{options.video.stem}.png"),
-        "animation": str(options.out / f"{options.video.stem}.gif"),
+        "picture": str(pictures[0]),
+        "animation": str(pictures[1]),
         **_page_of(options),
     }
     if options.json:
@@ -109,7 +121,7 @@ def _run_in_windows(options: argparse.Namespace) -> int:
     title = f"{options.video.name}, frames {frames[0]} to {frames[-1]}"
     draw_scene(scene, title, options.out, options.video.stem)
     if options.html is not None:
-        write_whole(options.html, scene_page(model, scene, title).encode())
+        write_whole(options.html, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
     return 0
 
 
@@ -143,6 +155,7 @@ def _run_whole(options: argparse.Namespace) -> int:
     from refvt.plots.halting_page import halting_page
     from refvt.weights.handmade import handmade_parameters
 
+    pictures = _pictures(options)
     config = HaltingVTConfig.preset(options.preset)
     names = None if options.labels is None else _read_names(options.labels, config.num_classes)
     trained = options.weights != HANDMADE
@@ -152,14 +165,15 @@ def _run_whole(options: argparse.Namespace) -> int:
         model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
     # a checkpoint gets the pixels of the released code, in which published weights were trained
     found = run_on_video(model, options.video, options.stride, "opencv" if trained else "antialiased")
-    stem = options.video.stem
+    if not np.isfinite(found.output.logits).all():
+        raise NotFiniteError(f"{options.weights}: expected finite logits, got NaN or infinity")
     report: dict[str, Any] = {
         "video": str(options.video),
         "preset": options.preset,
         "weights": options.weights,
         **halting_figures(found),
-        "picture": str(options.out / f"{stem}.png"),
-        "animation": str(options.out / f"{stem}.gif"),
+        "picture": str(pictures[0]),
+        "animation": str(pictures[1]),
         **_page_of(options),
     }
     if trained:
@@ -178,13 +192,17 @@ def _run_whole(options: argparse.Namespace) -> int:
     if options.html is not None:
         clips, images, indices = found.clip[None], found.frames.images, report["frames"]
         page = halting_page(model, clips, found.output, images, title, note, indices=indices)
-        write_whole(options.html, page.encode())
+        write_whole(options.html, f"{page}\n{MARK['.html']}\n".encode())
     return 0
 
 
 def _read_names(path: Path, number: int) -> list[str]:
     """Names of classes from a file, one per line."""
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = read_regular(path, LIST_BYTES, "class names").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected class names in UTF-8, got {error}") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(names) != number:
         raise ValueError(f"{path}: expected {number} class names, one per line, got {len(names)}")
     return names
@@ -196,7 +214,7 @@ def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
     if report["weights"] == HANDMADE:
         print(f"   {UNTRAINED}")
     for row in report.get("classes", []):
-        print(f"   {row['probability']:6.1%}  {row['class']}")
+        print(f"   {row['probability']:6.1%}  {printable(str(row['class']))}")
     print("   layer   tokens alive   GFLOPs   without halting")
     rows = zip(
         report["tokens_per_layer"],
@@ -224,10 +242,10 @@ def _page_of(options: argparse.Namespace) -> dict[str, str]:
 def _print_frames(report: dict[str, Any]) -> None:
     frames = report["frames"]
     stride = frames[1] - frames[0] if len(frames) > 1 else 0
-    print(f"   {report['video']}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
+    print(f"   {printable(report['video'])}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
 
 
 def _print_files(report: dict[str, Any]) -> None:
     for name in ("picture", "animation", "page"):
         if name in report:
-            print(f"   {f'{name}:':10s} {report[name]}")
+            print(f"   {f'{name}:':10s} {printable(report[name])}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from refvt import backends
+from refvt.checks import NotFiniteError
 from refvt.model.config import PRESETS
 
 __all__ = [
@@ -15,10 +19,12 @@ __all__ = [
     "add_checkpoint",
     "add_dtype",
     "add_json",
+    "add_overwrite",
     "add_pictures",
     "add_preset",
     "at_least_one",
     "checkpoint_settings",
+    "failure_in_json",
     "refuse_checkpoint_settings",
 ]
 
@@ -81,6 +87,23 @@ def refuse_checkpoint_settings(options: argparse.Namespace, reason: str) -> None
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Add ``--out``, the folder for pictures."""
     parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+    add_overwrite(parser)
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``, a switch: files that refvt did not make may be replaced."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that refvt did not make")
+
+
+@contextmanager
+def failure_in_json(options: argparse.Namespace) -> Iterator[None]:
+    """With ``--json``, print what became NaN or infinite as JSON before the error ends the command."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "model": None}, indent=1))
+        raise
 
 
 def at_least_one(option: str, value: int | None, default: int) -> int:

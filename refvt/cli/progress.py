@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from refvt.checks import printable
 from refvt.evaluation import Evaluation, Record
 from refvt.training.observer import Observer
 
@@ -96,6 +97,7 @@ def _find_tqdm() -> Any:
 
 def _print_above_bars(message: str) -> None:
     """Print a line on stderr without breaking the bars that are shown."""
+    message = printable(message)
     module = sys.modules.get("tqdm")  # loaded if there is a bar
     if module is not None:
         module.tqdm.write(message, file=sys.stderr)

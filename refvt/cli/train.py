@@ -11,12 +11,20 @@ from typing import Any
 
 import refvt
 from refvt.array import Array
+from refvt.checks import brief, printable
 from refvt.cli.data_sets import open_annotated_videos
-from refvt.cli.options import add_backend, add_checkpoint, checkpoint_settings, refuse_checkpoint_settings
+from refvt.cli.options import (
+    add_backend,
+    add_checkpoint,
+    checkpoint_settings,
+    failure_in_json,
+    refuse_checkpoint_settings,
+)
 from refvt.cli.progress import TrainingBar, headline
 from refvt.data.dataset import Dataset
 from refvt.evaluation import Evaluation
-from refvt.training.loop import MODEL, train
+from refvt.training.folder import MODEL
+from refvt.training.loop import train
 from refvt.training.parallel import call_on_all, open_communicator
 from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe, make_moving_digits
 
@@ -49,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue from the checkpoint in the folder, if there is one"
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="remove an earlier run from the folder, its files alone, and begin"
+    )
+    parser.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -68,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; returns 0, or 2 if another process has already said what is wrong."""
-    with open_communicator() as communicator:
+    with failure_in_json(options), open_communicator() as communicator:
         first = communicator.rank == 0
         try:
             recipe, train_set, test_set, parameters = call_on_all(communicator, lambda: _prepare(options, first))
@@ -78,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
                 test_set,
                 options.out,
                 resume=options.resume,
+                overwrite=options.overwrite,
                 parameters=parameters,
                 communicator=communicator,
                 backend=options.backend,
@@ -119,10 +131,10 @@ def _settings(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise ValueError(f"--set: expected FIELD=VALUE, got {text!r}")
+            raise ValueError(f"--set: expected FIELD=VALUE, got {brief(text)}")
         try:
             settings[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings
 
@@ -145,7 +157,7 @@ def _videos(recipe: Recipe, options: argparse.Namespace, first: bool) -> tuple[D
         for listed in (options.annotations, options.test_annotations)
     )
     for problem in (*train_set.problems, *test_set.problems) if first else ():
-        print(f"refvt: left out: {problem}", file=sys.stderr)
+        print(printable(f"refvt: left out: {problem}"), file=sys.stderr)
     return train_set, test_set
 
 
@@ -157,4 +169,4 @@ def _print(found: Evaluation, options: argparse.Namespace) -> None:
         return
     print(f"{headline(found)} of {found.clips} held-out clips, {found.gflops or 0:.4g} GFLOPs per clip")
     print(f"tokens entering the joint blocks: {' '.join(f'{n:.1f}' for n in found.tokens_per_layer or [])}")
-    print(f"model: {model}")
+    print(printable(f"model: {model}"))

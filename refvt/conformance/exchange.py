@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,9 +26,12 @@ from typing import Any
 import numpy as np
 
 from refvt.array import Array
+from refvt.checks import brief
 from refvt.conformance.cases import ModelCase, OperationCase, model_case, operation_case, truth_of
-from refvt.conformance.golden import Case, load_arrays
+from refvt.conformance.golden import Case, is_name, load_arrays
 from refvt.conformance.isolation import Answer, Request
+from refvt.files import check_regular, read_json, scratch_folder
+from refvt.model.checkpoints import from_npy
 
 __all__ = ["FORMAT", "ExchangeFolder", "export"]
 
@@ -45,13 +46,9 @@ def export(folder: Path, cases: list[Case], dtype: str = "float32") -> int:
     The folder appears under its name when everything has been written. ValueError if something is there already.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ValueError(f"export: expected a folder that is empty or not there yet, got {str(folder)!r}")
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
-    temporary.chmod(0o755)
-    try:
+    with scratch_folder(folder) as temporary:
         for case in cases:
             _export_case(temporary / case.name, case, dtype)
         index = {"format": FORMAT, "dtype": dtype, "cases": [case.name for case in cases]}
@@ -59,9 +56,6 @@ def export(folder: Path, cases: list[Case], dtype: str = "float32") -> int:
         if folder.exists():
             folder.rmdir()  # it is empty
         os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return len(cases)
 
 
@@ -125,16 +119,20 @@ class ExchangeFolder:
         self.folder = Path(folder)
         path = self.folder / INDEX
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            self.dtype, self.cases = str(index["dtype"]), frozenset(map(str, index["cases"]))
-            version = index["format"]
+            index = read_json(path, "an exchange folder's index")
+            version, self.dtype, cases = index["format"], index["dtype"], index["cases"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"candidate: expected an exchange folder (refvt golden export DIR), got {str(folder)!r} "
                 f"without a readable {INDEX} ({type(error).__name__})"
             ) from None
         if version != FORMAT:
-            raise ValueError(f"{path}: expected format {FORMAT}, got {version!r}")
+            raise ValueError(f"{path}: expected format {FORMAT}, got {brief(version)}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"{path}: dtype: expected float32 or float64, got {brief(self.dtype)}")
+        if not isinstance(cases, list) or not all(isinstance(name, str) and is_name(name) for name in cases):
+            raise ValueError(f"{path}: cases: expected a list of the names of cases, got {brief(cases)}")
+        self.cases = frozenset(cases)
 
     def ask(self, request: Request) -> Answer:
         """The results of a case that the folder holds; an error for a file that cannot be read."""
@@ -149,13 +147,15 @@ class ExchangeFolder:
         for path in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
             name = path.name.removesuffix(".npy")
             if name not in request.names:
-                unknown.append(name)
+                unknown.append(brief(name)[1:-1])
                 continue
             try:
                 found[name] = _load(path)
-            except (OSError, ValueError, EOFError, MemoryError) as error:
+            except (OSError, ValueError, EOFError, MemoryError, RecursionError) as error:
                 text = " ".join(str(error).split())[:200]
-                return Answer("error", sentence=f"results/{path.name} cannot be read: {text or type(error).__name__}")
+                return Answer(
+                    "error", sentence=f"results/{brief(path.name)[1:-1]} cannot be read: {text or type(error).__name__}"
+                )
         sentence = "" if found else "there are no results"
         return Answer("given" if found else "not given", found, sentence, tuple(unknown[:20]))
 
@@ -168,10 +168,10 @@ class ExchangeFolder:
 
 
 def _load(path: Path) -> Array:
-    size = path.stat().st_size
+    size = check_regular(path, "an array of numbers").st_size
     if size > MAX_BYTES:
         raise ValueError(f"expected less than {MAX_BYTES} bytes, got {size}")
-    value = np.load(path, allow_pickle=False)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+    value = from_npy("its header", path.read_bytes())
+    if isinstance(value, str):
         raise ValueError("expected an array of numbers")
     return np.ascontiguousarray(value)

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from refvt.conformance.report import CaseReport, LawReport, Report, describe_case, describe_law
+from refvt.files import MARK
 
 __all__ = ["junit_xml"]
 
@@ -27,7 +28,7 @@ def junit_xml(report: Report) -> str:
         for law in report.laws:
             _case(laws, f"refvt.law.{law.operation}", law.law, law, describe_law(law))
     ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + f"\n{MARK['.xml']}\n"
 
 
 def _suite(root: ET.Element, name: str, statuses: list[str], found: list[CaseReport] | list[LawReport]) -> ET.Element:

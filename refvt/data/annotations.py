@@ -120,7 +120,7 @@ class AnnotatedVideos:
 
     def __repr__(self) -> str:
         lines = "\n".join(f"{v.name} {_span(v)} {v.labels}" for v in self.videos)
-        digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         return (
             f"AnnotatedVideos({self.annotations.name}: {len(self)} videos, sha256 {digest}, frames={self.frames}, "
             f"stride={self.stride}, image_size={self.image_size}, multi_label={self.multi_label}, "

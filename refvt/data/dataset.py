@@ -25,16 +25,20 @@ class Dataset(Protocol):
     """
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """K."""
 
     @property
-    def multi_label(self) -> bool: ...
+    def multi_label(self) -> bool:
+        """Whether a clip may have several classes."""
 
     def __len__(self) -> int: ...
 
-    def clip(self, index: int, rng: np.random.Generator | None = None) -> Array: ...
+    def clip(self, index: int, rng: np.random.Generator | None = None) -> Array:
+        """One clip, float32 [C, T, height, width]."""
 
-    def target(self, index: int) -> int | Array: ...
+    def target(self, index: int) -> int | Array:
+        """Its class number, or float32 [K] of zeros and ones."""
 
 
 @runtime_checkable

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from refvt.data.display import EXIF_ORIENTATIONS, Pixels, check_opaque, turn
+from refvt.files import check_regular
+from refvt.limits import check_frames
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -90,22 +92,26 @@ def _check_numbers(folder: Path, template: str, frames: Sequence[Path]) -> None:
         )
 
 
-def read_image(path: Path) -> Pixels:
-    """Read one picture, upright, as uint8 [height, width, 3], RGB.
+def read_image(path: Path, count: int = 1) -> Pixels:
+    """Read one picture, upright, as uint8 [height, width, 3], RGB. count: how many of its size a clip will hold.
 
     16-bit channels are divided by 256, palettes and CMYK converted; the EXIF orientation is applied.
     ValueError, with the path, for a file that is no readable image, holds several pictures, has transparent pixels or
-    other numbers than 8 or 16 bits.
+    other numbers than 8 or 16 bits, or declares far more pixels than a file of its size holds.
     """
+    stored = check_regular(path, "an image").st_size
     try:
         with Image.open(path) as image:
-            count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photograph and its previews
+            check_frames("its pixels", count, *image.size, count * stored)
+            pictures = (
+                1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            )  # MPO: a photograph and its previews
             orientation = image.getexif().get(_ORIENTATION, 1)
             image.load()  # the pixels stay when the file is closed
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected a readable image ({error})") from error
-    if count > 1:
-        raise ValueError(f"{path}: an animation of {count} pictures: expected one picture a file in a folder of frames")
+    if pictures > 1:
+        raise ValueError(f"{path}: expected one picture a file in a folder of frames, got an animation of {pictures}")
     try:
         return turn(to_rgb(image, image.format), EXIF_ORIENTATIONS.get(orientation, EXIF_ORIENTATIONS[1]))
     except ValueError as error:
@@ -131,19 +137,21 @@ def count_pictures(path: Path) -> int:
     """Return how many pictures an animated image holds. ValueError, with the path, if it cannot be read."""
     try:
         with Image.open(path) as image:
+            check_frames("its pixels", 1, *image.size, path.stat().st_size)
             return int(getattr(image, "n_frames", 1))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected a readable image ({error})") from error
 
 
-def read_pictures(path: Path, wanted: Sequence[int]) -> list[Pixels]:
-    """Read the wanted pictures of an animated image, each uint8 [height, width, 3]. Errors: those of ``read_image``."""
+def read_pictures(path: Path, wanted: Sequence[int]) -> Pixels:
+    """Read the wanted pictures of an animated image, uint8 [n, height, width, 3]. Errors: those of ``read_image``."""
     try:
         with Image.open(path) as image:
-            found = []
-            for number in wanted:
+            check_frames("its pixels", len(wanted), *image.size, path.stat().st_size)
+            found = np.empty((len(wanted), image.size[1], image.size[0], 3), np.uint8)
+            for place, number in enumerate(wanted):
                 image.seek(number)
-                found.append(to_rgb(image, image.format))
+                found[place] = to_rgb(image, image.format)
             return found
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: {error}") from error

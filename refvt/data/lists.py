@@ -22,6 +22,10 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from refvt.checks import brief
+from refvt.files import read_regular
+from refvt.limits import LIST_BYTES
+
 _NUMBER = re.compile(r"-?[0-9]+")
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"\s+(.*)|\'([^\']+)\'\s+(.*)')
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -73,7 +77,7 @@ def read_annotations(
 
 def _read_lines(annotations: Path) -> list[bytes]:
     """Return the lines of a list in UTF-8, each by itself: one that is damaged does not spoil the others."""
-    data = annotations.read_bytes()
+    data = read_regular(annotations, LIST_BYTES, "an annotation list")
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
     if data.startswith(codecs.BOM_UTF32_LE):  # begins as UTF-16 does
         mark = b""
@@ -95,7 +99,7 @@ def _parse(where: str, text: str, root: Path, num_classes: int, multi_label: boo
     while count < len(words) - (not quoted) and _NUMBER.fullmatch(words[-1 - count]):
         count += 1
     if count == 0 or (quoted and count != len(words)):
-        raise ValueError(f"expected a path and its label, a whole number, got {text!r}")
+        raise ValueError(f"expected a path and its label, a whole number, got {brief(text)}")
     if quoted:
         name = quoted[1].replace('""', '"') if quoted[1] else quoted[3]
         path = _find(root, name)
@@ -109,9 +113,9 @@ def _parse(where: str, text: str, root: Path, num_classes: int, multi_label: boo
     if path.is_dir():
         declared, offset, numbers = _read_part(path, text, numbers, multi_label, with_offset)
     elif not path.exists():
-        raise ValueError(f"no such video or folder: {path}, got {text!r}")
+        raise ValueError(f"no such video or folder: {brief(str(path))[1:-1]}, got {brief(text)}")
     elif not multi_label and len(numbers) > 1:
-        raise ValueError(f"{path} is a file: expected its label alone, got {text!r}")
+        raise ValueError(f"{path} is a file: expected its label alone, got {brief(text)}")
     for label in numbers:
         if not 0 <= label < num_classes:
             raise ValueError(f"label {label} is out of range: expected 0 to {num_classes - 1}")
@@ -129,7 +133,7 @@ def _count_numbers(text: str, root: Path, count: int, with_offset: bool) -> int:
         folders.append(1)
     if len(folders) > 1:
         both = " and ".join(repr(_before(text, n)) for n in folders)
-        raise ValueError(f"{both} exist: put the path in quotes, got {text!r}")
+        raise ValueError(f"{both} exist: put the path in quotes, got {brief(text)}")
     if not folders and count > 1:  # no such path: the message names the shortest form
         return min(count, 3 if with_offset else 2) if _find(root, _before(text, count)).exists() else 1
     return folders[0] if folders else 1
@@ -142,12 +146,12 @@ def _read_part(
     has_offset = with_offset or (not multi_label and len(numbers) > 2)
     if len(numbers) < 2 + has_offset or (not multi_label and len(numbers) > 3):
         what = "an offset, the number of its frames" if has_offset else "the number of its frames"
-        raise ValueError(f"{path} is a folder: expected {what}, then the label, got {text!r}")
+        raise ValueError(f"{path} is a folder: expected {what}, then the label, got {brief(text)}")
     offset = numbers.pop(0) if has_offset else None
     declared, *labels = numbers
     if declared < 1 or (offset is not None and offset < 0):
         start = "" if offset is None else f"an offset of at least 0, got {offset}, and "
-        raise ValueError(f"expected {start}a folder of at least 1 frame, got {declared} in {text!r}")
+        raise ValueError(f"expected {start}a folder of at least 1 frame, got {declared} in {brief(text)}")
     return declared, offset, labels
 
 

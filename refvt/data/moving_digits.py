@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from refvt.array import Array
 from refvt.checks import check_int
+from refvt.limits import check_request
 
 SPLITS = {"train": slice(None, 1437), "test": slice(1437, None)}
 BACKGROUNDS = ("black", "photographs")
@@ -117,6 +118,9 @@ class MovingDigits:
             raise ValueError(f"size: expected at most {LARGEST_ON_PHOTOGRAPHS} on photographs, got {self.size}")
         if self.noise > 128:
             raise ValueError(f"noise: expected 0 to 128 grey levels, got {self.noise}")
+        per_clip, clutter = 20, 3 * self.clutter  # whole numbers drawn
+        check_request("clips, clutter", [(self.clips, per_clip + clutter)], 8)
+        check_request("frames, size", [(self.channels, self.frames, self.size, self.size)], 16)
         object.__setattr__(self, "_draws", self._draw(self._generator(), self.clips))
 
     def __len__(self) -> int:

@@ -18,6 +18,8 @@ from refvt.data.containers import missing_bytes
 from refvt.data.display import Pixels, check_opaque, make_square, size_of, turn
 from refvt.data.images import count_pictures, list_frames, read_image, read_pictures
 from refvt.data.sampling import largest_stride, sample_indices
+from refvt.files import check_regular
+from refvt.limits import check_frames, most_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def read_frames(
     if not np.array_equal(indices, guess):
         found = _decode(path, stream, indices, square_pixels)
     order = np.unique(indices, return_inverse=True)[1]  # a looped clip may use a frame twice
-    images = np.stack([found.images[i] for i in order])
+    images = found.images if np.array_equal(order, range(len(found.images))) else found.images[order]
     return Frames(images, indices, found.num_available, found.rate, stride)
 
 
@@ -95,7 +97,7 @@ def _check_file(path: Path) -> None:
     """Raise FileNotFoundError, or ValueError for a file that is empty or truncated."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")
-    if path.stat().st_size == 0:
+    if check_regular(path, "a video").st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     cut = missing_bytes(path)
     if cut is not None:
@@ -139,20 +141,24 @@ def _read_folder(path: Path, wish: _Wish, part: tuple[int, int] | None) -> Frame
             f"{path}: expected frames {first} to {first + count - 1}, counted from 0, got {len(names)} images"
         )
     stride, indices = _choose(path, count, wish)
-    images: list[Pixels] = []
-    for i in indices:
+    images: NDArray[np.uint8] | None = None
+    for place, i in enumerate(indices):
         name = names[first + i]
-        images.append(read_image(name))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(f"{name}: {size_of(images[-1])}, but the images before it are {size_of(images[0])}")
-    return Frames(np.stack(images), first + indices, count, None, stride)
+        image = read_image(name, len(indices))
+        if images is None:
+            images = np.empty((len(indices), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise ValueError(f"{name}: {size_of(image)}, but the images before it are {size_of(images[0])}")
+        images[place] = image
+    assert images is not None
+    return Frames(images, first + indices, count, None, stride)
 
 
 def _read_animation(path: Path, wish: _Wish) -> Frames:
     """Read a clip of an animated WebP, which FFmpeg does not decode."""
     count = count_pictures(path)
     stride, indices = _choose(path, count, wish)
-    return Frames(np.stack(read_pictures(path, indices.tolist())), indices, count, None, stride)
+    return Frames(read_pictures(path, indices.tolist()), indices, count, None, stride)
 
 
 # ---- decoding
@@ -162,7 +168,7 @@ _STILL = ("attached_pic", "still_image", "timed_thumbnails")  # streams that a p
 
 
 class _Decoded(NamedTuple):
-    images: list[Pixels]  # the wanted frames in the order of the video, each once, [height, width, 3]
+    images: NDArray[np.uint8]  # [frames, height, width, 3]: the wanted ones in the order of the video, each once
     num_available: int  # frames in the whole video
     rate: float | None
 
@@ -218,12 +224,17 @@ def _is_marked(av: Any, stream: Any, mark: str) -> bool:
 def _decode(path: Path, number: int, wanted: NDArray[np.int64], square_pixels: bool) -> _Decoded:
     """Decode all frames of video stream ``number``, keep the wanted ones. ValueError at the first sign of damage."""
     av = _import_av()
-    images: list[Pixels] = []
     keep = set(wanted.tolist())
-    count = 0
+    images: NDArray[np.uint8] | None = None
+    kept = count = 0
+    stored = path.stat().st_size
+    limit = min(most_pixels(len(keep), stored), 2**31 - 1)
     try:
         with _open(av, path) as container:
             stream = container.streams.video[number]
+            check_frames(str(path), len(keep), stream.codec_context.width, stream.codec_context.height, stored)
+            # some formats say only here how large a frame is: the decoder must not take memory for it
+            stream.codec_context.options = {"max_pixels": str(limit)}
             aspect = stream.sample_aspect_ratio if square_pixels else None
             # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
             # decoder could conceal.
@@ -233,17 +244,30 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], square_pixels: b
                 for frame in packet.decode():
                     _refuse_damage(path, frame, count)
                     if count in keep:
-                        images.append(_upright(path, frame, aspect))
-                        if images[-1].shape != images[0].shape:
-                            change = f"{size_of(images[0])} to {size_of(images[-1])}"
+                        check_frames(str(path), len(keep), frame.width, frame.height, stored)
+                        image = _upright(path, frame, aspect)
+                        if images is None:
+                            images = np.empty((len(keep), *image.shape), np.uint8)
+                        if image.shape != images.shape[1:]:
+                            change = f"{size_of(images[0])} to {size_of(image)}"
                             raise ValueError(f"{path}: the size changes from {change} by frame {count}")
+                        images[kept] = image
+                        kept += 1
                     count += 1
             rate = stream.average_rate or stream.guessed_rate
+    except av.error.ArgumentError as error:
+        if count > 0:
+            raise _damaged(path, count, error) from error
+        raise ValueError(
+            f"{path}: expected frames of at most {limit} pixels in a file of {stored} bytes, got larger or damaged "
+            f"ones ({_reason(error)})"
+        ) from error
     except av.error.FFmpegError as error:
         raise _damaged(path, count, error) from error
     if count == 0:
         raise ValueError(f"{path}: the video stream holds no frame")
-    return _Decoded(images, count, float(rate) if rate else None)
+    found = np.empty((0, 1, 1, 3), np.uint8) if images is None else images[:kept]
+    return _Decoded(found, count, float(rate) if rate else None)
 
 
 def _import_av() -> Any:
@@ -259,7 +283,7 @@ def _open(av: Any, path: Path) -> Any:
     """Open a container that has a video stream."""
     try:
         # "file:": a colon in the name must not be read as a protocol
-        container = av.open(f"file:{path}")
+        container = av.open(f"file:{path}", metadata_errors="replace")  # tags may have any encoding
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: expected a readable video ({_reason(error)})") from error
     # FFmpeg "decodes" a text file to pictures of its text

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refvt.files import write_whole
+from refvt.files import MARK, write_whole
 
-__all__ = ["Findings", "Spread", "Table", "render_page", "spread", "write"]
+__all__ = ["Findings", "Spread", "Table", "file_names", "render_page", "spread", "write"]
 
 
 class Spread(NamedTuple):
@@ -171,6 +171,11 @@ def _align(table: Table) -> list[str]:
     return [line(table.header), line(rule), *map(line, table.rows)]
 
 
+def file_names(experiment: str, pictures: Iterable[str]) -> list[str]:
+    """Names of the files of a report: the pictures, by their suffixes, the numbers and the page."""
+    return [f"experiment-{experiment}{extra}" for extra in (*(f"{p}.png" for p in pictures), ".json", ".md")]
+
+
 def write(report: dict[str, Any], findings: Findings, folder: Path) -> list[Path]:
     """Write experiment-NAME.md, .json and the pictures to an existing folder; returns the files written."""
     stem = f"experiment-{report['experiment']}"
@@ -179,6 +184,7 @@ def write(report: dict[str, Any], findings: Findings, folder: Path) -> list[Path
         written.append(folder / f"{stem}{extra}.png")
         draw(written[-1])
     written += [folder / f"{stem}.json", folder / f"{stem}.md"]
-    write_whole(written[-2], (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(written[-1], render_page(report, findings).encode())
+    data = json.dumps({"generator": "refvt", **report}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(written[-2], f"{data}\n".encode())
+    write_whole(written[-1], f"{render_page(report, findings)}\n{MARK['.md']}\n".encode())
     return written

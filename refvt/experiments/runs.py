@@ -7,7 +7,6 @@ moment and goes on from its checkpoint, and one that is finished is not done aga
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
-from refvt.training.errors import TrainingError
-from refvt.training.loop import BACKBONE, LOG, MODEL, is_finished, train, train_to_end
+from refvt.training.folder import BACKBONE, MODEL, is_finished, read_evaluations
+from refvt.training.loop import train, train_to_end
 from refvt.training.observer import Observer
 from refvt.training.recipe import Recipe, make_moving_digits
 
@@ -134,7 +133,7 @@ class Grid:
         if self.start is None and self.recipe.backbone is not None:
             folder, sets = self.out / BACKBONE, make_moving_digits(self.recipe.backbone)
             self.start = train_to_end(self.recipe.backbone, *sets, folder, backend=self.backend, observer=self.observer)
-            minutes = _evaluations(folder)[-1]["seconds"] / 60
+            minutes = read_evaluations(folder, self.recipe.backbone)[-1]["seconds"] / 60
             self.start_sentence = f"All start from one backbone, whose {minutes:.0f} minutes of training come on top."
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
@@ -175,7 +174,7 @@ class Grid:
                 backend=self.backend,
                 observer=self.observer,
             )
-        *before, last = _evaluations(folder)
+        *before, last = read_evaluations(folder, recipe)
         return Result(
             run.name,
             seed,
@@ -216,12 +215,3 @@ def saved_by_halting(config: HaltingVTConfig, gflops: float) -> float:
     """Share of the joint blocks' multiply-adds that a clip of ``gflops`` saves; the other parts cannot be saved."""
     fixed = sum(flops.fixed_multiply_adds(config).values()) / 1e9
     return (without_halting(config) - gflops) / (without_halting(config) - fixed)
-
-
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """All evaluations in the log of a run. TrainingError if the last one read no clip."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    found = [line for line in map(json.loads, lines) if line["event"] == "evaluation"]
-    if found[-1]["top1"] is None:
-        raise TrainingError(f"{folder}: no clip of the test set could be read")
-    return found

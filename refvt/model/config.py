@@ -6,7 +6,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from refvt.checks import brief, is_number
+
 __all__ = ["PRESETS", "HaltingVTConfig"]
+
+LARGEST = 1_000_000  # of every whole number: a configuration beyond is a mistake, and its costs overflow
 
 # (frames, keep rate R of the second Glimpser block, halting centre β): the configurations of the paper
 PRESETS: dict[str, tuple[int, float, float]] = {
@@ -62,36 +66,37 @@ class HaltingVTConfig:
     def __post_init__(self) -> None:
         def check(ok: bool, field: str, expected: str) -> None:
             if not ok:
-                raise ValueError(f"{field}: expected {expected}, got {getattr(self, field)!r}")
+                raise ValueError(f"{field}: expected {expected}, got {brief(getattr(self, field))}")
 
         whole = {"patch_size", "channels", "num_frames", "width", "num_heads", "glimpser_depth", "depth", "num_classes"}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in whole and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{field.name}: expected a whole number, got {value!r}")
+                raise TypeError(f"{field.name}: expected a whole number, got {brief(value)}")
             if field.name in {"fuse_dropped", "cls_skip"} and not isinstance(value, bool):
-                raise TypeError(f"{field.name}: expected True or False, got {value!r}")
+                raise TypeError(f"{field.name}: expected True or False, got {brief(value)}")
             if field.name in {"mlp_ratio", "halting_scale", "halting_center", "epsilon"}:
                 if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise TypeError(f"{field.name}: expected a number, got {value!r}")
-                check(math.isfinite(value), field.name, "a finite number")
+                    raise TypeError(f"{field.name}: expected a number, got {brief(value)}")
+                check(is_number(value), field.name, "a finite number")
             if field.name in {"image_size", "keep_rates"}:
                 if not isinstance(value, tuple | list):
-                    raise TypeError(f"{field.name}: expected a tuple of numbers, got {value!r}")
+                    raise TypeError(f"{field.name}: expected a tuple of numbers, got {brief(value)}")
                 object.__setattr__(self, field.name, tuple(value))
         for name in whole - {"glimpser_depth"}:
-            check(getattr(self, name) >= 1, name, "at least 1")
+            check(1 <= getattr(self, name) <= LARGEST, name, f"1 to {LARGEST}")
         check(len(self.image_size) == 2, "image_size", "(height, width)")
         for side in self.image_size:
             if isinstance(side, bool) or not isinstance(side, int):
-                raise TypeError(f"image_size: expected two whole numbers, got {self.image_size!r}")
+                raise TypeError(f"image_size: expected two whole numbers, got {brief(self.image_size)}")
             check(
-                side >= self.patch_size and side % self.patch_size == 0,
+                self.patch_size <= side <= LARGEST and side % self.patch_size == 0,
                 "image_size",
                 f"(height, width) in multiples of patch_size {self.patch_size}",
             )
         check(self.width % self.num_heads == 0, "width", f"a multiple of num_heads {self.num_heads}")
-        check(self.hidden_width >= 1, "mlp_ratio", "at least 1/width")
+        hidden = self.width * self.mlp_ratio
+        check(1 <= hidden <= 100 * LARGEST, "mlp_ratio", f"1/width to {100 * LARGEST}/width")
         check(0 <= self.glimpser_depth < self.depth, "glimpser_depth", f"0 to depth − 1 = {self.depth - 1}")
         check(
             len(self.keep_rates) == self.glimpser_depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from refvt import backends
 from refvt.array import Array
 from refvt.model import flops
 from refvt.model.blocks import Context
-from refvt.model.checkpoints import parameters_from, read_checkpoint, save_parameters
+from refvt.model.checkpoints import CheckpointError, parameters_from, read_checkpoint, save_parameters
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, values_of_tokens
 from refvt.model.drop_path import DropPath
@@ -111,7 +112,7 @@ class HaltingVT:
         self._ops = backends.get(self.backend)
         if parameters is None:
             parameters = initial_parameters(config, np.random.default_rng(seed), dtype)
-        check_parameters(parameters, config)
+        check_parameters(parameters, config, dtype)
         self._graphs = self._ops.arrays.GraphCache()
         from_numpy = self._ops.arrays.from_numpy
         with self._ops.session():
@@ -121,6 +122,12 @@ class HaltingVT:
         """Write the parameters to a ``.safetensors`` or ``.npz`` file, whole or not at all."""
         to_numpy = self._ops.arrays.to_numpy
         save_parameters({name: to_numpy(value) for name, value in self.parameters.items()}, path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What pickle and copy.deepcopy keep: the arguments that make the model again, parameters in main memory."""
+        to_numpy = self._ops.arrays.to_numpy
+        parameters = {name: np.array(to_numpy(value)) for name, value in self.parameters.items()}
+        return type(self), (self.config, parameters, 0, self.backend, self.dtype)
 
     def __repr__(self) -> str:
         return f"HaltingVT({self.config}, backend={self.backend!r}, dtype={self.dtype!r})"
@@ -333,7 +340,12 @@ def load(
     ``checkpoint_grid`` states its rows and columns). What an image checkpoint lacks is drawn from ``seed``. Of several
     sets of weights in a PyTorch checkpoint ``weights_key`` names the one to read, such as "state_dict_ema" (see
     ``refvt.model.checkpoints.read_checkpoint``). Nothing in the file is ever executed.
-    ValueError lists everything that does not fit at once.
+    CheckpointError, with the path, lists what does not fit.
     """
-    tensors = parameters_from(read_checkpoint(path, weights_key), config, seed, checkpoint_grid)
-    return HaltingVT(config, tensors, backend=backend, dtype=dtype)
+    tensors = read_checkpoint(path, weights_key)
+    try:
+        parameters = parameters_from(tensors, config, seed, checkpoint_grid)
+        check_parameters(parameters, config, dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+    return HaltingVT(config, parameters, backend=backend, dtype=dtype)

@@ -79,7 +79,10 @@ def check_labels(
     elif labels.shape == (B, K) and np.issubdtype(labels.dtype, np.floating):
         if not np.isfinite(labels).all() or labels.min() < 0:
             raise ValueError("labels: expected finite soft labels of at least 0")
-        labels = labels.astype(dtype)
+        with np.errstate(over="ignore"):
+            labels = labels.astype(dtype)
+        if not np.isfinite(labels).all():
+            raise ValueError(f"labels: expected soft labels that {dtype} can hold, got larger ones")
     else:
         raise ValueError(
             f"labels: expected integers [{B}] or soft labels [{B}, {K}], got {labels.dtype} {list(labels.shape)}"
@@ -109,8 +112,8 @@ def check_loss_weights(
     patch_ponder [B, T, rows · columns] may be below 0; ValueError for another shape or what is not finite.
     """
     for name, number, top in (
-        ("ponder_weight", ponder_weight, np.inf),
-        ("motion_weight", motion_weight, np.inf),
+        ("ponder_weight", ponder_weight, float(np.finfo(dtype).max)),
+        ("motion_weight", motion_weight, float(np.finfo(dtype).max)),
         ("label_smoothing", label_smoothing, 1),
     ):
         _check_range(name, number, top)
@@ -122,7 +125,10 @@ def check_loss_weights(
                 f"patch_ponder_weights: expected finite numbers {list(shape)}, got {patch_ponder.dtype} "
                 f"{list(patch_ponder.shape)}"
             )
-        patch_ponder = patch_ponder.astype(dtype)
+        with np.errstate(over="ignore"):
+            patch_ponder = patch_ponder.astype(dtype)
+        if not np.isfinite(patch_ponder).all():
+            raise ValueError(f"patch_ponder_weights: expected numbers that {dtype} can hold, got larger ones")
     return LossWeights(ponder_weight, motion_weight, label_smoothing, patch_ponder)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from refvt.array import Array
+from refvt.checks import at_most, brief
+from refvt.limits import check_request
 from refvt.model.config import HaltingVTConfig
 
 __all__ = ["check_parameters", "initial_parameters", "parameter_shapes"]
@@ -58,8 +60,9 @@ def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
     Linear weights, cls_token and pos_embed are normal with σ = 0.02, truncated at ±2. Linear biases, time_embed and
     every temporal_fc are zero. LayerNorms have weight 1 and bias 0. The patch projection is uniform in ±1/√(C·P²).
     All are drawn in double precision in the order of ``parameter_shapes``, so that a seed gives the same parameters in
-    every dtype.
+    every dtype. ValueError if they need more memory than the machine has.
     """
+    check_request("config: its parameters", list(parameter_shapes(config).values()), 8)
     bound = 1 / math.sqrt(config.channels * config.patch_size**2)
     parameters: dict[str, Array] = {}
     for name, shape in parameter_shapes(config).items():
@@ -75,14 +78,14 @@ def initial_parameters(config: HaltingVTConfig, rng: np.random.Generator, dtype:
     return parameters
 
 
-def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig) -> None:
-    """Check parameters against a configuration.
+def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig, dtype: str = "float64") -> None:
+    """Check parameters against a configuration, and that ``dtype`` can hold them.
 
-    One ValueError lists every missing, unexpected, wrongly shaped or non-finite parameter.
+    One ValueError lists the missing, unexpected, wrongly shaped or non-finite parameters.
     """
     shapes = parameter_shapes(config)
     found = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in parameters]
-    found += [f"unexpected: {name}" for name in parameters if name not in shapes]
+    found += [f"unexpected: {brief(name)[1:-1]}" for name in parameters if name not in shapes]
     for name, shape in shapes.items():
         if name not in parameters:
             continue
@@ -93,5 +96,8 @@ def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig) -
             found.append(f"{name}: expected floating-point numbers, got {value.dtype}")
         elif not np.isfinite(value).all():
             found.append(f"{name}: expected finite values, got NaN or infinity")
+        elif value.dtype.itemsize > np.dtype(dtype).itemsize and np.abs(value).max(initial=0) > np.finfo(dtype).max:
+            found.append(f"{name}: expected values that {dtype} can hold, got {np.abs(value).max():.3g}")
     if found:
-        raise ValueError(f"parameters do not fit the configuration ({len(found)} problems):\n  " + "\n  ".join(found))
+        listed = "\n  ".join(at_most(found))
+        raise ValueError(f"parameters do not fit the configuration ({len(found)} problems):\n  {listed}")

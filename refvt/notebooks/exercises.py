@@ -17,6 +17,7 @@ from refvt.notebooks.training import TRAINING
 __all__ = ["EXERCISES", "Exercise", "check_exercise", "solution"]
 
 EXERCISES: dict[str, Exercise] = {**HALTING, **TRAINING, **CHECKING, **MACHINES}
+"""The exercises of the notebooks, by name."""
 
 
 def check_exercise(name: str, answer: Any) -> str:

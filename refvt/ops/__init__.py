@@ -32,6 +32,7 @@ FAMILIES = (
     "losses",
     "optimiser",
 )
+"""The folders of operations, in the order in which a clip meets them."""
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,27 @@ from refvt.ops import Operation
 __all__ = ["GENERIC_LAWS", "Computes", "Inputs", "Law", "LawBroken", "agree", "backward", "cotangents", "forward"]
 
 Inputs = Mapping[str, Any]
+"""Arrays and settings of one call, by the names of the arguments."""
 
 
 class Computes(Protocol):
     """What a law needs of an implementation: the operation's names, its forward and its backward."""
 
     @property
-    def operation(self) -> Operation: ...
+    def operation(self) -> Operation:
+        """Its names."""
+
     @property
-    def forward(self) -> Callable[..., Any]: ...
+    def forward(self) -> Callable[..., Any]:
+        """``y, cache = forward(**inputs, keep=True)``; without a backward the results alone."""
+
     @property
-    def backward(self) -> Callable[..., Any] | None: ...
+    def backward(self) -> Callable[..., Any] | None:
+        """``dx, … = backward(dy, …, cache)``, or None."""
 
 
 Law = Callable[[Computes, Inputs], None]
+"""A law: it returns nothing if it holds, and raises ``LawBroken`` if it does not."""
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
@@ -218,3 +225,4 @@ GENERIC_LAWS: tuple[Law, ...] = (
     nothing_is_mutated,
     keep_changes_nothing,
 )
+"""The laws that every operation obeys; of an operation without a backward only ``nothing_is_mutated``."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refvt.files import write_whole
+from refvt.files import MARK, write_whole
 
 __all__ = ["COLOURS", "draw_growth", "make_accuracy_chart", "make_chart", "plot_runs", "save_chart"]
 
@@ -50,7 +50,8 @@ def plot_runs(
 def save_chart(figure: Any, path: str | Path) -> None:
     """Write a chart as a PNG, whole or not at all."""
     encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
+    name, value = MARK[".png"].split("\0")
+    figure.savefig(encoded, format="png", metadata={name: value})
     write_whole(path, encoded.getvalue())
 
 

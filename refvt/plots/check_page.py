@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report, TensorReport, share_text
+from refvt.files import MARK
 
 __all__ = ["check_page"]
 
@@ -34,7 +35,7 @@ def check_page(report: Report) -> str:
         *(_case(case, opened=i == 0 and case.status in ("differs", "error")) for i, case in enumerate(cases)),
         _laws(report.laws),
     ]
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    meta = MARK[".html"] + '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join(part for part in parts if part)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{meta}{body}\n</main></body></html>\n'
 

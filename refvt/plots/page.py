@@ -6,6 +6,7 @@ All lengths are in pixels, and y counts downwards, as in images.
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from refvt.files import write_whole
+from refvt.files import MARK, write_whole
 
 __all__ = [
     "BLUE",
@@ -76,9 +78,10 @@ class Page:
         self._canvas: Any = FigureCanvasAgg(self._figure)
 
     def text(self, x: float, y: float, text: str, size: float, va: str = "center", **style: Any) -> None:
-        """Write one line of text; y is its middle."""
+        """Write one line of text; y is its middle. What cannot be printed is drawn as \N{REPLACEMENT CHARACTER}."""
         style.setdefault("color", INK)
-        self._figure.text(x / self.width, 1 - y / self.height, text, size=size, va=va, parse_math=False, **style)
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        self._figure.text(x / self.width, 1 - y / self.height, shown, size=size, va=va, parse_math=False, **style)
 
     def paragraph(self, x: float, y: float, paragraph: Paragraph) -> None:
         """Write a paragraph; y is the middle of its first line."""
@@ -106,7 +109,10 @@ class Page:
 
     def pixels(self) -> NDArray[np.uint8]:
         """The page as uint8 [height, width, 3]."""
-        self._canvas.draw()
+        with warnings.catch_warnings():
+            # a name in letters that matplotlib's font lacks is drawn with empty boxes: no fault of the user's
+            warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+            self._canvas.draw()
         return np.array(self._canvas.buffer_rgba(), np.uint8)[:, :, :3]
 
     def save(self, path: str | Path, optimize: bool = True) -> None:
@@ -114,7 +120,12 @@ class Page:
 
         optimize: the smallest file; takes long for large pages of photographs.
         """
-        encoded = iio.imwrite("<bytes>", self.pixels(), extension=".png", plugin="pillow", optimize=optimize)
+        made_by = PngInfo()
+        name, value = MARK[".png"].split("\0")
+        made_by.add_text(name, value)
+        encoded = iio.imwrite(
+            "<bytes>", self.pixels(), extension=".png", plugin="pillow", optimize=optimize, pnginfo=made_by
+        )
         write_whole(path, encoded)
 
 
@@ -126,7 +137,9 @@ def save_gif(path: str | Path, pages: Sequence[Page], milliseconds: int, hold: i
     step = 10 * max(1, round(milliseconds / 10))
     durations = [step] * (len(pages) - 1) + [hold * step]
     images = _reduce_colours(np.stack([page.pixels() for page in pages]))
-    encoded = iio.imwrite("<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0)
+    encoded = iio.imwrite(
+        "<bytes>", images, extension=".gif", plugin="pillow", duration=durations, loop=0, comment=MARK[".gif"]
+    )
     write_whole(path, encoded)
 
 

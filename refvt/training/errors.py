@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["TrainingError", "UnreadableClipWarning"]
+from refvt.checks import NotFiniteError
+
+__all__ = ["DivergedError", "TrainingError", "UnreadableClipWarning"]
 
 
 class TrainingError(ValueError):
     """A run cannot begin or continue; the message says why, and whether it can be resumed."""
+
+
+class DivergedError(TrainingError, NotFiniteError):
+    """A loss, gradient, parameter or logit became NaN or infinite: the run is no success, and no model is written."""
 
 
 class UnreadableClipWarning(UserWarning):

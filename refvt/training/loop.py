@@ -8,11 +8,12 @@ explained in ``batches``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,13 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
+from refvt.checks import NotFiniteError
 from refvt.data.change import change_of_patches
 from refvt.data.dataset import Dataset, ShowsObject
 from refvt.evaluation import Evaluation, compute_records, summarise
 from refvt.evaluation.selectivity import compute_lives, summarise_lives
-from refvt.files import left_behind, write_whole
+from refvt.files import write_whole
+from refvt.model.checkpoints import read_checkpoint
 from refvt.model.haltingvt import HaltingVT, load
 from refvt.model.parameters import parameter_shapes
 from refvt.training.batches import (
@@ -38,20 +41,28 @@ from refvt.training.batches import (
     steps_per_epoch,
 )
 from refvt.training.data_sets import check_data
-from refvt.training.errors import TrainingError
+from refvt.training.errors import DivergedError, TrainingError
+from refvt.training.folder import (
+    BACKBONE,
+    CHECKPOINT,
+    LOG,
+    MODEL,
+    RECIPE,
+    alone_in,
+    check_recipe,
+    claim,
+    is_finished,
+)
 from refvt.training.observer import Observer
 from refvt.training.optimiser import Adam, clip_scale, global_norm, select_no_decay
 from refvt.training.parallel import Communicator, SingleProcess, call_on_all
-from refvt.training.recipe import Recipe, difference, make_moving_digits
-from refvt.training.run_state import Progress, read_progress, read_state, write_state
+from refvt.training.recipe import Recipe, make_moving_digits
+from refvt.training.run_state import Progress, check_log, read_progress, read_state, write_state
 from refvt.training.schedule import learning_rate_at, ponder_weight_at
 from refvt.training.scratch import initialise
 from refvt.training.vectors import Vector
 
-__all__ = ["is_finished", "train", "train_to_end"]
-
-CHECKPOINT, LOG, RECIPE, MODEL = "checkpoint.safetensors", "log.jsonl", "recipe.json", "model.safetensors"
-BACKBONE = "backbone"  # folder of the run that a recipe's backbone is trained in
+__all__ = ["train", "train_to_end"]
 
 
 def train(
@@ -60,6 +71,7 @@ def train(
     test_set: Dataset,
     out: str | os.PathLike[str],
     resume: bool = False,
+    overwrite: bool = False,
     parameters: Mapping[str, Array] | None = None,
     communicator: Communicator | None = None,
     backend: str | None = None,
@@ -74,15 +86,19 @@ def train(
     every epoch), checkpoint.safetensors (every ``checkpoint_every`` steps and after every evaluation) and, at the end,
     model.safetensors.
 
-    resume: continue from the checkpoint in that folder, or begin if there is none yet; the run then ends with the same
-    parameters, to the bit, as one that was never interrupted. parameters: initial parameters instead of the recipe's.
-    If the recipe has a backbone and no parameters are given, the backbone is trained first, in the folder "backbone" of
-    ``out``; one that is finished there is not trained again. communicator: the processes that share the work; None:
-    this one alone. observer: called at every step, and for every clip that cannot be read and is left out (a warning by
-    default). ``train_set.clip`` is called from another thread than the caller's.
+    resume: continue from the checkpoint in that folder, or begin if there is none yet; the run then ends with the
+    same parameters, to the bit, as one that was never interrupted. overwrite: remove the files of a run that is
+    there already, and begin; other files in the folder stay. A lock keeps a second run out of the folder.
+    parameters: initial parameters instead of the recipe's. If the recipe has a backbone and no parameters are
+    given, the backbone is trained first, in the folder "backbone" of ``out``; one that is finished there is not
+    trained again. communicator: the processes that share the work; None: this one alone. observer: called at every
+    step, and for every clip that cannot be read and is left out (a warning by default). ``train_set.clip`` is
+    called from another thread than the caller's.
 
-    Raises TrainingError for data that do not fit the recipe, a folder that already holds a run, or a loss that is not
-    finite; CheckpointError for the checkpoint of another recipe.
+    Raises TrainingError for data that do not fit the recipe and for a folder that already holds a run or files of its
+    names; DivergedError, and no model is written, if the loss, a gradient, a parameter or an evaluation is not finite;
+    CheckpointError for the checkpoint of another recipe, or a damaged one; BlockingIOError if another run is under way
+    in the folder.
     """
     communicator, observer = communicator or SingleProcess(), observer or Observer()
     session = backends.get(backend or backends.default()).session
@@ -90,41 +106,61 @@ def train(
         if value < 1:
             raise TrainingError(f"{name}: expected at least 1, got {value}")
 
-    if recipe.backbone is not None and parameters is None:
-        call_on_all(communicator, lambda: None if resume else _refuse_other_run(Path(out)))
-        same = recipe.backbone.data_settings == recipe.data_settings
-        sets = (train_set, test_set) if same else make_moving_digits(recipe.backbone)
-        parameters = train_to_end(
-            recipe.backbone,
-            *sets,
-            Path(out) / BACKBONE,
-            communicator=communicator,
-            backend=backend,
-            dtype=dtype,
-            checkpoint_every=checkpoint_every,
-            log_every=log_every,
-            observer=observer,
-        )
+    out, backbone = Path(out), recipe.backbone is not None and parameters is None
+    if resume and overwrite:
+        raise TrainingError("overwrite: expected without resume, got both")
+    call_on_all(communicator, lambda: check_data(recipe, train_set, test_set, communicator.size))
+    with ExitStack() as held:
 
-    def prepare() -> _Run:
+        def enter() -> None:
+            if communicator.rank == 0:
+                held.enter_context(alone_in(out))
+                claim(out, recipe, resume, overwrite, backbone)
+
+        call_on_all(communicator, enter)
+        if backbone:
+            assert recipe.backbone is not None
+            same = recipe.backbone.data_settings == recipe.data_settings
+            sets = (train_set, test_set) if same else make_moving_digits(recipe.backbone)
+            parameters = train_to_end(
+                recipe.backbone,
+                *sets,
+                out / BACKBONE,
+                communicator=communicator,
+                backend=backend,
+                dtype=dtype,
+                checkpoint_every=checkpoint_every,
+                log_every=log_every,
+                observer=observer,
+            )
+
+        def prepare() -> _Run:
+            with session():
+                run = _Run(recipe, train_set, test_set, out, parameters, communicator, backend, dtype)
+                run.find_checkpoint(resume)
+            return run
+
+        run = call_on_all(communicator, prepare)
         with session():
-            run = _Run(recipe, train_set, test_set, Path(out), parameters, communicator, backend, dtype)
-            run.find_checkpoint(resume)
-        return run
+            return _run(run, observer, checkpoint_every, log_every)
 
-    run = call_on_all(communicator, prepare)
+
+def _run(run: _Run, observer: Observer, checkpoint_every: int, log_every: int) -> Evaluation:
+    """Take the steps of a run; an error becomes a TrainingError that says how to go on, and ends all ranks."""
+    communicator = run.communicator
     try:
-        with session(), run:
+        with run:
             observer.on_start(run.steps, run.done)
             return run.run(observer, checkpoint_every, log_every)
     except BaseException as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        message = f"{what}; {run.resume_hint()}"
+        finite = not isinstance(error, NotFiniteError)
+        message = f"{what}; {run.resume_hint(finite)}"
         if communicator.size > 1:
             observer.on_abort(f"rank {communicator.rank} of {communicator.size}: {message}")
             communicator.abort()
         if isinstance(error, Exception):
-            raise TrainingError(message) from error
+            raise (TrainingError if finite else DivergedError)(message) from error
         raise
     finally:
         observer.on_end()
@@ -143,18 +179,6 @@ def train_to_end(
     return load(folder / MODEL, recipe.config, backend=settings.get("backend"), dtype=dtype).parameters
 
 
-def is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run of this recipe has ended in this folder. TrainingError if the folder holds another run."""
-    if not (folder / MODEL).is_file():
-        return False  # train itself looks at the checkpoint, if there is one
-    stored = Recipe.from_dict(json.loads((folder / RECIPE).read_text(encoding="utf-8")))
-    if names := difference(stored.as_dict(), recipe.as_dict()):
-        raise TrainingError(
-            f"{folder}: holds a finished run of another recipe ({', '.join(names)} differ): take another --out"
-        )
-    return True
-
-
 class _Run:
     """A run and how far it is. Nothing in the folder is touched before ``with``."""
 
@@ -169,12 +193,12 @@ class _Run:
         backend: str | None,
         dtype: str,
     ) -> None:
-        check_data(recipe, train_set, test_set, communicator.size)
         self.recipe, self.train_set, self.test_set, self.out = recipe, train_set, test_set, out
         self.communicator = communicator
         self.per_epoch = steps_per_epoch(recipe, len(train_set))
         self.steps, self.done = recipe.epochs * self.per_epoch, 0
         self.seconds, self.log_bytes = 0.0, 0  # of work, and of the log, before this session
+        self.log_digest = hashlib.sha256()
         self.checkpoint, self.log = out / CHECKPOINT, out / LOG
 
         self.model = HaltingVT(recipe.config, parameters or initialise(recipe, dtype), backend=backend, dtype=dtype)
@@ -192,17 +216,25 @@ class _Run:
         )
 
     def find_checkpoint(self, resume: bool) -> None:
-        """On rank 0, read the checkpoint of a run to resume, or check that the folder holds no run yet."""
-        if self.communicator.rank != 0:
+        """On rank 0, read the checkpoint of a run to resume, and check that the files beside it are of this run."""
+        if self.communicator.rank != 0 or not resume or not self.checkpoint.exists():
             return
-        if not resume:
-            _refuse_other_run(self.out)
-        elif self.checkpoint.exists():
-            found = read_progress(self.checkpoint, self.recipe, len(self.train_set), self.model.dtype)
-            read_state(self.checkpoint, found, self.parameters, self.optimiser)
-            self.done, self.seconds, self.log_bytes = found.steps, found.seconds, found.log_bytes
-            if not self.log.is_file() or self.log.stat().st_size < self.log_bytes:
-                raise TrainingError(f"{self.log}: expected at least the {self.log_bytes} bytes the checkpoint names")
+        found = read_progress(self.checkpoint, self.recipe, len(self.train_set), self.model.dtype)
+        check_recipe(self.out, self.recipe)
+        self.log_digest = check_log(self.log, found)
+        read_state(self.checkpoint, found, self.parameters, self.optimiser)
+        self.done, self.seconds, self.log_bytes = found.steps, found.seconds, found.log_bytes
+        if (self.out / MODEL).exists() and not (self.done == self.steps and self._is_own_model()):
+            raise TrainingError(
+                f"{self.out / MODEL}: expected the model of this run or none yet, got another: move it or choose "
+                "another folder"
+            )
+
+    def _is_own_model(self) -> bool:
+        """Whether the model in the folder has the parameters that the run ended with."""
+        stored, own = read_checkpoint(self.out / MODEL), self.parameters.arrays
+        to_numpy = self.parameters.ops.arrays.to_numpy
+        return stored.keys() == own.keys() and all(np.array_equal(stored[n], to_numpy(a)) for n, a in own.items())
 
     def __enter__(self) -> Self:
         # all ranks start from rank 0's state
@@ -212,9 +244,6 @@ class _Run:
         self._started = time.monotonic()
         self._file = None
         if self.communicator.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for temporary in left_behind(self.out):
-                temporary.unlink()
             write_whole(self.out / RECIPE, (json.dumps(self.recipe.as_dict(), indent=1) + "\n").encode())
             self._file = self.log.open("ab")
             self._file.truncate(self.log_bytes)  # lines after the checkpoint will be written again
@@ -242,6 +271,9 @@ class _Run:
                 epoch, inside = divmod(self.done, self.per_epoch)
                 if self.done % log_every == 0:
                     self._write({"event": "step", **line})
+                saved = inside == 0 or self.done % checkpoint_every == 0
+                if saved:
+                    self._check_finite()
                 if inside == 0:
                     found = self._evaluate()
                     self._write(
@@ -254,14 +286,19 @@ class _Run:
                         }
                     )
                 observer.on_step(line, found)
-                if inside == 0 or self.done % checkpoint_every == 0:
+                if saved:
                     self._save()
-        if self.communicator.rank == 0:
+        if self.communicator.rank == 0 and not (self.out / MODEL).exists():
             self.model.save(self.out / MODEL)
         return found or self._evaluate()
 
-    def resume_hint(self) -> str:
-        """Return a clause for the message of a failed run: whether and how it can be resumed."""
+    def resume_hint(self, finite: bool) -> str:
+        """Return a clause for the message of a failed run: whether and how it can be resumed.
+
+        finite: it would not fail again at the same step.
+        """
+        if not finite and self.checkpoint.exists():
+            return f"no model is written; the last good checkpoint is {self.checkpoint}"
         if not self.checkpoint.exists():
             return "no checkpoint had been written yet"
         return f"resume from {self.checkpoint} with --resume"
@@ -277,7 +314,16 @@ class _Run:
         starts = range(0, clips, size)[self.communicator.rank :: self.communicator.size]
         cuts = [range(start, min(start + size, clips)) for start in starts]
         own = [record for cut in cuts for record in compute_records(self.model, self.test_set, cut)]
-        return summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
+        found = summarise(self.communicator.allgather(own), self.test_set.num_classes, self.test_set.multi_label)
+        if found.loss is not None and not np.isfinite(found.loss):
+            raise DivergedError(f"step {self.done}: expected a finite loss of the test set, got {found.loss}")
+        return found
+
+    def _check_finite(self) -> None:
+        """Raise DivergedError unless all parameters and moments are finite: the last good checkpoint is kept."""
+        for name, part in (("parameters", self.parameters), ("m", self.optimiser.m), ("v", self.optimiser.v)):
+            if not np.isfinite(part.numpy()).all():
+                raise DivergedError(f"step {self.done}: {name}: expected finite numbers, got NaN or infinity")
 
     def _evaluate_selectivity(self) -> dict[str, Any]:
         """What the log keeps of how halting follows the object; nothing for data without a known object."""
@@ -304,7 +350,7 @@ class _Run:
             raise TrainingError(f"step {step + 1}: none of its clips can be read")
         norm = global_norm(gradients) / sums[0]
         if not np.isfinite(norm):
-            raise TrainingError(f"step {step + 1}: expected finite gradients, got the norm {norm}")
+            raise DivergedError(f"step {step + 1}: expected finite gradients, got the norm {norm}")
         learning_rate = learning_rate_at(
             step,
             self.per_epoch,
@@ -361,7 +407,7 @@ class _Run:
                 patch_ponder_weights=_patch_ponder_weights(recipe, batch.clips),
             )
             if not np.isfinite(loss.total):
-                raise TrainingError(f"step {step + 1}: expected a finite loss, got {loss.total}")
+                raise DivergedError(f"step {step + 1}: expected a finite loss, got {loss.total}")
             n, out = batch.size, loss.output
             gradients.add(found, n)  # a mean over clips becomes a sum; the optimiser divides by all clips
             losses = [n * x for x in (loss.total, loss.recognition, loss.ponder, loss.motion)]
@@ -377,22 +423,20 @@ class _Run:
     def _write(self, line: dict[str, Any]) -> None:
         """Append a line to the log; rank 0 alone."""
         if self._file is not None:
-            self._file.write((json.dumps({**line, "seconds": round(self._elapsed(), 3)}) + "\n").encode())
+            entry = {**line, "seconds": round(self._elapsed(), 3)}
+            content = (json.dumps(entry, allow_nan=False) + "\n").encode()
+            self._file.write(content)
             self._file.flush()
+            self.log_digest.update(content)
 
     def _save(self) -> None:
         """Write a checkpoint once the log it refers to is on the disk; rank 0 alone."""
         if self._file is None:
             return
         os.fsync(self._file.fileno())
-        progress = Progress(self.done, self._file.tell(), self._elapsed(), len(self.train_set), self.model.dtype)
+        log = self._file.tell(), self.log_digest.hexdigest()
+        progress = Progress(self.done, *log, self._elapsed(), len(self.train_set), self.model.dtype)
         write_state(self.checkpoint, self.recipe, progress, self.parameters, self.optimiser)
-
-
-def _refuse_other_run(folder: Path) -> None:
-    """TrainingError if the folder already holds a run."""
-    if (folder / CHECKPOINT).exists() or (folder / LOG).exists():
-        raise TrainingError(f"{folder}: already holds a run; resume it (--resume) or choose another folder")
 
 
 def _sums(logits: Array, labels: Array, gflops: Array, tokens_per_layer: Array) -> list[float]:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from refvt.checks import at_most, brief
 from refvt.data.annotations import RELEASED_VIDEOS
 from refvt.data.moving_digits import MovingDigits
+from refvt.files import read_json
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.model.parameters import parameter_shapes
 from refvt.training.recipe_fields import DATA, check_fields
@@ -93,7 +95,7 @@ class Recipe:
             ("backbone", Recipe | None, "a recipe or null"),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+                raise TypeError(f"{name}: expected {expected}, got {brief(getattr(self, name))}")
         check_fields(vars(self))
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.backbone is not None:
@@ -134,7 +136,7 @@ class Recipe:
         backbone = values.get("backbone")
         if backbone is not None and not isinstance(backbone, Recipe):
             if not isinstance(backbone, Mapping):
-                raise TypeError(f"backbone: expected an object of the fields of a recipe or null, got {backbone!r}")
+                raise TypeError(f"backbone: expected the fields of a recipe or null, got {brief(backbone)}")
             try:
                 backbone = cls.from_dict(backbone)
             except (ValueError, TypeError) as error:
@@ -173,15 +175,15 @@ class Recipe:
 
 
 def _refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(values) - known)
+    unknown = [brief(name)[1:-1] for name in sorted(set(values) - known)]
     if unknown:
-        named = ", ".join(prefix + name for name in unknown)
+        named = ", ".join(at_most(prefix + name for name in unknown))
         raise ValueError(f"recipe: unknown: {named}; expected some of {', '.join(sorted(prefix + k for k in known))}")
 
 
 def _config(values: Any) -> HaltingVTConfig:
     if not isinstance(values, Mapping):
-        raise TypeError(f"config: expected an object of the model's fields, got {values!r}")
+        raise TypeError(f"config: expected an object of the model's fields, got {brief(values)}")
     _refuse_unknown("config.", values, {f.name for f in fields(HaltingVTConfig)})
     try:
         return HaltingVTConfig(**values)
@@ -341,6 +343,7 @@ RECIPES: dict[str, Recipe] = {
     "photographs": photographs_recipe(),
     **{f"paper-{name}": paper_recipe(name) for name in PRESETS},
 }
+"""The recipes by name: ``digits``, ``photographs`` and ``paper-<preset>`` for every configuration of the paper."""
 
 
 def find_recipe(name_or_file: str) -> Recipe:
@@ -349,17 +352,14 @@ def find_recipe(name_or_file: str) -> Recipe:
         return RECIPES[name_or_file]
     path = Path(name_or_file)
     if path.suffix != ".json":
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)} or a .json file, got {name_or_file!r}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected an object with the fields of a recipe, got {type(values).__name__}")
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)} or a .json file, got {brief(name_or_file)}")
+    values = read_json(path, "a recipe", constants=True)
     try:
         return Recipe.from_dict(values)
+    except RecursionError:
+        raise ValueError(f"{path}: backbone: expected a few in one another, got too many") from None
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {str(error)[:2000]}") from None
 
 
 def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from refvt.checks import brief, is_number
 from refvt.training.optimiser import OPTIMISERS
 
 __all__ = ["DATA", "check_fields"]
@@ -45,7 +46,7 @@ def check_fields(values: Mapping[str, Any]) -> None:
 
     def check(ok: bool, name: str, expected: str, error: type[Exception] = ValueError) -> None:
         if not ok:
-            raise error(f"{name}: expected {expected}, got {values[name]!r}")
+            raise error(f"{name}: expected {expected}, got {brief(values[name])}")
 
     check(isinstance(values["data_settings"], dict), "data_settings", "an object of settings by name", TypeError)
     for name, choices in CHOICES.items():
@@ -70,4 +71,4 @@ def check_fields(values: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value)

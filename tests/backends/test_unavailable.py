@@ -59,3 +59,16 @@ def test_missing_device_is_named(monkeypatch, complaint, said):
 
 def test_the_default_backend_runs_on_the_cpu():
     assert backends.default() == "jit"
+
+
+def test_without_numbas_compiler_the_default_is_the_reference(monkeypatch):
+    from numba import config
+
+    monkeypatch.setattr(config, "DISABLE_JIT", True)
+    backends._missing.cache_clear()
+    try:
+        assert backends.default() == "reference"
+        with pytest.raises(backends.Unavailable, match=r"backend 'jit': .*NUMBA_DISABLE_JIT"):
+            backends.get.__wrapped__("jit")
+    finally:
+        backends._missing.cache_clear()

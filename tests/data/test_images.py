@@ -197,7 +197,9 @@ def test_transparent_pixels_are_refused(
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_an_animation_in_a_folder_of_frames_is_refused(tmp_path: Path, suffix: str) -> None:
     first, *rest = (Image.new("RGB", (16, 12), (40 * i,) * 3) for i in range(1, 4))
-    with pytest.raises(ValueError, match=rf"0\.{suffix}: an animation of 3 pictures: expected one picture a file"):
+    with pytest.raises(
+        ValueError, match=rf"0\.{suffix}: expected one picture a file in a folder of frames, got an animation of 3"
+    ):
         read_one(tmp_path, first, suffix, save_all=True, append_images=rest, duration=100)
 
 

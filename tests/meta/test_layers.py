@@ -16,6 +16,7 @@ PACKAGE = Path(refvt.__file__).parent
 
 LAYERS = (
     ("refvt.array", "refvt.checks", "refvt.packing"),
+    ("refvt.limits",),
     ("refvt.files", "refvt.environment"),
     ("refvt.backends.reference", "refvt.backends.jit", "refvt.backends.cuda", "refvt.backends.progress"),
     ("refvt.ops",),
@@ -38,6 +39,7 @@ UPWARD: dict[tuple[str, str], str] = {
 
 # Files outside refvt/cli that print, each with its reason.
 PRINTING = {
+    "__main__.py": "one line, if Ctrl-C comes before refvt.cli is there",
     "backends/progress.py": "the line that shows compilation, which any call may start",
     "bench/gpu_report.py": "a command, python -m refvt.bench.gpu_report",
     "bench/registers.py": "a command, python -m refvt.bench.registers",

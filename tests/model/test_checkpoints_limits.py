@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import struct
 import time
 import zlib
@@ -205,3 +206,12 @@ def test_a_dict_that_is_in_a_file_many_times_is_looked_at_once(file):
     start = time.perf_counter()
     assert list(read_checkpoint(torch_file(file, opcodes))) == ["x"]
     assert time.perf_counter() - start < 30  # 20 000² steps would take minutes
+
+
+@pytest.mark.parametrize("size", [1 << 31, 1 << 40, 1 << 62])
+def test_a_string_longer_than_an_old_file_is_refused_without_room_for_it(tmp_path, size):
+    """The pickles of such a file are read from the disk."""
+    path = tmp_path / "old.pth"
+    head = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    path.write_bytes(head + b"\x80\x04\x8e" + struct.pack("<Q", size) + b"short")
+    refused(path, "expected .* bytes")

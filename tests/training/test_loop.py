@@ -10,7 +10,7 @@ import refvt
 from refvt.data.dataset import UnreadableClipError
 from refvt.evaluation.selectivity import selectivity_of
 from refvt.training import Observer, TrainingError, UnreadableClipWarning, evaluate, train
-from refvt.training.loop import BACKBONE, CHECKPOINT, LOG, MODEL, RECIPE
+from refvt.training.folder import BACKBONE, CHECKPOINT, LOG, MODEL, RECIPE
 from refvt.training.recipe import make_moving_digits
 from refvt.training.scratch import initialise
 from tests.support.sliding_bars import CONFIG, SlidingBars, small_recipe

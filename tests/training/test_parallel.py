@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refvt.training import parallel
-from refvt.training.loop import CHECKPOINT, MODEL
+from refvt.training.folder import CHECKPOINT, MODEL
 from tests.support.sliding_bars import small_recipe
 from tests.training.test_loop import lines, parameters, run, same
 

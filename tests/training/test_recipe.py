@@ -62,7 +62,7 @@ def test_the_papers_recipe():
         ({"config": {"width": 17}}, ValueError, "config.width: expected a multiple of num_heads"),
         ({"config": {"breadth": 1}}, ValueError, "recipe: unknown: config.breadth; expected some of config.channels"),
         ({"config": 3}, TypeError, "config: expected an object of the model's fields, got 3"),
-        ({"backbone": 3}, TypeError, "backbone: expected an object of the fields of a recipe or null, got 3"),
+        ({"backbone": 3}, TypeError, "backbone: expected the fields of a recipe or null, got 3"),
         ({"backbone": {"epochs": 3}}, ValueError, "backbone: recipe: missing: config, data"),
         ({"backbone": small_recipe(epochs=4).as_dict() | {"data": "videos"}}, ValueError, "backbone.data: expected"),
         ({"epoch": 3, "lr": 1}, ValueError, "recipe: unknown: epoch, lr; expected some of"),
@@ -104,10 +104,10 @@ def test_missing_fields_and_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         find_recipe(str(tmp_path / "none.json"))
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match="expected an object with the fields of a recipe, got list"):
+    with pytest.raises(ValueError, match="expected a recipe as JSON, an object with names, got list"):
         find_recipe(str(tmp_path / "list.json"))
     (tmp_path / "half.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"half\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"half\.json: expected a recipe as JSON, got another text"):
         find_recipe(str(tmp_path / "half.json"))
 
 

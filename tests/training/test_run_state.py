@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from refvt.files import write_whole
 from refvt.model.checkpoints import CheckpointError
-from refvt.training import TrainingError
-from refvt.training.loop import CHECKPOINT, LOG
+from refvt.model.checkpoints.checksum import CHECKSUM, checksum
+from refvt.training.folder import CHECKPOINT, LOG
 from refvt.training.run_state import KEY, read_progress
 from tests.support.sliding_bars import small_recipe
 from tests.training.test_loop import lines, parameters, run, same
@@ -123,6 +123,19 @@ def test_the_log_is_on_the_disk_before_the_checkpoint_that_speaks_of_it(tmp_path
     assert named == [True] * 4
 
 
+def signed(tensors, state):
+    """The content of a checkpoint with another state or other tensors, its checksum made anew."""
+    text = state if isinstance(state, str) else json.dumps(state)
+    return safetensors.numpy.save(tensors, {KEY: text, CHECKSUM: checksum(tensors, text)})
+
+
+def contents(file):
+    """Tensors and state of a checkpoint."""
+    whole = file.read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    return safetensors.numpy.load(whole), json.loads(header["__metadata__"][KEY])
+
+
 @pytest.fixture
 def begun(tmp_path):
     """The folder of a run of one epoch, with a checkpoint."""
@@ -157,12 +170,10 @@ def test_other_data_and_another_dtype_are_refused(begun):
 
 def test_a_checkpoint_from_before_a_field_was_added_is_resumed(begun):
     recipe, file = small_recipe(epochs=1, warmup_epochs=0), begun / CHECKPOINT
-    whole = file.read_bytes()
-    state = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
-    run_of = json.loads(state[KEY])
+    tensors, run_of = contents(file)
     for name in ("clip_epsilon", "lr_schedule", "twins_from", "divide_labels", "decay_embeddings"):
         del run_of["recipe"][name]
-    file.write_bytes(safetensors.numpy.save(safetensors.numpy.load(whole), {KEY: json.dumps(run_of)}))
+    file.write_bytes(signed(tensors, run_of))
     found = read_progress(file, recipe, 30, "float32")
     assert found.steps == run_of["progress"]["steps"]
     with pytest.raises(CheckpointError, match=r"another recipe:\n  clip_epsilon: the checkpoint has 0.0, now 1e-06$"):
@@ -176,25 +187,24 @@ def test_a_damaged_checkpoint_or_log_is_refused(begun):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match="not the checkpoint of a training run, or damaged"):
             run(recipe, begun, resume=True)
-    tensors = safetensors.numpy.load(whole)
-    size = int.from_bytes(whole[:8], "little")
-    state = json.loads(whole[8 : 8 + size])["__metadata__"]
+    file.write_bytes(whole)
+    tensors, state = contents(file)
     file.write_bytes(safetensors.numpy.save(tensors, {}))
     with pytest.raises(CheckpointError, match="not the checkpoint of a training run"):
         run(recipe, begun, resume=True)
     file.write_bytes(safetensors.numpy.save(tensors, {KEY: json.dumps({"format": 99})}))
-    with pytest.raises(CheckpointError, match="expected format 1 of a training run, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2 of a training run, got 99"):
         run(recipe, begun, resume=True)
-    file.write_bytes(safetensors.numpy.save({**tensors, "m/norm.bias": np.zeros(3, np.float32)}, state))
+    file.write_bytes(signed({**tensors, "m/norm.bias": np.zeros(3, np.float32)}, state))
     with pytest.raises(CheckpointError, match=r"m/norm\.bias: expected float32 \[16\], got float32 \[3\]"):
         run(recipe, begun, resume=True)
     del tensors["v/norm.bias"]
-    file.write_bytes(safetensors.numpy.save(tensors, state))
+    file.write_bytes(signed(tensors, state))
     with pytest.raises(CheckpointError, match=r"damaged .*v/norm\.bias"):
         run(recipe, begun, resume=True)
     file.write_bytes(whole)
     (begun / LOG).write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"log\.jsonl: expected at least the \d+ bytes the checkpoint names"):
+    with pytest.raises(CheckpointError, match=r"log\.jsonl: expected at least the \d+ bytes the checkpoint names"):
         run(recipe, begun, resume=True)
 
 
@@ -213,3 +223,73 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     write_whole(file, b"new")
     assert file.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 10**9, "steps: expected at most the 4 of the recipe, got 1000000000"),
+        ("steps", -3, "progress.steps: expected a whole number of at least 0, got -3"),
+        ("steps", 1.5, "progress.steps: expected a whole number of at least 0, got 1.5"),
+        ("steps", True, "progress.steps: expected a whole number of at least 0, got True"),
+        ("log_bytes", -5, "progress.log_bytes: expected a whole number of at least 0, got -5"),
+        ("log_bytes", None, "progress.log_bytes: expected a whole number of at least 0, got None"),
+        ("log_bytes", 10**12, "expected at least the 1000000000000 bytes"),
+        ("log_sha256", "0" * 64, "expected the log that the checkpoint beside it knows"),
+        ("seconds", "x", "progress.seconds: expected a number of at least 0, got 'x'"),
+        ("seconds", -1, "progress.seconds: expected a number of at least 0, got -1"),
+        ("seconds", 10**400, "progress.seconds: expected a number of at least 0, got 1000"),
+        ("clips", [], r"progress.clips: expected a whole number of at least 1, got \[\]"),
+        ("dtype", "float16", "progress.dtype: expected 'float32' or 'float64', got 'float16'"),
+        ("more", 1, "progress: expected an object of steps, log_bytes"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_though_the_checksum_is_right(begun, field, value, message):
+    recipe, file = small_recipe(epochs=1, warmup_epochs=0), begun / CHECKPOINT
+    tensors, state = contents(file)
+    state["progress"][field] = value
+    file.write_bytes(signed(tensors, state))
+    before = {p.name: p.read_bytes() for p in begun.iterdir()}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        run(recipe, begun, resume=True)
+    assert str(begun) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[]", "7", '{"format": NaN}', '{"format": 2, "format": 2}', "{", "x" * 10_000_000],
+    ids=["nest", "list", "number", "nan", "twice", "cut", "long"],
+)
+def test_a_state_that_is_no_state_is_refused_in_one_short_line(begun, text):
+    file = begun / CHECKPOINT
+    file.write_bytes(signed(contents(file)[0], text))
+    with pytest.raises(CheckpointError, match="not the checkpoint of a training run") as caught:
+        run(small_recipe(epochs=1, warmup_epochs=0), begun, resume=True)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_flipped_bit_anywhere_is_refused(begun):
+    recipe, rng = small_recipe(epochs=1, warmup_epochs=0), np.random.default_rng(0)
+    for name in (CHECKPOINT, LOG, "model.safetensors"):
+        whole = (begun / name).read_bytes()
+        for place in [*rng.integers(len(whole), size=12).tolist(), len(whole) - 2]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            (begun / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+                run(recipe, begun, resume=True)
+        (begun / name).write_bytes(whole)
+    run(recipe, begun, resume=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_moments_that_cannot_be_are_refused(begun, value):
+    file = begun / CHECKPOINT
+    tensors, state = contents(file)
+    tensors["v/norm.bias"][3] = value
+    file.write_bytes(signed(tensors, state))
+    with pytest.raises(CheckpointError, match=r"v/norm\.bias: expected finite numbers of at least 0"):
+        run(small_recipe(epochs=1, warmup_epochs=0), begun, resume=True)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from scipy.special import erfcx
 
-from refvt.backends.jit.compile import function, intrinsic, kernel
+from refvt.backends.jit.kernel import function, intrinsic, kernel
 
 __all__ = ["exp", "exp2", "gaussian_and_tail", "logistic"]
 

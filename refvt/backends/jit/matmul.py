@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import by_rows, packable
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run, span

@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from refvt.backends.jit.compile import intrinsic
+from refvt.backends.jit.kernel import intrinsic
 from refvt.backends.jit.vectors import FEATURES, VECTOR, VECTORS, WORD, View, broadcast, load, store
 
 __all__ = ["ROWS", "tile"]

@@ -33,8 +33,8 @@ from numba import types
 from numba.core import cgutils
 
 from refvt.array import Array
-from refvt.backends.jit.compile import intrinsic, kernel
-from refvt.backends.jit.workspace import num_threads, workspace
+from refvt.backends.jit.kernel import intrinsic, kernel
+from refvt.backends.jit.workspace import num_threads, set_num_threads, workspace
 from refvt.backends.progress import compilation_shown
 
 __all__ = ["Ticket", "next_tile", "run", "session", "span"]
@@ -202,6 +202,16 @@ class _ThreadPool:
         """Whether there is a job, perhaps not open yet, that this worker may join."""
         return self.leading and index < self.queue[WORKERS] and bool(self.queue[NEXT] < self.queue[COUNT])
 
+    def hire(self, number: int) -> int:
+        """Start workers until there are ``number``; how many there are now, fewer if the system allows no more."""
+        while len(self.workers) < number:
+            try:
+                self.workers.append(_Worker(self, len(self.workers)))
+            except RuntimeError:  # "can't start new thread": a container's limit
+                set_num_threads(len(self.workers) + 1)
+                return len(self.workers)
+        return number
+
     def wake(self, number: int) -> None:
         """Wake the first ``number`` workers (or all, if there are fewer) that sleep."""
         for worker in self.workers[:number]:
@@ -210,9 +220,7 @@ class _ThreadPool:
 
     def lead(self, kernel: Callable[..., None], count: int, scratch: _Scratch, arguments: tuple[Any, ...]) -> None:
         """Open a job of ``count`` tiles, work on it as its leader, and wait for the workers."""
-        workers = min(num_threads(), count) - 1
-        while len(self.workers) < workers:
-            self.workers.append(_Worker(self, len(self.workers)))
+        workers = self.hire(min(num_threads(), count) - 1)
         self.number += 1
         self.job = (kernel, count, scratch, arguments)
         queue = self.queue

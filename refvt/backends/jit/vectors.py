@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.core.imputils import impl_ret_borrowed
 
 from refvt.array import Array
-from refvt.backends.jit.compile import intrinsic, kernel
+from refvt.backends.jit.kernel import intrinsic, kernel
 
 __all__ = [
     "FEATURES",
@@ -34,7 +34,9 @@ __all__ = [
     "view",
 ]
 
-FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}  # of the processor
+# of the processor, or those that NUMBA_CPU_FEATURES names: "+avx,+avx2,-avx512f"
+_features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+FEATURES = {feature[1:] for feature in _features.split(",") if feature.startswith("+")}
 VECTOR = 64 if "avx512f" in FEATURES else 32 if "avx" in FEATURES else 16  # bytes of a register
 VECTORS = 3  # vectors in a row of a tile
 

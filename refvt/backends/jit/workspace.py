@@ -19,6 +19,7 @@ from refvt.array import Array
 __all__ = ["keep_freed_memory", "num_threads", "set_num_threads", "workspace"]
 
 LINE = 64  # bytes of a cache line
+MOST_THREADS = 1024
 MOST_KEPT = 1 << 29  # bytes of freed memory kept for later results
 LARGEST_KEPT = 1 << 25  # bytes of an array; larger ones glibc always returns at once
 
@@ -27,13 +28,23 @@ _local = threading.local()
 
 
 def num_threads() -> int:
-    """Number of threads that share the work: REFVT_NUM_THREADS, or the processors this process may use."""
+    """Number of threads that share the work: REFVT_NUM_THREADS, or the processors this process may use.
+
+    Raises ValueError if REFVT_NUM_THREADS is no whole number from 1 to MOST_THREADS.
+    """
     global _threads
     if _threads == 0:
-        setting = os.environ.get("REFVT_NUM_THREADS", "")
+        setting = os.environ.get("REFVT_NUM_THREADS", "").strip()
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _threads = int(setting) if setting.isdigit() and int(setting) > 0 else available
+        _threads = _read_number(setting) if setting else available
     return _threads
+
+
+def _read_number(setting: str) -> int:
+    number = int(setting) if setting.isdecimal() and len(setting) < 10 else 0
+    if not 0 < number <= MOST_THREADS:
+        raise ValueError(f"REFVT_NUM_THREADS: expected a whole number from 1 to {MOST_THREADS}, got {setting[:40]!r}")
+    return number
 
 
 def set_num_threads(number: int) -> None:

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickletools
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -22,7 +23,10 @@ import safetensors
 import safetensors.numpy
 
 from refvt.array import Array
+from refvt.checks import at_most
 from refvt.files import writing
+from refvt.limits import check_unpacked
+from refvt.model.checkpoints.checksum import CHECKSUM, checksum
 from refvt.model.checkpoints.choice import CheckpointWarning, Tensors
 from refvt.model.checkpoints.names import own_names
 from refvt.model.checkpoints.torch_legacy import MAGIC, read_torch_legacy
@@ -31,7 +35,15 @@ from refvt.model.checkpoints.torch_zip import Archive, read_torch_zip
 from refvt.model.config import HaltingVTConfig
 from refvt.model.parameters import check_parameters, initial_parameters, parameter_shapes
 
-__all__ = ["CheckpointError", "CheckpointWarning", "Tensors", "parameters_from", "read_checkpoint", "save_parameters"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "Tensors",
+    "from_npy",
+    "parameters_from",
+    "read_checkpoint",
+    "save_parameters",
+]
 
 _TRUSTED = "where you trust the file, which can run any code,"
 _FOREIGN = {  # first bytes of what is often mistaken for a checkpoint
@@ -86,7 +98,7 @@ def read_checkpoint(path: str | os.PathLike[str], weights_key: str | None = None
     try:
         return _read(path, weights_key)
     except MemoryError:
-        raise
+        raise MemoryError(f"{path}: its tensors need more memory than there is") from None
     except Exception as error:  # a hostile file may cause any error in a parser: for the caller it is a bad file
         raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
 
@@ -145,21 +157,27 @@ def _is_pickle(data: bytes) -> bool:
 
 def _read_npz(archive: Archive) -> Tensors:
     unpacked = sum(member.size for member in archive.members.values())
-    if unpacked > 100 * archive.size + (64 << 20):  # weights can hardly be compressed
-        raise ValueError(f"its members unpack to {unpacked} bytes, too many for a file of {archive.size}")
-    found = {name.removesuffix(".npy"): _from_npy(name, archive.read(name)) for name in archive.members}
+    check_unpacked("its members", unpacked, archive.size)
+    found = {name.removesuffix(".npy"): from_npy(name, archive.read(name)) for name in archive.members}
     others = {name: value for name, value in found.items() if isinstance(value, str)}
     return Tensors({name: value for name, value in found.items() if not isinstance(value, str)}, others)
 
 
-def _from_npy(name: str, data: bytes | bytearray) -> Array | str:
-    """Return the array of a member; the reason if it holds anything but numbers, such as names or pickled objects."""
+def from_npy(name: str, data: bytes | bytearray) -> Array | str:
+    """Return the array of an .npy file's bytes; the reason if it holds anything but numbers, such as pickled objects.
+
+    ValueError for a header that is none, or that does not fit the bytes after it.
+    """
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{shown(name)}: expected .npy version (1, 0) or (2, 0), got {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(stream)
+    try:
+        shape, fortran_order, dtype = read_header(stream)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        # NumPy reads the header as Python source
+        raise ValueError(f"{shown(name)}: expected the header of an .npy file, got {type(error).__name__}") from error
     if dtype.kind not in "fiub":
         return f"{shown(name)}: expected an array of numbers, got {dtype}"
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
@@ -184,6 +202,13 @@ def _read_safetensors(path: Path) -> Tensors:
         elif kind == "BOOL":
             flat = flat != 0
         arrays[name] = np.array(flat.reshape(shape), flat.dtype.newbyteorder("="))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    if set(metadata) == {CHECKSUM} and metadata[CHECKSUM] != (found := checksum(arrays)):
+        raise ValueError(
+            f"{CHECKSUM}: expected {shown(metadata[CHECKSUM][:12])} as in the file, got {found[:12]}: it is damaged, "
+            "or was changed without its checksum"
+        )
     return Tensors(arrays, others)
 
 
@@ -240,7 +265,7 @@ def parameters_from(
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError("\n".join(at_most(problems)))
     return {name: np.array(found[name], order="C") for name in parameter_shapes(config)}
 
 
@@ -306,7 +331,7 @@ def save_parameters(parameters: Mapping[str, Array], path: str | os.PathLike[str
 
     with writing(path) as temporary:
         if path.suffix == ".safetensors":
-            temporary.write_bytes(safetensors.numpy.save(arrays))
+            temporary.write_bytes(safetensors.numpy.save(arrays, {CHECKSUM: checksum(arrays)}))
             return
         with zipfile.ZipFile(temporary, "w") as archive:
             for name, array in arrays.items():

@@ -142,9 +142,24 @@ def interpret(data: bytes | bytearray | BinaryIO, itemsizes: dict[str, int] | No
         raise ValueError("its pickle is damaged") from error
 
 
+class _Bounded:
+    """A file whose ``read`` asks for no more than is left: Python makes room for all that a pickle declares."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.readline, self.tell = file, file.readline, file.tell
+        at = file.tell()
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(at)
+
+    def read(self, number: int) -> bytes:
+        """Read as many bytes, or what is left."""
+        return self.file.read(number if number < 1 << 12 else min(number, self.size - self.file.tell()))
+
+
 def _interpret(file: Any, itemsizes: dict[str, int]) -> Any:
     machine = _StackMachine(itemsizes)
-    for number, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+    bounded: Any = _Bounded(file)
+    for number, (opcode, arg, _) in enumerate(pickletools.genops(bounded)):
         if number >= MAX_OPCODES:
             raise ValueError(f"a pickle of more than {MAX_OPCODES} opcodes")
         if opcode.name == "STOP":

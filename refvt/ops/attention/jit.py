@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.functions import exp2
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import columns_of
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run
@@ -33,7 +33,11 @@ LINE = 16  # numbers in a cache line of float32
 
 
 class AttentionCache(NamedTuple):
-    """What the backward reads again: the arguments, the result, and lse, from which the weights are formed again."""
+    """What the backward reads again: the arguments, the result, and shift and lse, which form the weights again.
+
+    They are kept apart: the weights are 2^((logit − shift) − lse). Their sum would be rounded to the spacing of float32
+    at a large logit, and all weights of the query with it.
+    """
 
     q: Array  # [n, D]
     k: Array  # [m, D]
@@ -43,7 +47,8 @@ class AttentionCache(NamedTuple):
     num_heads: int
     key_bias: Array | None  # [m]
     y: Array  # [n, D]
-    lse: Array  # softmax_lse in base 2: log₂ of the sum over keys of e^logit [A, n]; +∞ for a query without keys
+    shift: Array  # what the forward pass subtracted from the logits of a query, in base 2 [A, n]; mostly 0
+    lse: Array  # log₂ of the sum over keys of 2^(logit − shift) [A, n]; +∞ for a query without keys
 
 
 class Qkv(NamedTuple):
@@ -106,17 +111,17 @@ def _multiply(a: Array, b: Array, c: Array, add: bool) -> None:
 
 @kernel
 def _load_keys(k: Array, bias: Array, shifted: bool, keys: Array) -> None:
-    """k [m, d] → keys [m, d + …]: one more coordinate 1 if ``shifted``, and one more, the bias, with a bias [m].
+    """k [m, d] → keys [m, d + …]: one more coordinate, the bias, with a bias [m], then ones if ``shifted``.
 
-    The product with a query then adds the query's number at that coordinate to the logit.
+    The product with a query then adds the query's numbers at these coordinates to the logit, in this order.
     """
     d = k.shape[1]
     copy_rows(k, keys)
-    if shifted:
-        keys[:, d] = 1
     raised = k.dtype.type(LOG2_E)
     for j in range(len(bias)):
-        keys[j, -1] = bias[j] * raised
+        keys[j, d] = bias[j] * raised
+    if shifted:
+        keys[:, d + min(len(bias), 1) :] = 1
 
 
 @kernel
@@ -126,7 +131,7 @@ def _load_queries(rows: Array, factor: Any, has_bias: bool, panel: Array) -> Non
     transpose(rows, panel[:d])
     _scale(panel[:d], factor)
     if has_bias:
-        panel[-1] = 1
+        panel[d] = 1
 
 
 @kernel
@@ -194,7 +199,8 @@ def _tile(t: int, n: int, wide: int, lanes: int) -> tuple[int, int, int]:
 def _attend(ticket: Any, scratch: Array, qkv: Qkv, work: Work, key_bias: Array, y: Array, lse: Array) -> None:
     """y [n, D] ← attention of qkv [n, …], [m, …]; a tile is a group of jobs.
 
-    key_bias [m] and lse [A, n] are empty where there is no bias, and no lse is wanted: one kernel is compiled for all.
+    key_bias [m] and lse [2, A, n], the shifts and lse of ``AttentionCache``, are empty where there is no bias, and no
+    lse is wanted: one kernel is compiled for all.
     """
     q, k, v, at = qkv
     parts, group, num_heads, scale = work
@@ -246,7 +252,8 @@ def _attend(ticket: Any, scratch: Array, qkv: Qkv, work: Work, key_bias: Array, 
                     for c in range(d):
                         target[c] = inverse * row[c]
                     if wants_lse:
-                        lse[head, top + a + r] = shift + np.log2(total) if total > zero else np.inf
+                        lse[0, head, top + a + r] = shift
+                        lse[1, head, top + a + r] = np.log2(total) if total > zero else np.inf
         i = next_tile(ticket)
 
 
@@ -322,7 +329,7 @@ def attention_forward(
     d, lanes = q.shape[1] // num_heads, VECTOR // q.itemsize
     padded = -(-d // lanes) * lanes
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
-    lse = np.empty((num_heads if keep else 0, len(q)), q.dtype)
+    lse = np.empty((2 if keep else 0, num_heads, len(q)), q.dtype)
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
     numbers = _scratch_size(parts, lanes, d + 1 + padded, d, d + 4 + padded, 1)
     work, tiles = _work(parts, num_heads, d, q.dtype)
@@ -331,12 +338,12 @@ def attention_forward(
     run(_attend, tiles, _qkv(q, k, v), work, bias, y, lse, scratch=(numbers, q.dtype))
     if not keep:
         return y, None
-    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, lse)
+    return y, AttentionCache(q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, lse[0], lse[1])
 
 
 @kernel
 def _softmax_backward(logits: Array, dweights: Array) -> None:
-    """logits − lse ← weights, dweights − mean ← dlogits = weights · (dweights − mean); all [keys, queries]."""
+    """logits − shift − lse ← weights, dweights − mean ← dlogits = weights · (dweights − mean); all [keys, queries]."""
     m, n = logits.shape
     flat, dflat = view(logits, 0, 1, m * n)[0], view(dweights, 0, 1, m * n)[0]
     for i in range(m * n):
@@ -346,8 +353,8 @@ def _softmax_backward(logits: Array, dweights: Array) -> None:
 
 @kernel
 def _load_tile(
-    dy: Array,
     y: Array,
+    shift: Array,
     lse: Array,
     top: int,
     left: int,
@@ -356,33 +363,46 @@ def _load_tile(
     drows: Array,
     panel: Array,
     dpanel: Array,
+    columns: Array,
 ) -> None:
     """One tile of queries for the backward: rows, drows [w, …], panel, dpanel [d + …, w].
 
     rows hold the queries and become queries · scale, drows hold their dy. The panels are made of both as columns, with
-    −lse and −Σ_keys w · dw as one more coordinate; dy, y [n, D] are read from row ``top`` and column ``left`` on, and
-    lse [queries].
+    −shift and −lse as two more coordinates, and −Σ_keys w · dw as one more; y [n, D] is read from row ``top`` and
+    column ``left`` on, and shift and lse [queries]. columns [d, w] is scratch.
+
+    The mean Σ_keys w · dw is the dot product of y and dy, summed in the order in which the tile's product forms dw:
+    where one key has all the weight, y is its value, and dw less the mean is 0 to the bit, not the rounding of either.
     """
     n, d = len(lse), len(dpanel) - 1
-    # the same numbers as in the forward pass: otherwise the rounding of large logits would not match their lse
-    _load_queries(rows[:, :d], scale * rows.dtype.type(LOG2_E), len(panel) > d + 1, panel)
+    e = len(panel) - 2
+    # the same numbers, added in the same order, as in the forward pass: logit − shift is then exact near the largest
+    _load_queries(rows[:, :d], scale * rows.dtype.type(LOG2_E), e > d, panel)
     _scale(rows, scale)
     transpose(drows[:, :d], dpanel[:d])
-    panel[d], dpanel[d] = 0, 0
+    panel[e:], dpanel[d] = 0, 0
+    transpose(y[top : top + n, left : left + d], columns[:, :n])
+    for c in range(d):
+        for r in range(n):
+            dpanel[d, r] += columns[c, r] * dpanel[c, r]
     for r in range(n):
-        panel[d, r] = -lse[r]
-        # Σ_keys w · dw = y · dy
-        row, drow, mean = y[top + r, left : left + d], dy[top + r, left : left + d], rows.dtype.type(0)
-        for c in range(d):
-            mean += row[c] * drow[c]
-        dpanel[d, r] = -mean
+        panel[e, r], panel[e + 1, r], dpanel[d, r] = -shift[r], -lse[r], -dpanel[d, r]
 
 
 @kernel
 def _attend_backward(
-    ticket: Any, scratch: Array, dy: Array, y: Array, qkv: Qkv, lse: Array, work: Work, key_bias: Array, dqkv: Qkv
+    ticket: Any,
+    scratch: Array,
+    dy: Array,
+    y: Array,
+    qkv: Qkv,
+    shift: Array,
+    lse: Array,
+    work: Work,
+    key_bias: Array,
+    dqkv: Qkv,
 ) -> None:
-    """dqkv [n, …], [m, …] ← the gradients of qkv; dy, y [n, D], lse [A, n], key_bias [m] or empty.
+    """dqkv [n, …], [m, …] ← the gradients of qkv; dy, y [n, D], shift and lse [A, n], key_bias [m] or empty.
 
     A tile is a group of jobs. A job is one head of a segment: all its queries add to the gradients of its keys and
     values, in turn.
@@ -391,7 +411,7 @@ def _attend_backward(
     lanes = VECTOR // q.itemsize
     d = y.shape[1] // num_heads
     padded = (d + lanes - 1) // lanes * lanes
-    e = d + 2 if len(key_bias) > 0 else d + 1
+    e = d + 3 if len(key_bias) > 0 else d + 2
     i = next_tile(ticket)
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
@@ -419,16 +439,16 @@ def _attend_backward(
                 _load_rows(q[mine, at[0] + left : at[0] + right], rows[a : a + w])
                 _load_rows(dy[mine, left:right], drows[a : a + w])
                 panel, dpanel = view(panels[t], 0, e, w), view(dpanels[t], 0, d + 1, w)
-                _load_tile(
-                    dy, y, lse[head, mine], top + a, left, scale, rows[a : a + w], drows[a : a + w], panel, dpanel
-                )
+                shifts, lses = shift[head, mine], lse[head, mine]
+                mine_rows, mine_drows, columns = rows[a : a + w], drows[a : a + w], view(dqueries[t], 0, d, w)
+                _load_tile(y, shifts, lses, top + a, left, scale, mine_rows, mine_drows, panel, dpanel, columns)
             for from_key in range(0, max(m, 1), KEYS):
                 some = slice(from_key, min(from_key + KEYS, m))
                 ks, vs, dks, dvs = keys[some], values[some], dkeys[some], dvalues[some]
                 for t in range(tiles):
                     a, b, w = _tile(t, n, wide, lanes)
                     weights, dweights = view(logits[0], 0, len(ks), w), view(dlogits[0], 0, len(ks), w)
-                    # passes 1–2, again: logits less the lse of their query
+                    # passes 1–2, again: logits less the shift and the lse of their query
                     _multiply(ks, view(panels[t], 0, e, w), weights, False)
                     # 3a. the weighted mean: dweights, less Σ_keys w · dw, as only differences pass the softmax
                     _multiply(vs, view(dpanels[t], 0, d + 1, w), dweights, False)
@@ -451,7 +471,7 @@ def _attend_backward(
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv: side by side in one array where n = m. The weights are formed again, as in reference.py."""
-    q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, lse = cache
+    q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, shift, lse = cache
     dy, D, dtype = np.ascontiguousarray(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
     parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
@@ -464,9 +484,9 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
         dq, dkv = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = dkv[:, :D], dkv[:, D:]
     padded = -(-d // lanes) * lanes
-    numbers = _scratch_size(parts, lanes, 2 * d + 3 + 2 * padded, 0, 2 * padded + 3 * d + 3, 2)
+    numbers = _scratch_size(parts, lanes, 2 * d + 4 + 2 * padded, 0, 2 * padded + 3 * d + 4, 2)
     work, tiles = _work(parts, num_heads, d, dtype)
     bias, gradients = _or_empty(key_bias, dtype), _qkv(dq, dk, dv)
     # passes 3–1
-    run(_attend_backward, tiles, dy, y, _qkv(q, k, v), lse, work, bias, gradients, scratch=(numbers, dtype))
+    run(_attend_backward, tiles, dy, y, _qkv(q, k, v), shift, lse, work, bias, gradients, scratch=(numbers, dtype))
     return dq, dk, dv

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import packable
 from refvt.backends.jit.matmul import Cut, edges, grid, multiply, pack_panels, panel_size, weight_gradients
 from refvt.backends.jit.microkernel import ROWS

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.functions import exp
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import columns_of
 from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.glimpser import check_k, equal_lengths

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.functions import logistic
+from refvt.backends.jit.kernel import kernel
 from refvt.ops.halting import check_states
 
 

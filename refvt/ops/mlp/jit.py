@@ -9,8 +9,8 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.arrays import copy, scale_rows
-from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.functions import gaussian_and_tail
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import packable
 from refvt.backends.jit.matmul import (
     Cut,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.optimiser import step_factors
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.ops.tokens import segment_lengths
 

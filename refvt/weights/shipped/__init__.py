@@ -18,6 +18,7 @@ from refvt.training.recipe import Recipe, find_recipe
 __all__ = ["SHIPPED", "ShippedFiles", "find_backbone", "find_files", "load"]
 
 SHIPPED = ("digits", "photographs")
+"""The names of the trained models that come with refvt."""
 
 
 class ShippedFiles(NamedTuple):

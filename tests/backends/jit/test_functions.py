@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from refvt.backends.jit.compile import kernel
 from refvt.backends.jit.functions import exp, exp2, gaussian_and_tail
+from refvt.backends.jit.kernel import kernel
 
 
 @kernel

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.matmul import linear_tiles, pack, weight_gradients
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, max_rows, transpose, view

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from refvt.backends.jit import matmul, workspace
-from refvt.backends.jit.compile import kernel
+from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.threads import next_tile, run
 from tests.support.models import small_batch, small_clips, small_model
 
@@ -211,3 +211,18 @@ def test_what_was_freed_is_used_again():
 def test_number_of_threads_must_be_positive(set_threads):
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         set_threads(0)
+
+
+def test_fewer_threads_where_the_system_allows_no_more(monkeypatch, set_threads):
+    """As with a container's limit on processes."""
+    from refvt.backends.jit import threads as pool
+
+    set_threads(4)
+    fresh = pool._ThreadPool()
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pool, "_Worker", refuse)
+    assert fresh.hire(3) == 0
+    assert workspace.num_threads() == 1

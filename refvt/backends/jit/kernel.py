@@ -8,6 +8,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numba.extending
 from numba import njit
 
+from refvt.backends.jit.cache import attach_cache
+
 __all__ = ["function", "intrinsic", "kernel"]
 
 # Loops vectorise only if sums may be reordered and a division by zero raises nothing. NaN does not occur (the model
@@ -22,7 +24,8 @@ def kernel(function: Function) -> Function:
 
     A kernel that ``threads.run`` starts takes a ticket first; the functions it calls are compiled in the same way.
     """
-    compiled: Function = njit(nogil=True, cache=True, **OPTIONS)(function)
+    compiled: Function = njit(nogil=True, **OPTIONS)(function)
+    attach_cache(compiled)
     return compiled
 
 

@@ -1,0 +1,45 @@
+"""Every reader refuses what was changed with an error of refvt that names the file; a small part of the fuzzing."""
+
+import pytest
+
+from tests.fuzz.engine import fuzz, judge
+from tests.fuzz.rounds import corpus_of
+from tests.fuzz.targets import Target, prepare, targets
+
+TARGETS = targets()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_files_are_read_or_refused_by_name(tmp_path, name):
+    prepare(tmp_path)
+    target = TARGETS[name]
+    corpus = corpus_of(name)
+    tally = fuzz(target, tmp_path, seed=1, runs=len(corpus) + (60 if target.slow else 400), corpus=corpus)
+    assert tally.findings == {}
+    assert tally.read > 0  # the valid files, and changes that do not matter
+    assert tally.refused > 0
+
+
+def _leaves_a_trace(path):
+    (path.parent.parent / "elsewhere").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda path: [][1], "IndexError"),
+        (lambda path: int("x"), "no file name"),
+        (lambda path: bytearray(200 << 20).count(1), "grew by"),
+        (_leaves_a_trace, "writes"),
+    ],
+)
+def test_the_engine_sees_what_is_wrong(tmp_path, read, said):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    target = Target("planted", (b"seed",), lambda seed, rng: seed, read, ".bin")
+    tally = fuzz(target, folder, seed=0, runs=1)
+    assert len(tally.findings) == 1
+    assert said in next(iter(tally.findings))
+    path = folder / "again.bin"
+    path.write_bytes(b"seed")
+    assert judge(target, path, tally)[0] is not None or said == "grew by"
