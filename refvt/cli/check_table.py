@@ -71,6 +71,8 @@ class Printer:
             if law.status in ("differs", "error"):
                 self._write("\n" + "\n".join(_law(law)), "")
         self._write("", "")
+        for text in report.warnings:
+            self._write(f"warning: {text}", COLOURS["ambiguous"])
         if report.contrast:
             self._write(report.contrast, "")
         if self._rich:

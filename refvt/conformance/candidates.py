@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,38 @@ from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase
 from refvt.ops import Operation, operations
 
-__all__ = ["BackwardFailed", "Candidate", "CannotFollow", "OperationCandidate", "call", "resolve", "to_array", "wrap"]
+__all__ = [
+    "BackwardFailed",
+    "Candidate",
+    "CannotFollow",
+    "OperationCandidate",
+    "call",
+    "collected_warnings",
+    "resolve",
+    "to_array",
+    "warn",
+    "wrap",
+]
+
+_WARNINGS: ContextVar[list[str]] = ContextVar("warnings")
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """A context that collects what ``warn`` is called with while the candidate answers one case."""
+    found: list[str] = []
+    token = _WARNINGS.set(found)
+    try:
+        yield found
+    finally:
+        _WARNINGS.reset(token)
+
+
+def warn(text: str) -> None:
+    """Add a warning to the report of the case that is being answered; outside of a check nothing happens."""
+    found = _WARNINGS.get(None)
+    if found is not None and text not in found:
+        found.append(text)
 
 
 class CannotFollow(Exception):  # noqa: N818 - no error: the candidate does not do what a case needs

@@ -129,12 +129,15 @@ def _run_laws(
 
 
 def select_cases(pattern: str = "*", golden: Path | None = None, training: bool = False) -> list[Case]:
-    """The golden cases whose names match, tiny ones first; those of training are asked for. ValueError if none does."""
+    """The golden cases whose names match, tiny ones first, and of these the operations: a first result comes soon.
+
+    Those of training are asked for. ValueError if no name matches.
+    """
     found = [case for case in load_manifest(golden).values() if fnmatchcase(case.name, pattern)]
     found = [case for case in found if training or case.kind != "training"]
     if not found:
         raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}")
-    return sorted(found, key=lambda case: not case.tiny)
+    return sorted(found, key=lambda case: (not case.tiny, case.kind != "op"))
 
 
 def _name_of(candidate: Any) -> str:
@@ -191,6 +194,7 @@ def check_case(
     report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
     asked = Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
+    report.warnings = first.warnings
     if not first.tensors:
         report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:

@@ -21,13 +21,13 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from refvt.array import Array
-from refvt.conformance.candidates import BackwardFailed, Candidate, CannotFollow
+from refvt.conformance.candidates import BackwardFailed, Candidate, CannotFollow, collected_warnings
 from refvt.conformance.cases import AnyCase, ModelCase, OperationCase, TrainingCase
 
 __all__ = ["Answer", "CannotLoad", "InProcess", "Isolated", "Request", "Runner", "runner_for"]
@@ -54,7 +54,8 @@ class Request:
 class Answer:
     """What came back: status "given", "not given" or "error", the named tensors, and a sentence.
 
-    unknown: names that the case does not have. mutated: inputs that the candidate changed.
+    unknown: names that the case does not have. mutated: inputs that the candidate changed. warnings: sentences of an
+    adapter about what it was given.
     """
 
     status: str
@@ -62,6 +63,7 @@ class Answer:
     sentence: str = ""
     unknown: tuple[str, ...] = ()
     mutated: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Runner(Protocol):
@@ -98,6 +100,12 @@ def _fork_is_safe() -> bool:
 
 def answer(candidate: Candidate, request: Request) -> Answer:
     """Ask a candidate in this process. Every exception but KeyboardInterrupt becomes an answer."""
+    with collected_warnings() as warned:
+        found = _answer(candidate, request)
+    return replace(found, warnings=tuple(warned))
+
+
+def _answer(candidate: Candidate, request: Request) -> Answer:
     case = request.case
     before = {name: np.array(value) for name, value in _inputs(case).items()}
     try:

@@ -83,7 +83,8 @@ class CaseReport:
     tensors: in the order of computation, those that were given. not_given: the names of the case's other tensors.
     total: the number of the case's tensors. hint: what to give next, for "differs". variant: the known variant that
     all given tensors agree with, or None. reproduce: a few lines of Python that show the first divergence again.
-    neighbourhood: the values around the worst element, for a picture: two lists of rows, got and expected.
+    neighbourhood: the values around the worst element, for a picture: two lists of rows, got and expected. warnings:
+    what an adapter says about the candidate, such as a names map that contradicts the values.
     """
 
     name: str
@@ -100,6 +101,7 @@ class CaseReport:
     variant: str | None = None
     reproduce: str = ""
     neighbourhood: tuple[list[list[float]], list[list[float]]] | None = None
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -161,6 +163,11 @@ class Report:
     def compared(self) -> int:
         """How many tensors were compared, over all cases."""
         return sum(case.compared for case in self.cases)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of all cases, each once."""
+        return tuple(dict.fromkeys(text for case in self.cases for text in case.warnings))
 
     @property
     def agrees(self) -> bool:
@@ -227,7 +234,8 @@ def describe_case(case: CaseReport) -> str:
         lines.append(f"worst element {list(first.index)}{place}: got {first.got:.9g}, expected {first.expected:.9g}")
     lines.append(f"error {first.error:.3g}, allowed {first.allowed:.3g}, share of the budget {share_text(first.share)}")
     lines += [f"agrees with variant {case.variant}"] if case.variant else []
-    lines += [text for text in (case.sentence, *case.ambiguous, case.hint) if text]
+    warned = [f"warning: {text}" for text in case.warnings]
+    lines += [text for text in (case.sentence, *case.ambiguous, case.hint, *warned) if text]
     return "\n".join([*lines, *(["reproduce:", case.reproduce] if case.reproduce else [])])
 
 

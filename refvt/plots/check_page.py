@@ -29,6 +29,7 @@ def check_page(report: Report) -> str:
     parts = [
         f"<title>{escape(title)}</title><style>{css}</style></head><body><main>",
         _head(report, title),
+        f'<p class="contrast">{escape(_sentence(report.contrast))}.</p>' if report.contrast else "",
         "<h2>Cases</h2>" if cases else "",
         _legend() if cases else "",
         *(_case(case, opened=i == 0 and case.status in ("differs", "error")) for i, case in enumerate(cases)),
@@ -77,8 +78,11 @@ def _case(case: CaseReport, opened: bool) -> str:
     if case.sentence:
         body.append(f"<p>{escape(case.sentence)}</p>")
     body += [f'<p class="ambiguous">≈ {escape(text)}</p>' for text in case.ambiguous]
+    body += [f'<p class="warning">Warning: {escape(text)}</p>' for text in case.warnings]
     if case.first is not None:
         body.append(_first(case.first))
+    if case.hint:
+        body.append(f'<p class="hint">Next: {escape(case.hint)}</p>')
     if case.variant is not None:
         body.append(f'<p class="variant">All that was given agrees with the variant <b>{escape(case.variant)}</b>.</p>')
     if case.neighbourhood is not None:

@@ -1,10 +1,16 @@
 """``refvt check`` as a person calls it: exit codes, what is printed, what is written."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from refvt.cli import main
+from refvt.cli.check_table import Printer
+from refvt.conformance.report import CaseReport, Report
 
 PORT = """
 import numpy as np
@@ -49,7 +55,7 @@ def test_a_difference_is_explained_and_written_as_json(port, tmp_path, capsys):
     assert "first difference ponder (forward)" in printed
     assert "last agreeing    y" in printed
     assert "ponder=N−1+r" in printed
-    assert "compare_tensor(case.name" in printed
+    assert 'compare_tensor("tiny-op-halt_tokens-' in printed
     report = json.loads(file.read_text(encoding="utf-8"))
     assert report["exit_code"] == 1
     assert report["cases"][0]["first"]["tensor"] == "ponder"
@@ -69,3 +75,37 @@ def test_what_cannot_be_checked_is_one_sentence(port, capsys):
     assert "ZeroDivisionError: division by zero (broken.py, line" in capsys.readouterr().err
     assert main(["check", port("again", 1), "--cases", "tiny-op-gelu-*"]) == 2
     assert "nothing could be compared" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_the_law_that_runs_is_one_line_of_a_terminal_and_goes_away(stream):
+    laws = ("law 1 of 2: gather, adjoint", "law 2 of 2: gather, linear")
+    printer = Printer(stream)
+    for text in laws:
+        printer.law(text)
+    shown = "".join(f"\r\x1b[K{text}" for text in laws) if stream.isatty() else ""
+    assert stream.getvalue() == shown
+    printer.summary(Report("mine", "float32"))
+    assert stream.getvalue().startswith(shown + ("\r\x1b[K" if shown else "\n"))
+
+
+def test_each_warning_is_printed_once():
+    stream = io.StringIO()
+    cases = [CaseReport(name, "model", "", "agrees", warnings=("names: odd",)) for name in "ab"]
+    Printer(stream).summary(Report("mine", "float32", cases))
+    assert stream.getvalue().count("warning: names: odd") == 1
+
+
+def test_a_closed_pipe_ends_the_check_as_sigpipe_does():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "refvt", "check", "reference", "--cases", "tiny-op-gelu-basic"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert ended.returncode == 141
+    assert ended.stderr == b""

@@ -117,7 +117,12 @@ def test_an_interrupt_at_any_moment_is_one_line(seconds):
     """Also during imports. Before refvt is reached the interpreter itself may end with the signal."""
     code = "import sys\nprint('begun', flush=True)\nfrom refvt.__main__ import main\n"
     code += "sys.argv[1:] = ['golden', 'verify']\nsys.exit(main())"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs with &
+    )
     assert process.stdout.readline() == b"begun\n"
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)

@@ -11,6 +11,7 @@ import pytest
 import refvt
 from refvt import conformance
 from refvt.conformance import compare_tensor, load_case, load_truth
+from refvt.conformance.checking import select_cases
 from refvt.ops.attention import reference as attention
 from refvt.ops.halting import reference as halting
 
@@ -360,3 +361,19 @@ def test_a_clip_that_left_early_is_right():
     case = only(check(candidate, cases="model-cls-first"))
     assert case.status == "agrees"
     assert case.compared == 3
+
+
+def test_a_gather_that_wraps_minus_one_to_the_last_row_is_caught():
+    class Wraps:
+        @staticmethod
+        def gather_forward(x, index):
+            return x[index], None
+
+    (found,) = check(Wraps(), cases="tiny-op-gather-last-unread").cases
+    assert found.status == "differs"
+    assert found.first.tensor == "y"
+    assert found.first.index[0] in (1, 4)  # the rows whose index is −1
+
+
+def test_the_first_case_is_a_tiny_operation():
+    assert [select_cases()[0].kind, select_cases()[0].tiny] == ["op", True]

@@ -103,7 +103,7 @@ def test_truncated_and_missing_files_are_found(copied):
     (copied / "tiny-op-halt-basic.npz").unlink()
     problems = {r.name: r.sentence for r in verify(load_manifest(copied).values()) if r.status == "error"}
     assert "damaged" in problems["tiny-op-linear-basic"]
-    assert "No such file" in problems["tiny-op-halt-basic"]
+    assert "expected a golden file, got no file" in problems["tiny-op-halt-basic"]
     assert "tiny-model-zero" not in problems
 
 

@@ -52,7 +52,7 @@ def test_it_is_inert_unless_asked_for(suite):
 
 def test_cases_and_laws_become_items(suite):
     result = run(suite, "--refvt-candidate=port_of_gather:Gather", "--refvt-cases=tiny-op-g*", "-v")
-    result.assert_outcomes(passed=10, skipped=1)  # the user's own test, one case, eight laws; gelu is not given
+    result.assert_outcomes(passed=11, skipped=1)  # the user's own test, two cases, eight laws; gelu is not given
     result.stdout.fnmatch_lines(["*refvt::tiny-op-gather-basic PASSED*", "*refvt::law::gather::adjoint PASSED*"])
     result.stdout.fnmatch_lines(["*SKIPPED*the candidate has no gelu*"])
 
@@ -60,7 +60,7 @@ def test_cases_and_laws_become_items(suite):
 def test_a_failure_shows_the_first_divergence_and_the_program(suite):
     suite.makeini("[pytest]\nrefvt_candidate = port_of_gather:Halves\nrefvt_cases = tiny-op-gather*\n")
     result = run(suite, "-k", "gather-basic or adjoint")
-    result.assert_outcomes(failed=2, deselected=8)
+    result.assert_outcomes(failed=2, deselected=9)
     result.stdout.fnmatch_lines(
         ["*d(x) differs first (backward)*", "*check_law(candidate, 'gather', 'adjoint', inputs)*"]
     )

@@ -281,7 +281,9 @@ def test_an_observer_sees_every_record_once(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_command_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REFVT_QUIET")
+    monkeypatch.setattr("refvt.cli.progress._is_terminal", lambda: True)
     assert main(["evaluate", "--data", "digits", "--set", "clips=11", "--backend", "reference"]) == 0
     bar = capsys.readouterr().err
     assert "11/11" in bar

@@ -21,8 +21,9 @@ from refvt.data.lists import read_annotations
 from refvt.data.video import read_frames
 from refvt.evaluation.journal import Journal
 from refvt.model.checkpoints import read_checkpoint
+from refvt.model.checkpoints.checksum import CHECKSUM, checksum
 from refvt.training.recipe import RECIPES, find_recipe
-from refvt.training.run_state import read_progress
+from refvt.training.run_state import FORMAT, KEY, read_progress
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_safetensors, mutate_text, mutate_zip
 from tests.support.checkpoint_files import ORDERED_DICT, dict_of, storage, stored, tensor, text, zip_of
 
@@ -145,6 +146,8 @@ def _read_result(path):
     (results / "y.npy").write_bytes(path.read_bytes())
     answer = ExchangeFolder(folder).ask(Request(case=_AnyCase(), names=("y",)))
     assert answer.status == "given" or "y.npy" in answer.sentence, answer
+    if answer.status != "given":
+        raise ValueError(f"{path}: {answer.sentence}")
 
 
 # ---- lists, journals, runs
@@ -160,23 +163,31 @@ def _read_journal(path):
     Journal(path, JOURNAL_HEADER, resume=True)
 
 
+RUN_TENSORS = {"parameters/a": TENSORS["b"]}
+
+
 def _run_state():
     recipe = RECIPES["digits"].as_dict()
-    progress = {"steps": 3, "log_bytes": 100, "seconds": 1.5, "clips": 64, "dtype": "float32"}
-    state = {"format": 1, "recipe": recipe, "progress": progress}
-    return safetensors.numpy.save({"parameters/a": TENSORS["b"]}, {"refvt.training": json.dumps(state)})
+    progress = {
+        "steps": 3, "log_bytes": 100, "log_sha256": "0" * 64, "seconds": 1.5, "clips": 64, "dtype": "float32"
+    }  # fmt: skip
+    state = json.dumps({"format": FORMAT, "recipe": recipe, "progress": progress})
+    metadata = {KEY: state, CHECKSUM: checksum(RUN_TENSORS, state)}
+    return safetensors.numpy.save(RUN_TENSORS, metadata)
 
 
 def _state_change(seed, rng):
-    """Change the JSON text inside the metadata, too."""
+    """Change the JSON text inside the metadata, too, mostly with the checksum that belongs to it."""
     size = int.from_bytes(seed[:8], "little")
     header = json.loads(seed[8 : 8 + size])
-    inner = mutate_json(json.loads(header["__metadata__"]["refvt.training"]), rng)
+    inner = mutate_json(json.loads(header["__metadata__"][KEY]), rng)
     if rng.random() < 0.3:
         return mutate_safetensors(seed, rng)
-    header["__metadata__"]["refvt.training"] = inner.decode("utf-8", "replace")
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + seed[8 + size :]
+    text = header["__metadata__"][KEY] = inner.decode("utf-8", "replace")
+    if rng.random() < 0.8:
+        header["__metadata__"][CHECKSUM] = checksum(RUN_TENSORS, text)
+    encoded = json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + seed[8 + size :]
 
 
 def _read_state(path):

@@ -7,12 +7,9 @@ from tests.fuzz.rounds import corpus_of
 from tests.fuzz.targets import Target, prepare, targets
 
 TARGETS = targets()
-# readers in which the fuzzing has found faults that are not mended yet (see docs/trust.md)
-FAULTS = {"manifest", "golden npz", "exchange index", "exchange result", "recipe", "journal", "run state"}
-UNMENDED = pytest.mark.xfail(reason="known faults of this reader: docs/trust.md", strict=False)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=UNMENDED) if n in FAULTS else n for n in TARGETS])
+@pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_are_read_or_refused_by_name(tmp_path, name):
     prepare(tmp_path)
     target = TARGETS[name]

@@ -118,7 +118,7 @@ def test_a_patch_named_twice_is_refused():
         ({"image_size": 8}, TypeError, "image_size"),
         ({"width": 17}, ValueError, "width: expected a multiple of num_heads 2, got 17"),
         ({"width": 16.0}, TypeError, "width: expected a whole number"),
-        ({"num_frames": 0}, ValueError, "num_frames: expected at least 1"),
+        ({"num_frames": 0}, ValueError, "num_frames: expected 1 to"),
         ({"keep_rates": (1.0,)}, ValueError, "keep_rates: expected 2 numbers"),
         ({"keep_rates": (1.0, 0.0)}, ValueError, "keep_rates"),
         ({"keep_rates": (1.0, float("nan"))}, ValueError, "keep_rates"),

@@ -84,3 +84,10 @@ def test_laws_are_listed_with_the_program():
     text = check_page(Report("x", "float32", [], [LawReport("gelu", "gelu_is_half_odd", "differs", "off", "a <- b")]))
     assert "gelu is half odd" in text
     assert "a &lt;- b" in text
+
+
+def test_hint_contrast_and_warnings_are_on_the_page():
+    case = CaseReport("bad", "op", "describes", "differs", hint="give <more>", warnings=("names: <odd>",))
+    outline = Outline(check_page(Report("x", "float32", [case], contrast="all 2 models have a fused token")))
+    for said in ("Next: give <more>", "Warning: names: <odd>", "All 2 models have a fused token."):
+        assert said in outline.text

@@ -44,12 +44,28 @@ class Recognised:
         )
         self.discovery = discover(events, self.named)
         self.mapped: dict[str, Found] = {}
-        for name, (number, part) in mapped.items():
-            best = (
-                self.named.best(name, number, events[number].value, part, "map") if name in self.named.truth else None
-            )
-            if best is not None:
+        self.unfit: list[str] = []  # names of the map whose tensor has another size
+        for name in self.named.truth.keys() & mapped.keys():
+            number, part = mapped[name]
+            best = self.named.best(name, number, events[number].value, part, "map")
+            if best is None:
+                self.unfit.append(name)
+            else:
                 self.mapped[name] = best
+
+    def warnings(self) -> list[str]:
+        """What the values say against the names map: a tensor of another size, or of another value."""
+        said = [f"names: what is mapped to {name} has not its size, and is not compared" for name in sorted(self.unfit)]
+        agreeing = self.discovery.agreeing
+        for name, found in self.mapped.items():
+            if found.error <= self.named.allowed[name]:
+                continue
+            other = next((n for n, places in agreeing.items() if any(p.event == found.event for p in places)), None)
+            if other is not None and found.part == (0, 1):
+                said.append(f"names: what is mapped to {name} has the value of {other}")
+            elif name in agreeing:
+                said.append(f"names: what is mapped to {name} has not its value, but another tensor of the module has")
+        return said
 
     def differentiable(self) -> list[int]:
         """The events whose gradient can be asked for: those that were not overwritten later."""

@@ -27,6 +27,7 @@ from refvt.array import Array
 from refvt.conformance.adapters.parameters import load_parameters, match_parameters, stored_gradients
 from refvt.conformance.adapters.recognition import Mapped, recognise
 from refvt.conformance.adapters.recorder import Record, recording, tensors_of, to_numpy
+from refvt.conformance.candidates import warn
 from refvt.conformance.cases import ModelCase
 
 __all__ = ["torch_model"]
@@ -80,6 +81,8 @@ class _Run:
             own_total = "loss.total" in outputs
             outputs |= self._losses(outputs)
             recognised = recognise(self.case, record.events, mapped, list(outputs))
+            for text in () if recognised is None else recognised.warnings():
+                warn(text)
             # one backward pass for all; a module with a loss of its own may use other tensors than it returns
             results = [] if own_total else [n for n in OUTPUTS if n in outputs and outputs[n].requires_grad]
             usable = [] if recognised is None else recognised.differentiable()
@@ -124,20 +127,23 @@ class _Run:
         """Forward hooks for the names map: they note which recorded tensors the map means."""
         modules = dict(self.module.named_modules())
 
-        def note(names: tuple[str, ...], value: Any) -> None:
+        def note(path: str, names: tuple[str, ...], value: Any) -> None:
             tensor = next(tensors_of(value), None)
             if tensor is None:
                 return
             if id(tensor) not in record.last_event:
                 record.note("hook", [], tensor)
             for i, name in enumerate(names):
+                if name in mapped:
+                    warn(f"names: {path} is called more than once in a forward; its last call is compared as {name}")
                 mapped[name] = record.last_event[id(tensor)], (i, len(names))
 
-        def hook(names: tuple[str, ...], of_input: bool) -> Callable[..., None]:
-            return lambda module, args, output: note(names, args if of_input else output)
+        def hook(path: str, names: tuple[str, ...]) -> Callable[..., None]:
+            of_input = path.endswith(":input")
+            return lambda module, args, output: note(path, names, args if of_input else output)
 
         return [
-            modules[path.removesuffix(":input")].register_forward_hook(hook(names, path.endswith(":input")))
+            modules[path.removesuffix(":input")].register_forward_hook(hook(path, names))
             for path, names in self.wanted.items()
         ]
 

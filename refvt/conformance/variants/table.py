@@ -105,9 +105,9 @@ _ALL = (
               "belongs.", MISTAKE, read_from(source, target))
       for source, target in (("norm1", "norm2"), ("norm2", "norm1"), ("norm1", "temporal_norm1"),
                              ("temporal_norm1", "norm1"), ("attn", "temporal_attn"), ("temporal_attn", "attn"))),
-    Variant("norm1 and norm2 swapped", "layer norm1", "Each of the two norms is used where the other one belongs.",
+    Variant("norm1, norm2 swapped", "layer norm1", "Each of the two norms is used where the other one belongs.",
             MISTAKE, swap("norm1", "norm2")),
-    Variant("attn and temporal_attn swapped", "layer attn", "Each of the two attentions is used where the other one "
+    Variant("attn, temporal_attn swapped", "layer attn", "Each of the two attentions is used where the other one "
             "belongs.", MISTAKE, swap("attn", "temporal_attn")),
     Variant("temporal_fc left out", "temporal_fc", "The result of temporal_attn is added without temporal_fc.",
             "other video transformers", identity_layer("temporal_fc")),

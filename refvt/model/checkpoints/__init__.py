@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickletools
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -172,7 +173,11 @@ def from_npy(name: str, data: bytes | bytearray) -> Array | str:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{shown(name)}: expected .npy version (1, 0) or (2, 0), got {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(stream)
+    try:
+        shape, fortran_order, dtype = read_header(stream)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        # NumPy reads the header as Python source
+        raise ValueError(f"{shown(name)}: expected the header of an .npy file, got {type(error).__name__}") from error
     if dtype.kind not in "fiub":
         return f"{shown(name)}: expected an array of numbers, got {dtype}"
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from refvt.array import Array
+from refvt.conformance import check
+from refvt.conformance.candidates import collected_warnings
 from refvt.conformance.cases import Truth, model_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
@@ -144,3 +146,31 @@ def test_decisions_within_rounding_are_read_from_a_module_in_bfloat16(port: Any)
     )
     assert given["decisions.kept.0"].shape == truth["decisions.kept.0"].value.shape
     assert np.any(given["decisions.kept.0"] != truth["decisions.kept.0"].value)
+
+
+def test_a_names_map_that_contradicts_the_values_is_warned_of(port: Any) -> None:
+    build = lambda config, parameters: port(config)  # noqa: E731
+    names = {
+        "blocks.0.norm1": "blocks.0.attn.y",  # has the value of blocks.0.norm1
+        "head": "blocks.1.mlp",  # has another size
+        "blocks.1.norm2": "blocks.1.norm2",  # is right
+    }
+    with collected_warnings() as found:
+        answer(adapters.torch_model(build, names), "tiny-model-zero")
+    assert sorted(found) == [
+        "names: what is mapped to blocks.0.attn.y has the value of blocks.0.norm1",
+        "names: what is mapped to blocks.1.mlp has not its size, and is not compared",
+    ]
+
+
+def test_a_module_of_the_map_that_runs_twice_is_warned_of(port: Any) -> None:
+    class Twice(port):  # type: ignore[misc,valid-type,unused-ignore]
+        def forward(self, clips: Any) -> Any:
+            super().forward(clips)
+            return super().forward(clips)
+
+    candidate = adapters.torch_model(lambda config, parameters: Twice(config), {"norm": "norm"})
+    report = check(candidate, cases="tiny-model-zero")
+    said = "names: norm is called more than once in a forward; its last call is compared as norm"
+    assert report.warnings == (said,)
+    assert report.agrees
