@@ -79,7 +79,9 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 # A *block*, or layer, takes tokens of width D and returns as many of the same width. It has two steps. Each *adds* its result
 # to what came in, which is called a residual or skip connection:
 #
-# $$x \leftarrow x + \text{attention}(\text{norm1}(x)), \qquad x \leftarrow x + \text{MLP}(\text{norm2}(x))$$
+# $$x \leftarrow x + \text{attention}(\text{norm1}(x))$$
+#
+# $$x \leftarrow x + \text{MLP}(\text{norm2}(x))$$
 #
 # - *norm* is LayerNorm. It takes one token, subtracts the mean of its D numbers and divides by their standard deviation. Then
 #   it multiplies by a learnt weight and adds a learnt bias.
