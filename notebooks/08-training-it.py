@@ -167,7 +167,7 @@ for line in log:
 #
 # Source: the paper's text and the released configurations (github.com/dun-research/HaltingVT, `configs/`). The released code
 # does not follow all of it: [docs/released-pipeline.md](../docs/released-pipeline.md). The recipes `paper-…` of refvt have
-# these settings.
+# these settings, and follow the released code where it does something else.
 #
 # ## R and β: what each trades
 #
