@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -190,15 +191,19 @@ def made_by_refvt(path: Path) -> bool:
 
 # ---- locks
 
+PATIENCE = 3.0  # seconds
+
 
 @contextmanager
 def locked(lock: Path, what: str) -> Iterator[None]:
     """Hold a lock, the file ``lock``, while the block runs; BlockingIOError if another process or thread holds it.
 
     what: what is locked, for the message. The lock is fcntl.flock's (msvcrt's on Windows), which ends with its process:
-    a killed one leaves an empty file at most, which the next holder takes over and removes. A RuntimeWarning where the
-    file system knows no locks.
+    a killed one leaves an empty file at most, which the next holder takes over and removes. One that is being killed
+    may need a moment, so a lock that is held is tried again for ``PATIENCE`` seconds. A RuntimeWarning where the file
+    system knows no locks.
     """
+    end = time.monotonic() + PATIENCE
     while True:
         held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -208,6 +213,9 @@ def locked(lock: Path, what: str) -> Iterator[None]:
             mine = True
         if not mine:
             os.close(held)
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
             raise BlockingIOError(f"{what}: expected to be alone there, got another run that is still under way")
         with suppress(OSError):
             if os.path.samestat(os.fstat(held), os.stat(lock)):

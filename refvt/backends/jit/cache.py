@@ -17,6 +17,11 @@ from refvt.backends.progress import note
 
 __all__ = ["KernelCache", "attach_cache"]
 
+# their names have an underscore before Numba 0.62
+CHOSEN, BESIDE, WIDE = (
+    getattr(caching, name, None) or getattr(caching, f"_{name}")
+    for name in ("UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator")
+)
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 
 
@@ -30,15 +35,15 @@ class _ReadOnly:
             raise FileNotFoundError(f"{folder}: no compiled kernels")
 
 
-class _ReadOnlyChosen(_ReadOnly, caching.UserProvidedCacheLocator):  # type: ignore[misc]
+class _ReadOnlyChosen(_ReadOnly, CHOSEN):  # type: ignore[misc, valid-type]
     """The folder of NUMBA_CACHE_DIR, read only."""
 
 
-class _ReadOnlyBeside(_ReadOnly, caching.InTreeCacheLocator):  # type: ignore[misc]
+class _ReadOnlyBeside(_ReadOnly, BESIDE):  # type: ignore[misc, valid-type]
     """The folder beside the source, read only."""
 
 
-class _Home(caching.UserWideCacheLocator):  # type: ignore[misc]
+class _Home(WIDE):  # type: ignore[misc, valid-type]
     """The user's cache folder, if there is a user with a home: Numba would else make a folder named ``~``."""
 
     def ensure_cache_path(self) -> None:
@@ -53,7 +58,7 @@ class _Places(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
     @property
     def _locator_classes(self) -> list[type]:
-        own = {caching.UserWideCacheLocator: _Home}
+        own = {WIDE: _Home}
         places = [own.get(place, place) for place in caching.CompileResultCacheImpl._locator_classes]
         return [*places, _ReadOnlyChosen, _ReadOnlyBeside]
 
