@@ -84,8 +84,9 @@ def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig, d
     One ValueError lists the missing, unexpected, wrongly shaped or non-finite parameters.
     """
     shapes = parameter_shapes(config)
-    found = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in parameters]
-    found += [f"unexpected: {brief(name)[1:-1]}" for name in parameters if name not in shapes]
+    missing = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in parameters]
+    unexpected = [f"unexpected: {brief(name)[1:-1]}" for name in parameters if name not in shapes]
+    found = []
     for name, shape in shapes.items():
         if name not in parameters:
             continue
@@ -98,6 +99,7 @@ def check_parameters(parameters: Mapping[str, Array], config: HaltingVTConfig, d
             found.append(f"{name}: expected finite values, got NaN or infinity")
         elif value.dtype.itemsize > np.dtype(dtype).itemsize and np.abs(value).max(initial=0) > np.finfo(dtype).max:
             found.append(f"{name}: expected values that {dtype} can hold, got {np.abs(value).max():.3g}")
-    if found:
-        listed = "\n  ".join(at_most(found))
-        raise ValueError(f"parameters do not fit the configuration ({len(found)} problems):\n  {listed}")
+    problems = len(missing) + len(unexpected) + len(found)
+    if problems:  # some of each kind: missing and unexpected names tell more together
+        listed = "\n  ".join([*at_most(missing), *at_most(unexpected), *at_most(found)])
+        raise ValueError(f"parameters do not fit the configuration ({problems} problems):\n  {listed}")
