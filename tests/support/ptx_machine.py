@@ -493,7 +493,7 @@ def _arithmetic(operation, kind, values):
         "mov": lambda: a,
         "cvta": lambda: a,
         "copysign": lambda: np.copysign(b, a),
-        "ex2": lambda: _roughly(np.exp2(a), -22),
+        "ex2": lambda: np.where(a == 0, np.exp2(a), _roughly(np.exp2(a), -22)),  # 2^0 is 1: PTX ISA, ex2
         "lg2": lambda: _roughly(np.log2(a), -22),
         "rcp": lambda: kind.type(1) / a if "rn" in operation else _roughly(kind.type(1) / a, -23),
         "sqrt": lambda: np.sqrt(a),

@@ -371,7 +371,7 @@ def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_pa
     monkeypatch.undo()
     monkeypatch.setattr("refvt.backends.cuda.arrays.zeros", broken)  # the optimiser's vectors
     with pytest.raises(backends.DeviceError, match=said):
-        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "run", backend="cuda")
+        train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "other", backend="cuda")
 
 
 @pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")])
