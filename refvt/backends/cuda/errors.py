@@ -48,6 +48,8 @@ def session() -> Iterator[None]:
         raise
     except Exception as error:
         found = re.search(r"CUDA_ERROR_\w+", str(error))
+        if isinstance(error.__cause__, DeviceError):
+            raise  # it is one sentence already, and says more, such as how to go on with a run
         if found is None or found[0] not in FATAL | {OUT_OF_MEMORY}:
             raise  # an outdated driver, or a bug of refvt: the original message says more
         raise DeviceError(_sentence(found[0])) from error
