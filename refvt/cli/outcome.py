@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from refvt.checks import printable
+
 __all__ = ["CLOSED_PIPE", "INTERRUPTED", "flush", "interrupt_ends_at_once", "prepare", "report"]
 
 FAILED, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two: 128 + the number of SIGINT and of SIGPIPE
@@ -99,8 +101,7 @@ def _sentence(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     """A message as one line of bounded length that cannot steer a terminal."""
-    text = " ".join(text[: 2 * LONGEST].split("\n"))
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    text = printable(" ".join(text[: 2 * LONGEST].split("\n")))
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
