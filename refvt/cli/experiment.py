@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--weights", type=Path, default=None, metavar="FILE", help="a model of the recipe's shape")
             add_checkpoint(sub)
         else:
+            at_once = "runs trained at once, each with its share of the threads; default: one a thread, on a GPU one"
+            sub.add_argument("--jobs", type=int, default=None, metavar="N", help=at_once)
             sub.add_argument(
                 "--seeds", type=int, default=None, metavar="N", help=f"default: {SEEDS}, --quick: {QUICK_SEEDS}"
             )
@@ -93,7 +95,8 @@ def _run(options: argparse.Namespace, recipe: Recipe, seeds: int, out: Path, fol
     """Measure, write and print; 0."""
     observer = TrainingBar(visible=not options.json)
     start = find_backbone(recipe)
-    grid = Grid(recipe, seeds, out, options.backend, observer, iter if options.json else _track, start)
+    track = iter if options.json else _track
+    grid = Grid(recipe, seeds, out, options.backend, observer, track, start, _jobs(options))
     if options.experiment == "figure3":
         findings = figure3.measure(grid, options.quick, options.weights, checkpoint_settings(options))
     else:
@@ -127,6 +130,7 @@ def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
         raise ValueError(f"--weights: expected a file, got {weights}")
     if weights is not None and options.epochs is not None:
         raise ValueError("--epochs: nothing is trained if --weights are given")
+    _jobs(options)
     epochs = at_least_one("--epochs", options.epochs, _epochs(recipe, STEPS[options.experiment][options.quick]))
     seeds = at_least_one("--seeds", getattr(options, "seeds", None), QUICK_SEEDS if options.quick else SEEDS)
     if find_spec("matplotlib") is None:  # hours before the pictures are drawn
@@ -136,6 +140,12 @@ def _read_request(options: argparse.Namespace) -> tuple[Recipe, int]:
         # and nothing could be learnt from them any more.
         recipe = recipe.changed({"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs)})
     return recipe, 1 if options.experiment == "figure3" else seeds
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    """Number of runs to train at once. Small models gain more from it than from threads that share one run."""
+    own = 1 if (options.backend or backends.default()) == "cuda" else workspace.num_threads()
+    return at_least_one("--jobs", getattr(options, "jobs", None), own)
 
 
 def _track(runs: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
@@ -158,6 +168,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "backend": options.backend or backends.default(),
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),
+        "jobs": grid.jobs,
         "trained": len(trained),
         "seconds": sum(trained.values()),
         "start": grid.start_sentence,

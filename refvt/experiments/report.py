@@ -119,11 +119,12 @@ def _runs_section(report: dict[str, Any]) -> list[str]:
     """What was trained: the recipe, and a table of all runs."""
     runs = report["runs"]
     recipe = ["```json", json.dumps(report["recipe"], ensure_ascii=False), "```"]
-    start = report["start"]
+    start, jobs = report["start"], report["jobs"]
+    at_once = f" (the sum over all runs; {jobs} were trained at once)" if jobs > 1 else ""
     if not runs:
         return ["The model has the shape, and the clips the settings, of this recipe:", "", *recipe]
     lines = [
-        f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training. {start} Seeds "
+        f"{report['trained']} runs, {report['seconds'] / 60:.0f} minutes of training{at_once}. {start} Seeds "
         f"{', '.join(map(str, report['seeds']))}; ± is half the width of the 95 % interval of a mean over seeds "
         "(Student's t). A change between two settings is taken seed by seed, then averaged. Accuracy is top-1 on the "
         "held-out clips after the last epoch; *last change* is its change in the last epoch, in points. GFLOPs are 10⁹ "

@@ -1,4 +1,4 @@
-"""A grid of training runs: named changes of one recipe, each with several seeds, done one after another.
+"""A grid of training runs: named changes of one recipe, each with several seeds, one after another or several at once.
 
 Every run has a folder of its own, ``<out>/<name>/seed<k>``, and is an ordinary ``refvt train``: it can be killed at any
 moment and goes on from its checkpoint, and one that is finished is not done again. A run that changes nothing is called
@@ -7,8 +7,15 @@ moment and goes on from its checkpoint, and one that is finished is not done aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +23,14 @@ import numpy as np
 
 import refvt
 from refvt.array import Array
+from refvt.backends.jit import workspace
 from refvt.data.dataset import Dataset
 from refvt.data.sampling import sample_indices
 from refvt.evaluation import Evaluation, evaluate
 from refvt.model import flops
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
+from refvt.training.errors import DivergedError
 from refvt.training.folder import BACKBONE, MODEL, is_finished, read_evaluations
 from refvt.training.loop import train, train_to_end
 from refvt.training.observer import Observer
@@ -104,6 +113,8 @@ class Grid:
     the recipe has a backbone, all runs start from the same one: ``start`` or, if that is None, the one that is trained
     once, in the folder "backbone" of ``out``. ``start_sentence`` says which, for the page.
     observer: sees every step of every run. track: passes on the (run, seed) pairs; it may count them, as tqdm does.
+    jobs: runs trained at once, each by a process of its own with its share of the threads; if there are several,
+    the observer sees only the backbone.
     """
 
     def __init__(
@@ -115,8 +126,10 @@ class Grid:
         observer: Observer | None = None,
         track: Callable[[Sequence[tuple[Run, int]]], Iterable[tuple[Run, int]]] = iter,
         start: Mapping[str, Array] | None = None,
+        jobs: int = 1,
     ) -> None:
         self.recipe, self.seeds, self.out, self.backend, self.start = recipe, seeds, out, backend, start
+        self.jobs = jobs
         self.start_sentence = "Each starts from an initialisation of its own seed."
         if start is not None:
             self.start_sentence = "All start from the trained backbone that comes with refvt; its time comes on top."
@@ -137,10 +150,14 @@ class Grid:
             self.start_sentence = f"All start from one backbone, whose {minutes:.0f} minutes of training come on top."
         if len(set(names)) < len(names):
             raise ValueError(f"runs: expected a name for each, got {', '.join(names)}")
-        jobs = [(run, seed) for seed in range(self.seeds) for run in runs]
+        planned = [(run, seed) for seed in range(self.seeds) for run in runs]
         found: dict[str, list[Result]] = {name: [] for name in names}
-        for run, seed in self.track(jobs):
-            found[run.name].append(self._result(run, seed))
+        with self._several_at_once(planned) as under_way:
+            for run, seed in self.track(planned):
+                folder, _ = self._place(run, seed)
+                if folder in under_way:
+                    under_way[folder].result()
+                found[run.name].append(self._result(run, seed))
         for name in names:
             self.results += found[name]
         return found
@@ -157,23 +174,61 @@ class Grid:
         records = result.folder / f"test-{name}.jsonl"
         return evaluate(model, test_set, result.recipe.micro_batch, out=records, resume=True)
 
-    def _result(self, run: Run, seed: int) -> Result:
+    @contextmanager
+    def _several_at_once(self, planned: Sequence[tuple[Run, int]]) -> Iterator[dict[Path, Future[Result]]]:
+        """Train the runs that are not finished in ``jobs`` processes; yields their results to come, by folder."""
+        missing = {}
+        for run, seed in planned:
+            folder, recipe = self._place(run, seed)
+            if not is_finished(folder, recipe):
+                missing[folder] = run, seed
+        jobs = min(self.jobs, len(missing))
+        if jobs < 2:
+            yield {}
+            return
+        context = multiprocessing.get_context("spawn")
+        start = dict(self.start) if self.start else None
+        settings = {
+            "recipe": self.recipe,
+            "seeds": self.seeds,
+            "out": self.out,
+            "backend": self.backend,
+            "start": start,
+        }
+        reader, writer = context.Pipe(duplex=False)
+        share = workspace.num_threads() // jobs or 1
+        with reader, writer, ProcessPoolExecutor(jobs, context, _start_process, (share, reader)) as pool:
+            futures = {folder: pool.submit(_train_one, settings, *job) for folder, job in missing.items()}
+            try:
+                yield futures
+            except BaseException:
+                writer.close()  # ends the processes; their runs go on from their checkpoints the next time
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _place(self, run: Run, seed: int) -> tuple[Path, Recipe]:
+        """Folder and recipe of a run."""
         recipe = self.recipe.changed(run.changes)
         name = "recipe" if recipe == self.recipe else run.name
-        recipe = recipe.changed({"seed": seed})
-        folder = self.out / name / f"seed{seed}"
+        return self.out / name / f"seed{seed}", recipe.changed({"seed": seed})
+
+    def _result(self, run: Run, seed: int) -> Result:
+        folder, recipe = self._place(run, seed)
         if not is_finished(folder, recipe):
             train_set, test_set = self._data_of(recipe)
-            train(
-                recipe,
-                train_set,
-                test_set,
-                folder,
-                resume=True,
-                parameters=self._start_of(recipe),
-                backend=self.backend,
-                observer=self.observer,
-            )
+            try:
+                train(
+                    recipe,
+                    train_set,
+                    test_set,
+                    folder,
+                    resume=True,
+                    parameters=self._start_of(recipe),
+                    backend=self.backend,
+                    observer=self.observer,
+                )
+            except DivergedError as error:
+                raise DivergedError(f"{folder}: {error}") from error
         *before, last = read_evaluations(folder, recipe)
         return Result(
             run.name,
@@ -204,6 +259,22 @@ class Grid:
         if frames == of:
             return train_set, test_set
         return SampledFrames(train_set, of, frames), SampledFrames(test_set, of, frames)
+
+
+def _start_process(threads: int, parent: Connection) -> None:
+    """Prepare a process of _several_at_once: its threads, and no life beyond that of the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; only the first one says so
+    workspace.set_num_threads(threads)
+
+    def watch() -> None:
+        parent.poll(None)  # nothing is ever sent: it returns when the other end is closed, by a kill too
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _train_one(settings: dict[str, Any], run: Run, seed: int) -> Result:
+    return Grid(**settings)._result(run, seed)
 
 
 def without_halting(config: HaltingVTConfig) -> float:

@@ -244,6 +244,7 @@ def test_people_get_the_page(done, capsys):
     ("arguments", "message"),
     [
         (["table1", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["table1", "--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (["frontier", "--epochs", "-3"], "--epochs: expected at least 1, got -3"),
         (["variants", "--recipe", "paper-minik-g03-b10"], "--recipe: expected one on moving digits, got one on videos"),
         (["table1", "--recipe", "nothing"], "recipe: expected one of digits"),

@@ -11,6 +11,7 @@ REPORT = {
     "environment": {"date": "2031-01-02", "cpu": "abacus", "cores": 5, "threads": 3, "packages": {"numpy": "7"}},
     "recipe": {"epochs": 9},
     "seeds": [0, 1],
+    "jobs": 2,
     "trained": 3,
     "seconds": 600.0,
     "start": "They start from nothing.",

@@ -1,6 +1,12 @@
 """Grids of runs: what is trained, what is not trained again, what is measured."""
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +17,7 @@ from refvt.experiments import runs
 from refvt.experiments.runs import NO_HALTING, Grid, Run, SampledFrames, saved_by_halting, without_halting
 from refvt.model import flops
 from refvt.training import TrainingError
+from refvt.training.errors import DivergedError
 from tests.support.tiny_sweep import tiny_recipe
 
 RUNS = [Run("as-it-is", {}), Run("fast", {"learning_rate": 1e-3}), Run("frames2", {"config.num_frames": 2})]
@@ -95,6 +102,68 @@ def test_killed_between_runs_and_within_one_it_goes_on_and_ends_the_same(unbroke
     for name in ("recipe", "fast", "frames2"):
         place = f"{name}/seed0/model.safetensors"
         assert (tmp_path / place).read_bytes() == (whole / place).read_bytes()
+
+
+def test_several_at_once_end_like_one_after_another(unbroken, trained, tmp_path):
+    whole, found = unbroken
+    at_once = Grid(tiny_recipe(), 2, tmp_path, backend="reference", jobs=2).measure(RUNS)
+    assert trained == []  # not by this process
+    assert multiprocessing.active_children() == []
+    for name, results in found.items():
+        assert [(r.seed, r.top1, r.gflops) for r in at_once[name]] == [(r.seed, r.top1, r.gflops) for r in results]
+    for model in whole.glob("*/*/model.safetensors"):
+        assert (tmp_path / model.relative_to(whole)).read_bytes() == model.read_bytes()
+
+
+def test_one_of_several_at_once_that_fails_ends_them_all(tmp_path):
+    with pytest.raises(DivergedError, match=r"diverges.seed0: step 2: expected a finite loss"):
+        Grid(tiny_recipe(), 1, tmp_path, backend="reference", jobs=2).measure(
+            [Run("diverges", {"learning_rate": 1e30}), *RUNS]
+        )
+    assert multiprocessing.active_children() == []
+    assert len(grid(tmp_path).measure(RUNS)) == 3  # the folders of the others are free
+
+
+KILLED = """
+import multiprocessing, sys
+from pathlib import Path
+from refvt.experiments.runs import Grid, Run
+from tests.support.tiny_sweep import tiny_recipe
+
+def track(jobs):
+    for job in jobs:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        yield job
+
+if __name__ == "__main__":
+    runs = [Run("one", {"epochs": 2000}), Run("two", {"epochs": 2001})]
+    Grid(tiny_recipe(), 1, Path(sys.argv[1]), backend="reference", jobs=2, track=track).measure(runs)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_grid_leaves_no_process_behind(tmp_path, how):
+    (tmp_path / "script.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "runs")]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "runs").glob("*/*/log.jsonl"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < until + 60
+        time.sleep(0.05)
 
 
 def test_a_finished_run_of_another_recipe_is_refused(unbroken, trained):
