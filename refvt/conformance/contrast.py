@@ -39,12 +39,12 @@ PROPERTIES: dict[str, Property] = {
 def contrast(reports: Sequence[CaseReport], cases: Mapping[str, Case]) -> str:
     """What all models that differ have and no model that agrees has, in a sentence; an empty text if there is nothing.
 
-    Two cases of each kind are needed: one alone says little.
+    Two that differ are needed, and two that agree, or one that agrees beside five that differ: less says little.
     """
     models = [report for report in reports if report.kind == "model" and report.name in cases]
     differing = [cases[report.name] for report in models if report.status == "differs"]
     agreeing = [cases[report.name] for report in models if report.holds]
-    if len(differing) < 2 or len(agreeing) < 2:
+    if len(differing) < 2 or len(agreeing) < (1 if len(differing) >= 5 else 2):
         return ""
     found = []
     for text, holds in PROPERTIES.items():
@@ -55,4 +55,5 @@ def contrast(reports: Sequence[CaseReport], cases: Mapping[str, Case]) -> str:
     if not found:
         return ""
     listed = ", ".join(found[:3])
-    return f"all {len(differing)} models that differ have {listed}; none of the {len(agreeing)} that agree has"
+    others = f"none of the {len(agreeing)} that agree has" if len(agreeing) > 1 else "the one that agrees has not"
+    return f"all {len(differing)} models that differ have {listed}; {others}"

@@ -87,6 +87,15 @@ def test_what_the_cases_that_differ_have_in_common_is_said():
     assert contrast(reports(dict.fromkeys(fused, "differs")), CASES) == ""
 
 
+def test_one_case_that_agrees_is_enough_beside_many_that_differ():
+    several = [n for n, c in CASES.items() if c.kind == "model" and c.config["num_frames"] > 1]
+    one_frame = next(n for n, c in CASES.items() if c.kind == "model" and c.config["num_frames"] == 1)
+    said = contrast(reports(dict.fromkeys(several, "differs") | {one_frame: "agrees"}), CASES)
+    assert "several frames" in said
+    assert said.endswith("; the one that agrees has not")
+    assert contrast(reports(dict.fromkeys(several[:4], "differs") | {one_frame: "agrees"}), CASES) == ""
+
+
 def test_a_report_holds_the_hint():
     def candidate(case):
         return {"logits": np.zeros((len(case.clips), case.config.num_classes), np.float32)}

@@ -20,6 +20,7 @@ __all__ = [
     "activations",
     "layernorm_like",
     "mlp_like",
+    "one_of_segment",
     "ponder_loss_like",
     "restrict_scores",
     "scale_logits",
@@ -255,6 +256,22 @@ def sum_segments(segment_mean: Implementation) -> Implementation:
         return y * lengths.astype(x.dtype)[:, None], lengths if keep else None
 
     return Implementation(segment_mean.operation, forward, lambda dy, lengths: np.repeat(dy, lengths, axis=0))
+
+
+def one_of_segment(segment_mean: Implementation, last: bool) -> Implementation:
+    """``segment_mean`` that takes the last row of each segment, or the first, in the place of the mean."""
+
+    def forward(x: Array, offsets: Array, keep: bool = True) -> Any:
+        rows = offsets[1:] - 1 if last else offsets[:-1]
+        return x[rows], (rows, x.shape) if keep else None
+
+    def backward(dy: Array, cache: Any) -> Array:
+        rows, shape = cache
+        dx = np.zeros(shape, dy.dtype)
+        dx[rows] = dy
+        return dx
+
+    return Implementation(segment_mean.operation, forward, backward)
 
 
 # ---- losses

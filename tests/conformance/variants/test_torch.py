@@ -285,6 +285,24 @@ def drop_path(function):
     return change
 
 
+def cls_of_frames(combine):
+    """combine(results [B, T, D] of CLS in each frame) → [B, D] in the place of their mean; the record stays."""
+
+    def change(port):
+        original = torch_model.Record.__call__
+
+        def record(self, name, x):
+            x = original(self, name, x)
+            if not name.endswith(".attn.proj") or "temporal" in name or x.dim() < 4:
+                return x
+            same = combine(x[:, :, 0])[:, None, None].expand_as(x[:, :, :1])  # its mean over frames is itself
+            return torch.cat([same, x[:, :, 1:]], dim=2)
+
+        port.patch.setattr(torch_model.Record, "__call__", record)
+
+    return change
+
+
 ZERO, MASKED, FUSE, PRUNE = "tiny-model-zero", "tiny-model-masked", "tiny-model-fuse", "model-prune-one"
 
 PLANTS = [
@@ -316,6 +334,9 @@ PLANTS = [
     ("ponder loss without CLS", ZERO, ponder_by(lambda ponder: ponder[:, 1:].mean())),
     ("cls_skip=True", PRUNE, configure(cls_skip=True)),
     ("cls_skip=False", "model-prune-one-cls-skip", configure(cls_skip=False)),
+    ("CLS summed over frames", ZERO, cls_of_frames(lambda results: results.sum(1))),
+    ("CLS of the last frame", ZERO, cls_of_frames(lambda results: results[:, -1])),
+    ("CLS of the first frame", PRUNE, cls_of_frames(lambda results: results[:, 0])),
     ("fuse=False", FUSE, configure(fuse_dropped=False)),
     ("fuse=True", PRUNE, configure(fuse_dropped=True)),
     ("fuse normalised", FUSE, fuse(lambda s, dropped: s * dropped / (s * dropped).sum(-1, keepdim=True))),
