@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from refvt.backends import Backend
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
 __all__ = ["compile_all", "start_compiling", "warm_up"]
+
+PRODUCTS = ("embed", "linear", "gelu", "mlp")  # matrix products: half of all compilation
 
 # wide enough that tiles are cut as in a large model (a kernel is compiled again for every layout it meets)
 SMALL = HaltingVTConfig(
@@ -36,10 +39,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True) -> None:
+def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True, ops: Backend | None = None) -> None:
     """Compile what a forward pass needs and, with ``training``, what a training step needs.
 
-    Compiled kernels are cached on disk: the next process loads them in a fraction of a second.
+    Compiled kernels are cached on disk: the next process loads them in a fraction of a second. ops: another table of
+    operations; what it takes from ``reference`` is not compiled.
     """
     names = [name for name in VARIANTS if training or name.startswith("forward")]
     rng = np.random.default_rng(0)
@@ -47,6 +51,7 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
     for name in names:
         config = HaltingVTConfig(**{**SMALL.as_dict(), **VARIANTS[name]})
         model = HaltingVT(config, seed=0, backend=backend, dtype=dtype)
+        model._ops = ops or model._ops
         for b in range(config.glimpser_depth, config.depth):  # some tokens halt before the last block, others do not
             model.parameters[f"blocks.{b}.mlp.fc2.bias"][0] = 0.4
         model.parameters["pos_embed"][..., 0] = rng.uniform(-1, 1, model.parameters["pos_embed"].shape[:2])
@@ -61,24 +66,49 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True)
 
 
 def compile_all(dtype: str = "float32", training: bool = True) -> float:
-    """Compile or load the jit kernels, with a progress line on stderr; the seconds it took."""
+    """Compile or load the jit kernels, with a progress line on stderr; the seconds it took.
+
+    With two threads or more, another process compiles the matrix products meanwhile; the two share the cache on disk.
+    """
     from refvt.backends.progress import compilation_shown  # imports Numba: not for a command that compiles nothing
 
     start = time.perf_counter()
-    with compilation_shown(silent=0):
-        warm_up("jit", dtype, training)
+    helper = start_compiling(dtype, training, products_only=True)
+    try:
+        with compilation_shown(silent=0):
+            if helper is not None:
+                warm_up("jit", dtype, training, _table(products=False))
+                helper.wait()
+            warm_up("jit", dtype, training)
+    finally:
+        if helper is not None:
+            helper.kill()  # after an error or Ctrl-C; nothing happens to a process that has ended
     return time.perf_counter() - start
 
 
-def start_compiling(dtype: str = "float32") -> subprocess.Popen[bytes] | None:
+def start_compiling(
+    dtype: str = "float32", training: bool = True, products_only: bool = False
+) -> subprocess.Popen[bytes] | None:
     """Start a process that compiles the jit kernels without a word; processes share the cache on disk.
 
-    None if there is one thread only: then it would be in the way.
+    products_only: only the operations that are matrix products. None if there is one thread only: then the process
+    would be in the way.
     """
     from refvt.backends.jit.workspace import num_threads
 
     if num_threads() < 2:
         return None
-    command = [sys.executable, "-m", "refvt", "warmup", "--dtype", dtype]
+    table = "warmup._table(products=True)" if products_only else "None"
+    code = f"from refvt.model import warmup; warmup.warm_up('jit', {dtype!r}, {training}, {table})"
     environment = {**os.environ, "REFVT_QUIET": "1"}
+    command = [sys.executable, "-c", code]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _table(products: bool) -> Backend:
+    """Operations of which one half is from jit, the rest from the reference: the matrix products, or all others."""
+    table, others = (Backend(name) for name in (("jit", "reference") if products else ("reference", "jit")))
+    for name in Backend.__annotations__:
+        if name not in PRODUCTS:
+            setattr(table, name, others[name])
+    return table

@@ -17,7 +17,7 @@ from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import by_rows, packable
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run, span
-from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, transpose, view
+from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, transpose, view
 from refvt.backends.jit.workspace import num_threads
 
 __all__ = [
@@ -125,7 +125,7 @@ def pack(b: Array, panels: Array) -> None:
         else:
             transpose(b[:, left:right].T, panels[p, :, : right - left])
         if right - left < wide:
-            panels[p, :, right - left :] = 0
+            fill_rows(panels[p, :, right - left :], 0)
 
 
 @kernel
@@ -249,10 +249,12 @@ def linear_tiles(
 def _add_columns(rows: Array, sums: Array, total: Array, add: bool) -> None:
     """total [m] ← Σ_i rows[i, :m] (plus total, if ``add``); rows [k, ≥ m]; sums is scratch memory for one row."""
     if not add:
-        total[:] = 0
+        for j in range(len(total)):
+            total[j] = 0
     two = 2 * VECTOR // rows.itemsize
     for first in range(0, len(rows), BLOCK):
-        sums[:] = 0
+        for j in range(len(sums)):
+            sums[j] = 0
         for j in range(0, len(sums), two):
             add_rows(rows[first : first + BLOCK, j : j + two], sums[j : j + two])
         for j in range(len(total)):

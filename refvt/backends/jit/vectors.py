@@ -27,6 +27,7 @@ __all__ = [
     "add_rows",
     "broadcast",
     "copy_rows",
+    "fill_rows",
     "load",
     "max_rows",
     "store",
@@ -180,6 +181,14 @@ def copy_rows(typing_context: Any, source: Any, target: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(source, target), generate
+
+
+@kernel
+def fill_rows(x: Array, number: Any) -> None:
+    """x[i, j] ← number; x [m, n]. ``x[:] = number`` would take Numba half a second to compile, at every place."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] = number
 
 
 @intrinsic

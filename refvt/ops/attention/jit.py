@@ -21,7 +21,7 @@ from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import columns_of
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run
-from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, max_rows, transpose, view
+from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, max_rows, transpose, view
 from refvt.backends.jit.workspace import num_threads
 from refvt.ops.attention import LOG2_E
 
@@ -88,9 +88,7 @@ def _load_rows(source: Array, target: Array) -> None:
     """target [≥ m, ≥ d] ← source [m, d], zeros in the rows and columns beyond."""
     m, d = source.shape
     if m < len(target) or d < target.shape[1]:
-        flat = view(target, 0, 1, target.size)[0]
-        for i in range(len(flat)):
-            flat[i] = 0
+        fill_rows(target, 0)
     copy_rows(source, target)
 
 
@@ -121,7 +119,7 @@ def _load_keys(k: Array, bias: Array, shifted: bool, keys: Array) -> None:
     for j in range(len(bias)):
         keys[j, d] = bias[j] * raised
     if shifted:
-        keys[:, d + min(len(bias), 1) :] = 1
+        fill_rows(keys[:, d + min(len(bias), 1) :], 1)
 
 
 @kernel
@@ -131,7 +129,7 @@ def _load_queries(rows: Array, factor: Any, has_bias: bool, panel: Array) -> Non
     transpose(rows, panel[:d])
     _scale(panel[:d], factor)
     if has_bias:
-        panel[d] = 1
+        fill_rows(panel[d : d + 1], 1)
 
 
 @kernel
@@ -143,8 +141,8 @@ def _shift(logits: Array, state: Array, means: Array) -> bool:
     Otherwise the largest logit becomes the shift, and the sums so far are scaled from the old shift to the new (online
     softmax).
     """
-    shift, total, highest = state
-    highest[:] = -np.inf
+    shift, total, highest = state[0], state[1], state[2]
+    fill_rows(state[2:3], -np.inf)
     max_rows(logits, highest)
     furthest, moved = logits.dtype.type(0), logits.dtype.type(0)
     for i in range(len(shift)):
@@ -159,7 +157,7 @@ def _shift(logits: Array, state: Array, means: Array) -> bool:
             shift[i] = highest[i]
             total[i] *= factor
             if i < len(means):
-                means[i] *= factor
+                _scale(means[i : i + 1], factor)
     return True
 
 
@@ -380,7 +378,8 @@ def _load_tile(
     _load_queries(rows[:, :d], scale * rows.dtype.type(LOG2_E), e > d, panel)
     _scale(rows, scale)
     transpose(drows[:, :d], dpanel[:d])
-    panel[e:], dpanel[d] = 0, 0
+    fill_rows(panel[e:], 0)
+    fill_rows(dpanel[d:], 0)
     transpose(y[top : top + n, left : left + d], columns[:, :n])
     for c in range(d):
         for r in range(n):
@@ -431,8 +430,8 @@ def _attend_backward(
             dlogits, start = _carve(scratch, start, 1, min(KEYS, m) * wide)
             _load_keys(k[first:last, at[1] + left : at[1] + right], key_bias[first:last], True, keys)
             _load_keys(v[first:last, at[2] + left : at[2] + right], key_bias[:0], True, values)
-            dkeys[:] = 0
-            dvalues[:] = 0
+            fill_rows(dkeys, 0)
+            fill_rows(dvalues, 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 mine = slice(top + a, top + b)

@@ -34,7 +34,8 @@ def _segment_scores(
     """
     A, n = weights.shape
     zero = k.dtype.type(0)
-    scores[:] = zero
+    for j in range(n - 1):
+        scores[j] = zero
     for a in range(A):
         row, query = weights[a], q[first, at[0] + a * d : at[0] + (a + 1) * d]
         # 1. the logits of the CLS row
