@@ -313,8 +313,8 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
             if not last:
                 # the sum that is compared with 1 - ε: used + h, before the remainder replaces h
                 score = torch.sigmoid(config.halting_scale * logit - config.halting_center)
-                distance = (used + score - (1 - config.epsilon)).detach().abs()[alive]
-                _note(margins, "halting", distance)
+                distance = (used + score - (1 - config.epsilon)).detach().abs()
+                _note(margins, "halting", torch.where(alive, distance, math.inf))
             y = y + torch.where(alive[..., None], weight[..., None] * state, 0.0)
             ponder = ponder + torch.where(halted, layer + weight, 0.0)
             halting_layer = torch.where(halted, layer, halting_layer)

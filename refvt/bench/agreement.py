@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refvt.array import Array
-from refvt.bench.contestants import EAGER, Material, Model, RefvtModel
+from refvt.bench.contestants import EAGER, Material, Model, RefvtModel, TrainedModel
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 
@@ -21,7 +21,8 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
     """Compare two runs of each model, which also warm it up: free, and under the first model's decisions.
 
     Returns a report and the tokens alive in the first model's free run, bool [B, L, N']. Differences are relative: the
-    largest difference of logits to the largest logit, the norm of the difference of gradients to their norm.
+    largest difference of logits to the largest logit, the norm of the difference of gradients to their norm. A model
+    that cannot be forced is compared with the judge under its own decisions.
     """
     names = list(models)
     first, judge = models[names[0]], EAGER if EAGER in models else names[0]
@@ -37,13 +38,18 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
     living = np.where(forced.halting_layer == 0, material.config.joint_depth, forced.halting_layer)
     forced = Decisions(forced.kept, living)
     answers: dict[str, _Answer] = {}
+    under_theirs: dict[str, Array] = {}  # the judge's logits, under the decisions of a model that cannot be forced
     for name in [judge, *(name for name in names if name != judge)]:
-        result = models[name].run(train, forced)
-        answers[name] = _Answer(
-            models[name].logits(result),
-            models[name].loss(result) if train else None,
-            models[name].gradients() if train else None,
-        )
+        model = models[name]
+        result = model.run(train, forced if model.can_be_forced else material.forced)
+        if train:
+            assert isinstance(model, TrainedModel)
+            answers[name] = _Answer(model.logits(result), model.loss(result), model.gradients())
+        else:
+            answers[name] = _Answer(model.logits(result))
+        if not model.can_be_forced:
+            own = models[judge].run(False, model.decisions(result))
+            under_theirs[name] = models[judge].logits(own)
         if name != judge:  # of gradients only the judge's and one other's are held at a time
             answers[name] = answers[name]._replace(
                 gradients=None, apart=_gradients_apart(answers[name], answers[judge])
@@ -55,7 +61,10 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
         "with": judge,
         "allowed": allowed,
         "largest_logit": scale,
-        "logits": {name: float(np.abs(answers[name].logits - truth.logits).max()) / scale for name in others},
+        "logits": {
+            name: float(np.abs(answers[name].logits - under_theirs.get(name, truth.logits)).max()) / scale
+            for name in others
+        },
         "decisions": int(material.config.patches_per_frame * material.config.num_frames * len(material.clips)),
         "decisions_apart": {name: _decisions_apart(material.config, free[name], free[judge]) for name in others},
     }
@@ -73,8 +82,8 @@ def check_agreement(models: Mapping[str, Model], material: Material, train: bool
 
 class _Answer(NamedTuple):
     logits: Array
-    loss: float | None
-    gradients: dict[str, Array] | None
+    loss: float | None = None
+    gradients: dict[str, Array] | None = None
     apart: float | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -15,25 +15,35 @@ from refvt import backends
 from refvt.array import Array
 from refvt.backends.jit import workspace
 from refvt.bench import torch_model as bench_torch
+from refvt.bench.engines import Engine
 from refvt.bench.profiles import profile_parameters
+from refvt.bench.torch_compact import TorchCompact
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions
 from refvt.model.parameters import initial_parameters
 
 __all__ = [
+    "COMPACT",
     "EAGER",
+    "ENGINES",
+    "FORWARD_ONLY",
+    "ONNX",
+    "OPENVINO",
     "SDPA",
     "Contestant",
     "Material",
     "Model",
     "RefvtModel",
+    "TrainedModel",
     "Workload",
     "limit_threads",
     "make_contestants",
     "make_material",
 ]
 
-EAGER, SDPA = "torch eager", "torch sdpa"
+EAGER, SDPA, COMPACT, ONNX, OPENVINO = "torch eager", "torch sdpa", "torch compact", "onnxruntime", "openvino"
+ENGINES = (ONNX, OPENVINO)
+FORWARD_ONLY = (COMPACT, *ENGINES)
 HEAD_STARTS = (0.0, 0.5, -0.5, 1.0)  # one for each clip: its patches start nearer to or farther from halting
 
 
@@ -52,11 +62,22 @@ class Workload:
 
 
 class Model(Protocol):
-    """A contestant with its clips loaded. ``run`` is timed, the other methods read what it returned."""
+    """A contestant with its clips loaded. ``run`` is timed, the other methods read what it returned.
+
+    can_be_forced: whether ``run`` imposes the decisions that it is given.
+    """
+
+    can_be_forced: bool
 
     def run(self, train: bool, decisions: Decisions) -> Any: ...
     def logits(self, result: Any) -> Array: ...
     def decisions(self, result: Any) -> Decisions: ...
+
+
+@runtime_checkable
+class TrainedModel(Model, Protocol):
+    """A contestant that can take a training step."""
+
     def loss(self, result: Any) -> float: ...
     def gradients(self) -> dict[str, Array]: ...
 
@@ -76,29 +97,34 @@ class Material:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A line of the table: a backend of refvt and how it executes, or PyTorch.
+    """A line of the table: a backend of refvt and how it executes, or another program (backend None), by its name.
 
-    backend None: PyTorch, which is always dense. singly: the clips one after another instead of in one batch. device:
-    "cpu", or "cuda" for PyTorch when the cuda backend is timed.
+    singly: the clips one after another instead of in one batch. device: "cpu", or "cuda" for PyTorch when the cuda
+    backend is timed.
     """
 
     name: str
     backend: str | None
     execution: str = "dense"
-    sdpa: bool = False
     singly: bool = False
     device: str = "cpu"
 
     def build(self, m: Material) -> Model:
         """The contestant with the material loaded, ready to run."""
         given = (m.config, m.parameters, m.clips, m.labels, m.motion_labels, m.dtype)
+        if self.name in ENGINES:
+            return Engine(self.name, m.config, m.parameters, m.clips, m.forced, workspace.num_threads())
+        if self.name == COMPACT:
+            return TorchCompact(m.config, m.parameters, m.clips, m.dtype)
         if self.backend is None:
-            return bench_torch.TorchModel(*given, sdpa=self.sdpa, device=self.device)
+            return bench_torch.TorchModel(*given, sdpa=self.name == SDPA, device=self.device)
         return RefvtModel(*given, backend=self.backend, execution=self.execution, singly=self.singly)
 
 
 class RefvtModel:
     """A refvt model as a contestant, with given parameters and clips [B, C, T, height, width]."""
+
+    can_be_forced = True
 
     def __init__(
         self,
@@ -184,8 +210,10 @@ def make_material(workload: Workload, B: int, dtype: str) -> Material:
     return Material(config, dtype, parameters, clips, labels, np.arange(B) % 2, forced)
 
 
-def make_contestants(workload: Workload, chosen: Sequence[str], B: int, with_torch: bool) -> list[Contestant]:
-    """The lines of a workload's table: every chosen backend, and PyTorch eager and with fused attention."""
+def make_contestants(
+    workload: Workload, chosen: Sequence[str], B: int, with_torch: bool, engines: Sequence[str] = ()
+) -> list[Contestant]:
+    """The lines of a workload's table: every chosen backend, PyTorch in three ways, and the engines."""
     contestants = []
     for name in chosen:
         contestants.append(Contestant(f"refvt {name} compact", name, "compact"))
@@ -195,8 +223,10 @@ def make_contestants(workload: Workload, chosen: Sequence[str], B: int, with_tor
             contestants.append(Contestant(f"refvt {name} dense", name, "dense"))
     if with_torch:
         device = "cuda" if "cuda" in chosen else "cpu"
-        contestants += [Contestant(EAGER, None, device=device), Contestant(SDPA, None, sdpa=True, device=device)]
-    return contestants
+        contestants += [Contestant(EAGER, None, device=device), Contestant(SDPA, None, device=device)]
+        if device == "cpu":
+            contestants.append(Contestant(COMPACT, None, "compact"))
+    return contestants + [Contestant(name, None) for name in engines]
 
 
 @contextmanager

@@ -24,7 +24,11 @@ import refvt
 from refvt.array import Array
 from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import (
+    COMPACT,
     EAGER,
+    FORWARD_ONLY,
+    ONNX,
+    OPENVINO,
     SDPA,
     Contestant,
     Material,
@@ -52,6 +56,7 @@ WORKLOADS: dict[str, Workload] = {
     "paper9": Workload("minik-g03-b10 at 9.9 GFLOPs", HaltingVTConfig.preset("minik-g03-b10"), 9.9, dense=True),
 }
 QUICK = ("r03", "paper9")
+RIVALS = {"eager": EAGER, "sdpa": SDPA, "compact": COMPACT, "onnx": ONNX, "openvino": OPENVINO}  # of the columns
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class Sizes:
     gemm: int = 2048  # side of the square matrices
     copy: int = 1 << 28  # bytes copied
     growth: int = 10  # points of the growth curve
-    # Thread pools spin before they sleep: OpenBLAS's for some 100 ms, OpenMP's for a few. A pause between two
-    # contestants lets the first one's threads go to sleep before the second one's clock starts.
-    pause: float = 0.2
+    # Thread pools spin before they sleep: OpenBLAS's and the engines' for 100 ms or more, OpenMP's for a few. A pause
+    # between two contestants lets the first one's threads go to sleep before the second one's clock starts.
+    pause: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Settings:
 
     backends: names, each once. workloads: by the name that the report gives them. passes: False for a forward pass,
     True for a training step. memory: in a process for each number. growth: the workload whose growth curve is
-    measured too.
+    measured too. engines: of ``contestants.ENGINES``, in forward passes.
     """
 
     backends: Sequence[str]
@@ -86,6 +91,7 @@ class Settings:
     memory: bool = True
     growth: Workload | None = None
     notes: Sequence[str] = ()
+    engines: Sequence[str] = ()
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -99,8 +105,9 @@ def measure(settings: Settings, observe: Callable[[str], None]) -> dict[str, Any
         for name, workload in s.workloads.items():
             observe(f"{name}: making clips and weights ({workload.describes})")
             material = make_material(workload, s.clips, s.dtype)
-            contestants = make_contestants(workload, s.backends, s.clips, s.with_torch)
+            everyone = make_contestants(workload, s.backends, s.clips, s.with_torch, s.engines)
             for train in s.passes:
+                contestants = [c for c in everyone if not train or c.name not in FORWARD_ONLY]
                 observe(f"{name}: {'training step' if train else 'forward pass'}, {s.repeats} rounds")
                 result = _measure_pass(material, contestants, train, s)
                 if s.memory and "cuda" not in s.backends:  # a process's memory says nothing of a GPU's
@@ -182,7 +189,7 @@ def rows(
     for c in contestants:
         low, median, high = quartiles(samples[c.name])
         speed = 2e-9 * work[c.name] / median
-        others = {"eager": EAGER, "sdpa": SDPA, "one_by_one": f"{c.name}, one by one"}
+        others = {**RIVALS, "one_by_one": f"{c.name}, one by one"}
         ratios = {
             f"of_{key}": median / medians[other] if agree and other in medians and other != c.name else None
             for key, other in others.items()
@@ -209,8 +216,8 @@ def multiply_adds(config: HaltingVTConfig, alive: Array, compact: bool, train: b
 
     Dense execution computes every token in every joint block, the last one included.
     """
-    if compact:
-        forward = int(flops.executed_multiply_adds(config, alive, train).sum())
+    if compact:  # PyTorch's compact model does not merge the two layers that are one without a gradient
+        forward = int(flops.executed_multiply_adds(config, alive, train or torch).sum())
     else:
         joint = config.joint_depth * int(flops.joint_multiply_adds(config, np.asarray(config.joint_tokens)))
         executed = flops.executed_fixed_multiply_adds(config, training=True)

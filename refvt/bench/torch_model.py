@@ -60,11 +60,13 @@ def threads(number: int) -> Iterator[None]:
 
 
 class TorchModel:
-    """PyTorch's model with given parameters and clips [B, C, T, height, width].
+    """PyTorch's model with given parameters and clips [B, C, T, height, width]; ``module`` is the model itself.
 
     sdpa: use PyTorch's fused attention. On a GPU (device "cuda") TF32 is off, because it would drop 13 of float32's 23
     bits, and a run ends when the GPU has finished.
     """
+
+    can_be_forced = True
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class TorchModel:
                 raise ValueError("PyTorch finds no GPU here: give --no-torch, or install its CUDA build")
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}
-        self._model: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
-        self._model.to(getattr(torch, dtype))
-        self._model.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
-        self._model.to(device)
+        self.module: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
+        self.module.to(getattr(torch, dtype))
+        self.module.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
+        self.module.to(device)
         self._clips = torch.tensor(clips).to(device, getattr(torch, dtype))
         self._labels, self._motion_labels = torch.tensor(labels).to(device), torch.tensor(motion_labels).to(device)
 
@@ -107,16 +109,16 @@ class TorchModel:
             "kept": None if decisions.kept is None else [self._upload(kept) for kept in decisions.kept],
             "halting_layer": None if layers is None else self._upload(layers),
         }
-        self._model.train(train)
+        self.module.train(train)
         loss = None
         if train:
-            self._model.zero_grad(set_to_none=True)
-            output = self._model(self._clips, **forced)
+            self.module.zero_grad(set_to_none=True)
+            output = self.module(self._clips, **forced)
             loss = self._total_loss(output, self._labels, self._motion_labels)["total"]
             loss.backward()
         else:
             with torch.no_grad():
-                output = self._model(self._clips, **forced)
+                output = self.module(self._clips, **forced)
         if wait and self._device != "cpu":
             torch.cuda.synchronize()
         return output, loss
@@ -141,12 +143,12 @@ class TorchModel:
         """Gradients of the last training step; zero for parameters without one."""
         return {
             name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.cpu().numpy()
-            for name, p in self._model.named_parameters()
+            for name, p in self.module.named_parameters()
         }
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """PyTorch's own parameters, for an optimiser."""
-        return iter(self._model.named_parameters())
+        return iter(self.module.named_parameters())
 
 
 class TorchStep:

@@ -14,6 +14,8 @@ from typing import Any
 from refvt import backends
 from refvt.backends.jit import workspace
 from refvt.bench import torch_model
+from refvt.bench.contestants import ENGINES
+from refvt.bench.engines import missing_engines
 from refvt.bench.forward import QUICK, WORKLOADS, Settings, Sizes, Workload, measure
 from refvt.bench.report import render_markdown, render_text
 from refvt.bench.training_step import WORKLOADS as TRAINING_WORKLOADS
@@ -39,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: all this process may use")
     add_dtype(parser)
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    engines = "time ONNX Runtime and OpenVINO too, forward; needs the extra bench, and some minutes to export the model"
+    parser.add_argument("--engines", action="store_true", help=engines)
     parser.add_argument("--json", default=None, metavar="FILE", help="write every sample; - prints nothing but that")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the tables; - prints nothing but them")
     parser.add_argument("--growth", default=None, metavar="FILE.png", help="plot time against multiply-adds too")
@@ -61,6 +65,8 @@ def run(
     names = options.workload or [name for name in _workloads if not options.quick or name in QUICK]
     chosen = _choose_backends(options)
     _check(options, names, _workloads)
+    if options.engines:
+        _check_engines(options, chosen)
     if options.growth is not None:
         if not options.growth.endswith(".png"):
             raise ValueError(f"--growth: expected a name that ends in .png, got {options.growth!r}")
@@ -80,6 +86,7 @@ def run(
         memory=not options.quick,
         growth=(_workloads.get("dense") or next(iter(_workloads.values()))) if options.growth else None,
         notes=notes,
+        engines=ENGINES if options.engines else (),
         sizes=_sizes or Sizes(),
     )
     report = measure(settings, _say)
@@ -96,7 +103,7 @@ def run_training_step(
     options: argparse.Namespace, *, _workloads: Mapping[str, TrainingWorkload] = TRAINING_WORKLOADS
 ) -> int:
     """Measure training steps instead of passes; prints, writes and returns as ``run`` does."""
-    for option, untouched in (("clips", 1), ("passes", None), ("growth", None), ("quick", False)):
+    for option, untouched in (("clips", 1), ("passes", None), ("growth", None), ("quick", False), ("engines", False)):
         if getattr(options, option) != untouched:
             raise ValueError(f"--training-step: takes no --{option.replace('passes', 'pass')}")
     names = options.workload or list(_workloads)
@@ -133,6 +140,15 @@ def _choose_backends(options: argparse.Namespace) -> list[str]:
     for name in chosen:
         backends.get(name)
     return chosen
+
+
+def _check_engines(options: argparse.Namespace, chosen: list[str]) -> None:
+    """ValueError, or ModuleNotFoundError, if the engines cannot take part."""
+    if options.dtype != "float32" or "cuda" in chosen:
+        raise ValueError(f"--engines: expected float32 on the CPU, got {options.dtype}, {', '.join(chosen)}")
+    why_not = missing_engines() or _why_no_torch(options)
+    if why_not is not None:
+        raise ModuleNotFoundError(f"--engines: {why_not}")
 
 
 def _check(options: argparse.Namespace, names: list[str], workloads: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from refvt.evaluation.selectivity import lives_of_clips, summarise_lives
 from refvt.files import MARK, refuse_strangers, write_whole
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
-from refvt.model.warmup import start_compiling
+from refvt.model.warmup import compile_all, start_compiling
 from refvt.training.recipe import make_moving_digits
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is said before the long work
     compiler = None
     if backends.default() == "jit":
+        compile_all(training=False)
         compiler = start_compiling()  # the backward, which only the golden files need, while the pictures are made
     try:
         page = show(options.out, options.backend)

@@ -28,7 +28,7 @@ def test_medians_quartiles_ratios_and_shares():
         Contestant("ours", "reference", "compact"),
         Contestant("ours, one by one", "reference", "compact", singly=True),
         Contestant(EAGER, None),
-        Contestant(SDPA, None, sdpa=True),
+        Contestant(SDPA, None),
     ]
     seconds = ([3.0, 1.0, 2.0], [5.0, 5.0, 1.0], [4.0, 8.0, 2.0], [2.0, 2.0, 9.0])
     samples = {c.name: s for c, s in zip(contestants, seconds, strict=True)}
