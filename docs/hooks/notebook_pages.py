@@ -33,7 +33,8 @@ def pages(root: Path) -> Iterator[tuple[str, str, str | bytes]]:
             for output in _joined(cell["outputs"]):
                 parts.append(_output(output, path.stem, heading, shown))
         title = re.sub(r"^\d+\. ", "", re.findall(r"^# (.+)$", "\n".join(parts), re.MULTILINE)[0])
-        note = f'!!! note "A notebook"\n    Run it yourself: `pip install ".[notebooks]"`, `jupyter lab {origin}`.'
+        run = f'`python -m pip install ".[notebooks]"`, `jupyter lab {origin}`'
+        note = f'!!! note "A notebook"\n    Run it yourself: {run}.'
         text = "\n\n".join(parts)
         first, _, rest = text.partition("\n")
         yield f"learn/{path.stem}.md", origin, f'---\ntitle: "{title}"\n---\n\n{first}\n\n{note}\n{rest}\n'

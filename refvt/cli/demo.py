@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
         compiler = start_compiling()  # the backward, which only the golden files need, while the pictures are made
     try:
         page = show(options.out, options.backend)
+        print(f"\nThe pictures are ready, in {options.out}. In a browser {page} follows every token of the real clip.")
         print("\n4. Golden files: the same mathematics as the PyTorch run?")
         failed = print_verification(verify_all("reference", "float64"), "reference, float64")
         if compiler is not None:
@@ -68,7 +69,6 @@ def run(options: argparse.Namespace) -> int:
         if compiler is not None:
             compiler.kill()  # after an error or Ctrl-C; nothing happens to a process that has ended
     print("\nThe same for a video of your own: refvt halt VIDEO --html page.html")
-    print(f"Follow every token of the real clip from layer to layer; open in a browser: {page}")
     return 1 if failed else 0
 
 
@@ -91,28 +91,43 @@ def show(out: Path, backend: str | None = None) -> Path:
     sheet, film = draw_digits(clips, states, output.logits, classes, data, out)
     print(f"   one clip of each: {sheet}, {film}")
 
-    print("\n2. Does halting follow the digit? Patches that are alive, every token followed to its own halt")
+    print(
+        "\n2. Does halting follow the digit? Patches that are alive, also after CLS has halted and the model could stop"
+    )
     shares = alive_by_group(states, digit_groups(data.ink(), c.patch_size))
     _print_layers(shares, GROUPS)
     found = summarise_lives(lives_of_clips(data.ink(), c, followed))
     assert found is not None
     print(f"   A patch with the digit in it lives longer than one that never has it: AUC {found.auc:.2f} (0.5: chance)")
+    print(
+        "   The model was trained with a variant of the paper's ponder loss, which pushes patches that change to live,"
+    )
+    print("   and without the motion loss. With the paper's ponder loss halting did not follow what moves in our runs")
+    print("   (docs/training.md, changing_ponder).")
     print(f"   as seen from the digit: {draw_following(states, shares, data, c.patch_size, out)}")
 
     return _show_scene(model, out)
 
 
 def _print_classes(model: HaltingVT, output: Output, classes: Array, names: tuple[str, ...]) -> None:
+    c = model.config
     right = output.logits.argmax(axis=1) == classes
-    layers = range(1, model.config.joint_depth + 1)
-    print(f"   {'class':18s}  right   GFLOPs   tokens entering " + "".join(f"{f'layer {i}':>9s}" for i in layers))
+    layers = "".join(f"{f'layer {i}':>9s}" for i in range(1, c.joint_depth + 1))
+    print(f"   {'':36s}tokens that enter")
+    print(f"   {'class':18s}  right   GFLOPs{layers}")
     all_clips = np.ones(len(classes), np.bool_)
     for name, chosen in [*((name, classes == k) for k, name in enumerate(names)), ("all", all_clips)]:
         tokens = "".join(f"{n:9.1f}" for n in output.tokens_per_layer[chosen].mean(axis=0))
-        print(f"   {name:18s}{right[chosen].mean():7.1%}{output.gflops[chosen].mean():9.4f}{'':19s}{tokens}")
-    full = np.full((1, model.config.joint_depth), model.config.joint_tokens)
-    cost = flops.clip_gflops(model.config, full)[0]
-    print(f"   {'without halting':18s}{'':7s}{cost:9.4f}{'':19s}{''.join(f'{n:9d}' for n in full[0])}")
+        print(f"   {name:18s}{right[chosen].mean():7.1%}{output.gflops[chosen].mean():9.4f}{tokens}")
+    full = np.full((1, c.joint_depth), c.joint_tokens)
+    cost = flops.clip_gflops(c, full)[0]
+    print(f"   {'without halting':18s}{'':7s}{cost:9.4f}{''.join(f'{n:9d}' for n in full[0])}")
+    fixed = cost - flops.joint_multiply_adds(c, full[0])[1:].sum() / 1e9
+    patches = c.num_frames * c.patches_per_frame
+    print(
+        f"   {c.joint_tokens} tokens are CLS and the {c.joint_tokens - 1} of {patches} patches that the Glimpser keeps."
+    )
+    print(f"   Every clip costs {fixed:.4f} GFLOPs up to and with layer 1; halting saves only in the layers after it.")
 
 
 def _print_layers(shares: NDArray[np.float64], names: tuple[str, ...]) -> None:

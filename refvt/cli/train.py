@@ -23,7 +23,7 @@ from refvt.cli.options import (
 from refvt.cli.progress import TrainingBar, headline
 from refvt.data.dataset import Dataset
 from refvt.evaluation import Evaluation
-from refvt.training.folder import MODEL
+from refvt.training.folder import CHECKPOINT, MODEL
 from refvt.training.loop import train
 from refvt.training.parallel import call_on_all, open_communicator
 from refvt.training.recipe import DATA, RECIPES, Recipe, find_recipe, make_moving_digits
@@ -118,11 +118,23 @@ def _prepare(options: argparse.Namespace, first: bool) -> tuple[Recipe, Dataset,
     parameters = None
     if options.weights is None:
         refuse_checkpoint_settings(options, "needs --weights")
+        if first and not (options.resume and (options.out / CHECKPOINT).exists()):
+            _warn_of_random_start(recipe)
     if options.weights is not None:
         parameters = refvt.load(
             options.weights, recipe.config, seed=recipe.seed, **checkpoint_settings(options)
         ).parameters
     return recipe, train_set, test_set, parameters
+
+
+def _warn_of_random_start(recipe: Recipe) -> None:
+    """Say that a recipe for fine-tuning was given no trained weights."""
+    if recipe.data == "videos" and recipe.init == "paper" and recipe.backbone is None:
+        print(
+            "refvt: no --weights: the model starts from random numbers with the paper's initialisation, from which "
+            "nothing was learnt in our runs; see docs/training.md, Train on your own videos",
+            file=sys.stderr,
+        )
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

@@ -33,8 +33,11 @@ def draw_digits(
         shown.append(SheetClip(brighten(clips[i]), states[i], title, answer == k))
     title = "One held-out clip of every class, and which patches the trained model computes"
     note = (
-        "Percentages: how many of all patches of the clip are alive in a layer; every token is followed to its own "
-        "halt. Clips are drawn lighter than the model sees them, so that living patches can be told from dropped ones."
+        "Beside a layer: the share of the clip's patches that are alive. In brackets: the probability that the model "
+        "gives to its answer. CLS, the token that gives the answer, is not drawn. The model stops when CLS has halted; "
+        "the picture goes on until every patch has halted. Before layer 1 the Glimpser drops the same share of every "
+        "frame. A digit that leaves at one edge comes in at the opposite one. Clips are drawn lighter than the model "
+        "sees them, so that living patches can be told from dropped ones."
     )
     halting_sheet(shown, title, note, out / "digits.png")
     halting_film(shown, "Which patches of held-out clips the trained model computes", note, out / "digits.gif")

@@ -38,7 +38,7 @@ __all__ = ["MEANING", "ClipStates", "halting_gif", "halting_picture", "paint"]
 MEANING = {
     ALIVE: "alive: computed",
     HALTED: "halted in an earlier layer",
-    DROPPED: "dropped by the Glimpser",
+    DROPPED: "dropped before layer 1",
     DONE: "not computed: CLS had halted",
 }
 

@@ -178,7 +178,7 @@
     }));
     const ponder = dropped ? null : of.ponder[token];
     $("ponder").textContent = ponder === null ? "It has no ponder."
-      : `Ponder ρ = N + r = ${halts} + ${show(rest)} = ${show(ponder)}`;
+      : `Ponder ρ = N_k + r = ${halts} + ${show(rest)} = ${show(ponder)}`;
     $("ponder").dataset.value = ponder;
   }
 
@@ -332,7 +332,7 @@
     }
   }
   const MEANING = [[ALIVE, "alive: computed"], [HALTS, "alive, and halts in this layer"], [HALTED, "halted in an earlier layer"],
-    [DROPPED, "dropped by the Glimpser"], [LEFT, "not computed: the clip had left"]];
+    [DROPPED, "dropped before layer 1"], [LEFT, "not computed: the clip had left"]];
   for (const [state, text] of MEANING.filter(([state]) => found.has(state))) {
     const item = document.createElement("li"), sample = Object.assign(document.createElement("canvas"), { width: 40, height: 40 });
     const to = sample.getContext("2d");

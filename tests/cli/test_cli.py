@@ -32,6 +32,12 @@ def test_demo_checks_recognises_and_draws(tmp_path, capsys):
     assert "without halting" in printed
     assert "never a digit in it" in printed
     assert "patches that change" in printed
+    assert "97 tokens are CLS and the 96 of 128 patches" in printed  # three quarters of 8 frames of 16
+    assert 0 < float(rows["Every"][3]) < float(rows["still"][2])  # hardly anything lives in a clip that stands still
+    assert rows["all"][3] == "97.0"
+    ready, checked = printed.index("The pictures are ready"), printed.index("4. Golden files")
+    assert ready < checked
+    assert "With the paper's ponder loss halting did not follow what moves" in printed[:ready]
     files = ["bikes.gif", "bikes.png", "digits.gif", "digits.png", "following.png", "halting.html"]
     assert sorted(path.name for path in out.iterdir()) == files
     assert iio.imread(out / "digits.png").shape[0] > 1000

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/learn/*.md"), *ROOT.glob("docs/hooks/**/*.md")]
+    path
+    for pattern in ("*.md", "docs/*.md", "docs/learn/*.md", "docs/hooks/**/*.md", "notebooks/*.md")
+    for path in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 

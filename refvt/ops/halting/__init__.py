@@ -6,14 +6,15 @@ Channel 0 of a token *is* its halting logit; there is no other parameter. Leavin
 
     h^l = σ(γ · x^l[0] − β)   for l < L,      h^L = 1
 
-and it halts at the first layer N where its scores add up to more than 1 − ε (strictly). The last score would overshoot
-1, so it is replaced by the *remainder* r = 1 − (sum of the scores before N). Then h^1, …, h^(N−1), r are the weights of
-a probability distribution over layers, and the token's output is the mean of its own states under it::
+and token k halts at the first layer N_k where its scores add up to more than 1 − ε (strictly). The last score would
+overshoot 1, so it is replaced by the *remainder* r = 1 − (sum of the scores before layer N_k). Then h^1, …, h^(N_k−1),
+r are the weights of a probability distribution over layers, and the token's output is the mean of its own states
+under it::
 
-    y = Σ_{l<N} h^l x^l + r x^N,       ρ = N + r     (the ponder: how long the token was thought about)
+    y = Σ_{l<N_k} h^l x^l + r x^N_k,       ρ = N_k + r     (the ponder: how long the token was thought about)
 
 A worked token, β = γ = 10, ε = 0.01: scores 0.3, 0.5, 0.4. After layer 2 the sum is 0.8 ≤ 0.99: go on. After layer 3 it
-is 1.2 > 0.99: halt, N = 3, r = 1 − 0.8 = 0.2, weights 0.3, 0.5, 0.2, ponder 3.2.
+is 1.2 > 0.99: halt, N_k = 3, r = 1 − 0.8 = 0.2, weights 0.3, 0.5, 0.2, ponder 3.2.
 
 **The local form** needs no memory of the past but one number u, the weight used so far::
 
@@ -28,7 +29,7 @@ Adjoint: the comparison "halted or not" carries no gradient, the remainder does.
     alive:  dh = W,  du = du',   dlogit = γ h (1 − h) · W
     halts:  du = −dweight        (u' = 1 is constant, r = 1 − u),   dlogit = 0
 
-Run backward through the layers this gives the closed form dx^l[0] += γ h (1−h) · ( g_y · (x^l − x^N) − g_ρ ): a token
+Run backward through the layers this gives the closed form dx^l[0] += γ h (1−h) · ( g_y · (x^l − x^N_k) − g_ρ ): a token
 is moved to halt earlier where its later state is worse than the earlier one, and by the ponder loss always.
 
 ``forced`` replaces the comparison by a given decision, so that another implementation's choices can be followed.

@@ -91,7 +91,7 @@ def nothing_after_halting_matters(op: Computes, inputs: Inputs, poison: float = 
 
 
 def closed_form_gradient(op: Computes, inputs: Inputs) -> None:
-    """The gradient is h g_y for l < N, on channel 0 plus γ h (1 − h) (g_y · (x^l − x^N) − g_ρ), and r g_y at N."""
+    """The gradient is h g_y for l < N_k, on channel 0 plus γ h (1 − h) (g_y · (x^l − x^N_k) − g_ρ); r g_y at N_k."""
     states = inputs["states"]
     results, cache = forward(op, inputs)
     u = cotangents(op, results, seed=21)
@@ -104,7 +104,7 @@ def closed_form_gradient(op: Computes, inputs: Inputs) -> None:
     before = np.arange(1, L + 1)[:, None] < layer  # [L, N]
     at = np.arange(1, L + 1)[:, None] == layer
     remainder = 1 - (h * before).sum(axis=0)
-    final = x[layer - 1, np.arange(N)]  # x^N [N, D]
+    final = x[layer - 1, np.arange(N)]  # x^N_k [N, D]
     expected = (h * before + remainder * at)[:, :, None] * g_y
     push = ((x - final) * g_y).sum(axis=2) - g_rho  # [L, N]
     expected[:, :, 0] += np.where(before, inputs["scale"] * h * (1 - h) * push, 0)
