@@ -18,8 +18,9 @@
 # The notebooks that follow say how it works.
 #
 # The model below is a small HaltingVT, but it was not trained exactly as the paper trains. Two things differ. Its ponder
-# loss, which pushes tokens to halt, spares patches that change from frame to frame (the variant `changing_ponder`), and there
-# was no motion loss. With the paper's ponder loss halting did not follow what moves in our runs. Notebook 8 has the figures.
+# loss pushes tokens to halt, but patches that change from frame to frame it pushes to *live*: they count −2 instead of 1
+# (the variant `changing_ponder`). And there was no motion loss. With the paper's ponder loss halting did not follow what
+# moves in our runs. (Notebooks 5, 7 and 8 explain these losses; notebook 8 has the figures.)
 
 # %%
 from refvt import weights
@@ -32,6 +33,10 @@ model, recipe = weights.load("photographs")  # a small trained model that comes 
 scene = run_on_scene(model, find_sample_video("carphone_pristine.mp4"), stride=1)
 for layer, (changing, other) in enumerate(alive_by_change(scene), start=1):
     print(f"layer {layer}: alive are {changing:4.0%} of the patches that change, and {other:4.0%} of those that do not")
+
+# %% [markdown]
+# In layer 1 nothing has halted yet. What is missing there was dropped before, by the *Glimpser* (notebook 3). It counts as
+# not alive.
 
 # %%
 from pathlib import Path
@@ -49,7 +54,7 @@ shown
 # %% [markdown]
 # From left to right are eight frames of the video. The first row is the video; each further row is a layer of the model.
 # A patch in its own colours is *alive*: it is computed in this layer. A patch in orange has halted in an earlier layer. A
-# patch in dark blue was dropped before the first of these layers, by the *Glimpser* (notebook 3).
+# patch in dark blue was dropped before the first of these layers, by the Glimpser.
 #
 # The model was trained on handwritten digits that move in front of photographs. It has never seen a person. Still, the
 # patches that change live longer than those that do not. How clear is the difference? Draw one patch that changes and one
@@ -60,9 +65,12 @@ shown
 round(change_auc(scene), 2)
 
 # %% [markdown]
+# This number is an *AUC*. Patches that the Glimpser dropped do not count in it.
+#
 # Now follow single tokens. Point at a patch, or tap it, and you see its whole life: in each layer it gets a *score*, and it
-# halts when its scores add up to nearly 1 (notebook 4 says why). The sliders and the arrow keys move through frames and
-# layers. `refvt halt VIDEO --html page.html` writes the same page for a video of your own.
+# halts when its scores add up to nearly 1 (notebook 4 says why). On the page N is the layer in which the token halts, $N_k$
+# in the notebooks. The sliders and the arrow keys move through frames and layers. `refvt halt VIDEO --html page.html` writes
+# the same page for a video of your own.
 
 # %%
 from IPython.display import HTML

@@ -52,11 +52,12 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 # | k, l | a token; a joint layer, counted from 1 | |
 # | G, L | Glimpser blocks, joint blocks; `depth` in a configuration is G + L | 2, 10 |
 # | R, S' | keep rate of the Glimpser, patches that it keeps in a frame ⌈R · S⌉ | 0.3, 59 |
-# | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | 10, 10, 0.01 |
+# | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | γ = 10, β = 10 or 20, ε = 0.01 |
+# | σ, δ | the sigmoid; what reaches the halting logit through the score (notebook 5) | |
 # | $N_k$, $r_k$, $\rho_k$ | the layer in which token k halts, its remainder, its ponder | |
 # | $x_k^l$, $y_k$ | state of token k after layer l, its output | |
 # | $g_y$, $g_\rho$ | gradient of the loss at an output and at a ponder; `dy`, `dponder` in the code | |
-# | w, λ | weight of the ponder loss, weight of the motion loss | 5e-4, 1 |
+# | w, λ | weight of the ponder loss, weight of the motion loss | 5e-4; 1 in refvt and in the released code, the paper's value is unknown |
 # | K, $\mathcal{L}$ | classes, the loss | 200 |
 #
 # B counts clips without their static twins (notebook 7); with twins a batch holds 2B. A small example has its own values of
@@ -68,6 +69,7 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 # | --- | --- | --- |
 # | q, k, v | attention (notebooks 2, 3, 6) | queries, keys and values; tokens are i and j there |
 # | s, p, y | attention (notebooks 2, 3, 6) | logits, weights and output of one attention |
+# | logit | everywhere | of attention (2, 3, 6), of halting (4, 5), of a class (4, 7, 8) |
 # | `p` | code of notebooks 1 and 4 | the parameters of a model |
 # | `m`, `v` | code of notebook 8 | the two moments of Adam |
 # | `n` | code of notebooks 9 and 10 | $N_k$, the layer in which the token halts |

@@ -142,8 +142,8 @@ print("largest difference:", np.abs(copies - once).max())
 
 # %% [markdown]
 # Nothing changes: three equal keys and one key with log 3 give the same output. In HaltingVT all halted tokens of a clip are set
-# to zero, so they have equal keys and equal values. So one *ghost* token with log m replaces all m of them, exactly. Notebook 6
-# saves time with it.
+# to zero, so they have equal keys and equal values (notebook 6 says why). So one *ghost* token with log m replaces all m of
+# them, exactly. Notebook 6 saves time with it.
 #
 # ## Exercise
 #

@@ -17,7 +17,7 @@
 # - what divided space-time attention computes, and what it saves,
 # - how the Glimpser scores patches, and which it keeps,
 # - why a selection has no gradient, and what that means,
-# - what `R` trades.
+# - what the keep rate R trades.
 
 # %%
 import numpy as np
@@ -35,7 +35,7 @@ data: MovingDigits = make_moving_digits(recipe)[1]
 clip = data.clip(1)
 trace = model.trace(clip[None])
 T, S = config.num_frames, config.patches_per_frame
-print(f"{T} frames of {S} patches, width {config.width}, keep rates R = {config.keep_rates}")
+print(f"{T} frames of {S} patches, width {config.width}, keep rates {config.keep_rates}, one per Glimpser block")
 
 # %% [markdown]
 # ## Divided attention: first through time, then inside each frame
@@ -69,8 +69,8 @@ for t, s in ((8, 196), (T, S)):
 # ## The score of a patch
 #
 # In the spatial attention CLS attends to every patch of its frame. The weight that it gives to a patch, averaged over heads,
-# is the score of the patch. No extra network is needed. Here are the scores of frame 3, from the queries and keys of the last
-# Glimpser block:
+# is the score of the patch. No extra network is needed. (It is not the halting score of notebook 4: this one is an attention
+# weight.) Here are the scores of frame 3, from the queries and keys of the last Glimpser block:
 
 # %%
 g = config.glimpser_depth - 1
@@ -87,10 +87,14 @@ print(scores.reshape(config.grid))
 # %% [markdown]
 # ## How the Glimpser decides what to keep
 #
-# Each Glimpser block has its own keep rate R. The paper uses two blocks, with R = 1 in the first, where nothing is selected,
-# and R < 1 in the second. There, in each frame, the S' = ⌈R · S⌉ patches of highest score stay, ordered by score. The others
-# are gone for good. Each frame chooses for itself, so the kept patches of two frames may show different places. After the
-# selection a patch is numbered by its *rank*: patch 0 of a frame is the one with the highest score, patch 1 the next.
+# Each Glimpser block has its own keep rate. The paper uses two blocks, with rate 1 in the first, where nothing is selected,
+# and R < 1 in the second. Where we write R alone, it is the rate of the second block. There, in each frame, the
+# S' = ⌈R · S⌉ patches of highest score stay, ordered by score. The others are gone for good. The choice stands between the
+# spatial attention and the MLP of the block, so a dropped patch has no MLP there.
+#
+# Each frame chooses for itself, so the kept patches of two frames may show different places. After the selection a patch is
+# numbered by its *rank*: patch 0 of a frame is the one with the highest score, patch 1 the next. The token itself still knows
+# its place: `pos_embed` was added before.
 
 # %%
 keep = config.num_kept_patches(g, S)
@@ -99,8 +103,8 @@ print("by hand:", kept)
 print("refvt:  ", trace.output.decisions.kept[-1][0, 3])
 
 # %% [markdown]
-# Does it keep the patches with the digit? Over 64 clips that the model never saw, the share of patches that stay, of those
-# that hold the digit and of those that never do:
+# Does it keep the patches with the digit, those of which at least a fifth of the pixels are digit? Over 64 clips that the
+# model never saw, the share of patches that stay, of those with the digit and of those that never hold it:
 
 # %%
 clips = np.stack([data.clip(i) for i in range(64)])
@@ -147,8 +151,8 @@ for R in (1.0, 0.7, 0.5, 0.3):
 # | 0.5 | 785 | 7.91 | 1.86 | 18.62 | 26.53 |
 # | 0.3 | 473 | 7.54 | 1.01 | 10.09 | 17.63 |
 #
-# So with R = 0.3 the Glimpser alone saves 68 % of what the model costs with R = 1: 91 % of the pairs, but 70 % of the tokens
-# in the linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs
+# So with R = 0.3 the Glimpser saves 68 % of the whole clip. In a joint block it saves 91 % of the pairs and 70 % of the tokens
+# of the linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs
 # with R = 0.3 and β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both
 # R and β change, so their difference is not the effect of R alone.
 #
@@ -165,16 +169,16 @@ for R in (1.0, 0.7, 0.5, 0.3):
 # digit, 54 % never do. Which share of its attention does CLS give to each group in the four joint layers?
 
 # %%
-dense_config = recipe.backbone.config
+backbone_config = recipe.backbone.config
 parameters = weights.find_backbone(recipe)
-dense = refvt.HaltingVT(dense_config, parameters, backend="reference")
-few = dense.trace(clips[:16])
-group = object_tokens(ink[:16], dense_config, few.output)  # 1 the digit is in it, 0 it never is
-G, N = dense_config.glimpser_depth, dense_config.joint_tokens
+backbone = refvt.HaltingVT(backbone_config, parameters, backend="reference")
+few = backbone.trace(clips[:16])
+group = object_tokens(ink[:16], backbone_config, few.output)  # 1 the digit is in it, 0 it never is
+G, tokens = backbone_config.glimpser_depth, backbone_config.joint_tokens  # tokens: N'
 print(f"patches: {(group == 1).mean():.0%} with the digit, {(group == 0).mean():.0%} never")
-for layer in range(1, dense_config.joint_depth + 1):
-    q = few[f"blocks.{G + layer - 1}.attn.q"].reshape(16, N, A, d)
-    k = few[f"blocks.{G + layer - 1}.attn.k"].reshape(16, N, A, d)
+for layer in range(1, backbone_config.joint_depth + 1):
+    q = few[f"blocks.{G + layer - 1}.attn.q"].reshape(16, tokens, A, d)
+    k = few[f"blocks.{G + layer - 1}.attn.k"].reshape(16, tokens, A, d)
     logits = np.einsum("bad,bnad->ban", q[:, 0], k) / np.sqrt(d)  # CLS asks
     p = np.exp(logits - logits.max(axis=2, keepdims=True))
     p /= p.sum(axis=2, keepdims=True)
@@ -186,9 +190,11 @@ for layer in range(1, dense_config.joint_depth + 1):
     )
 
 # %% [markdown]
-# Compare with the shares of the patches. Background is 54 % of the patches and gets 35 to 44 % of the attention: more than a
-# third in every layer, but less than its share. Patches with the digit are 12 % and get 15 to 31 %, more than their share. So
-# CLS prefers the digit in every layer, also in the first. (The rest goes to patches that hold the digit in another frame.)
+# Compare with the shares of the patches. Background is 54 % of the patches and gets 35 to 44 % of the attention. This is more
+# than a third in every layer, which speaks for the paper. But it is less than the background's share of the patches, which
+# speaks against it. Patches with the digit are 12 % and get 15 to 31 %, more than their share. So CLS prefers the digit in
+# every layer, also in the first. (The rest goes to patches that hold the digit in another frame, or less than a fifth of a
+# patch of it in this one.)
 #
 # This supports only a part of the argument. The digit gets most in the last layer, but the worst layer is the second, not the
 # first. And "layer 1" is not really shallow: it is the first *joint* layer, and two Glimpser blocks come before it, in which CLS
@@ -202,16 +208,17 @@ from dataclasses import replace
 
 from refvt.model.decisions import Decisions
 
-# masked: what is taken away is seen by nobody; the model has no halting of its own (γ = 0)
-free = refvt.HaltingVT(replace(dense_config, halted_keys="masked"), parameters)
+# Nothing halts by itself in this model: γ = 0 and β = 50, so every score is σ(−50), almost zero (notebook 4).
+# Decisions impose the layers in which tokens halt. masked: nobody reads a halted token (notebook 6).
+free = refvt.HaltingVT(replace(backbone_config, halted_keys="masked"), parameters)
 many = np.stack([data.clip(i) for i in range(256)])
 truth = np.array([data.target(i) for i in range(256)])
 untouched = free(many)
 pixels = np.stack([data.object_pixels(i) for i in range(256)])
-never_digit = np.pad(object_tokens(pixels, dense_config, untouched) == 0, ((0, 0), (1, 0)))  # CLS first
+never_digit = np.pad(object_tokens(pixels, backbone_config, untouched) == 0, ((0, 0), (1, 0)))  # CLS first
 rng = np.random.default_rng(0)
 at_random = np.pad(rng.permuted(never_digit[:, 1:], axis=1), ((0, 0), (1, 0)))
-last = dense_config.joint_depth
+last = backbone_config.joint_depth
 print(f"nothing taken away: {(untouched.logits.argmax(axis=1) == truth).mean():.1%} right")
 for layer in (1, 2, 3):
     right = []
@@ -225,7 +232,8 @@ for layer in (1, 2, 3):
 # One clip of 256 is 0.4 points. Without the background after layer 1 four more clips are right (+1.6 points); without random
 # patches two fewer are right. After layer 2 or 3 two fewer are right without the background. The direction after layer 1 is the
 # paper's. But differences of two to four clips are hardly more than chance, and this model was never trained to work without
-# these patches.
+# these patches. (Here the background was taken out of the softmax, `masked`. In the released variant a halted patch stays in
+# it and still takes weight, notebook 6. Only what the Glimpser drops is out for good.)
 #
 # When models are *trained* with a Glimpser that drops patches, ours did not become more accurate: against R = 1 by −1.3 points
 # at R = 0.7, −2.3 at R = 0.5 and −0.8 at R = 0.3, where runs of one setting differ by 4 to 6 points (standard deviation over

@@ -51,7 +51,8 @@ states
 # γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20. In the last layer the score is 1,
 # whatever the state is.
 #
-# The states of the example were made so that the scores are round:
+# The states of the example were made so that the scores are round. Here γ = β = 10. For CLS in layer 1 this makes
+# 10 · 0.915 − 10 = −0.85, and σ(−0.85) = 0.30.
 
 # %%
 scores = 1 / (1 + np.exp(-(scale * states[:, :, 0] - center)))
@@ -61,8 +62,8 @@ scores
 # %% [markdown]
 # ## When a token halts
 #
-# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.** Here ε =
-# 0.01, so the limit is 0.99.
+# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.** Here
+# ε = 0.01, as in the paper, so the limit is 0.99.
 #
 # *Predict first.* Look at the columns above. In which layer does each token halt? Write it down, then check:
 
@@ -85,7 +86,7 @@ check_exercise("halting layers", prediction)
 #
 # $$r = 1 - \sum_{l < N_k} h^l$$
 #
-# where $N_k$ is the layer in which token number k halts. (N without an index is the number of tokens.) This is the
+# where $N_k$ is the layer in which token number k halts. (N and N' count tokens, notebook 1; $N_k$ is a layer.) This is the
 # **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4. Where only one token is meant, we write h, r, y and ρ without the index k.
 #
 # In the picture each bar is one token. It fills with scores from left to right. The hatched part is the remainder: the
@@ -202,8 +203,8 @@ from refvt.training.recipe import make_moving_digits
 model, recipe = weights.load("photographs", backend="reference")
 clip = make_moving_digits(recipe)[1].clip(0)[None]
 trace = model.trace(clip)
-p, N, L = model.parameters, model.config.joint_tokens, model.config.joint_depth
-output = trace["y"].reshape(N, -1)  # [N', D], CLS first
+p, tokens, L = model.parameters, model.config.joint_tokens, model.config.joint_depth  # tokens: N'
+output = trace["y"].reshape(tokens, -1)  # [N', D], CLS first
 
 
 def logits_of(cls):
@@ -214,8 +215,9 @@ def logits_of(cls):
 print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.output.logits[0]).max())
 
 # %% [markdown]
-# The logits are the same: y of a patch is read by no head and no loss. A patch acts on the answer only while it lives, as a key
-# and a value that other tokens read, and so in the end CLS.
+# The logits are the same: y of a patch is read by no head and no loss. A patch shows what it has only while it lives, as a key
+# and a value that other tokens read, and so in the end CLS. (In the released variant it stays a key and a value afterwards,
+# but an empty one, the same for all: notebook 6.)
 #
 # ## What is unknown once CLS has halted
 #
@@ -258,16 +260,18 @@ print("largest difference of the logits:", np.abs(out.logits - followed.logits).
 # %%
 data = make_moving_digits(recipe)[1]
 for index in (0, 6):
+    # every token is followed to its own halt, and GFLOPs count that
     out = model(data.clip(index)[None], full_ponder=True)
     per_frame = out.alive[0, :, 1:].reshape(L, -1, model.config.num_frames).sum(axis=1)
     print(f"{data.names[data.target(index)]}: {out.gflops[0]:.4f} GFLOPs, tokens {out.tokens_per_layer[0]}")
     print(per_frame)
 
 # %% [markdown]
-# Frame sampling removes whole columns. But no column of the moving clip is empty: this model computes something in every
-# frame, and little of each. Early exit stops all patches of a clip after the same layer, so it removes whole rows, from the
-# bottom up. But in the moving clip many patches halt after layer 1, while four in each frame live to layer 4. Halting removes
-# single patches in single layers, and different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
+# Frame sampling empties whole columns. But no column of the moving clip is empty: this model computes something in every
+# frame, and little of each. Early exit over layers stops all patches of a clip after the same layer: it empties the lower rows
+# of the table, which are the last layers. Early exit over frames empties the last columns. But in the moving clip many patches
+# halt after layer 1, while four in each frame live to layer 4. Halting takes single patches out, each from some layer on, and
+# different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
 #
 # ## Exercise
 #
@@ -312,7 +316,7 @@ check_exercise("halt_tokens", halt_tokens)
 # | halts | in the first layer $N_k$ where the sum of the scores exceeds $1 - \epsilon$ |
 # | remainder | $r = 1 - \sum_{l<N_k} h^l$, the last slice of the bar |
 # | output | $y = \sum_{l<N_k} h^l x^l + r x^{N_k}$ |
-# | ponder | $\rho = N_k + r$, between 2 and $L + 1$ |
+# | ponder | $\rho = N_k + r$; $2 \le \rho < L + 1$ if there are two layers or more: a token that halts in layer 1 has r = 1, any other has $N_k \ge 2$ and $0 < r < 1$ |
 #
 # Source: HaltingVT (arXiv 2401.04975), section 3.3. The remainder goes back to ACT (arXiv 1603.08983), channel 0 as the
 # halting logit to A-ViT (CVPR 2022).

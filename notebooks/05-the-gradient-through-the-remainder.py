@@ -15,10 +15,10 @@
 # network learn when to halt? This notebook derives the answer on paper, checks it with numbers, and shows what the ponder
 # loss does. After it you can say
 #
-# - which gradient reaches the halting logit of a token in each layer, and why none reaches it in the last one,
-# - what that gradient means: which later states it compares,
+# - which gradient reaches the halting logit of a token in each layer, and why in the last one none comes through the score,
+# - what that gradient means: which two states it compares,
 # - what the ponder loss adds to it,
-# - why patches, unlike CLS, learn to halt from the ponder loss alone.
+# - why patches, unlike CLS, learn from the ponder loss alone through their scores.
 
 # %%
 import numpy as np
@@ -48,7 +48,8 @@ print(halting_layer)
 # ## The derivation
 #
 # Write $g_y = \partial \mathcal{L} / \partial y$ (a vector) and $g_\rho = \partial \mathcal{L} / \partial \rho$ (a number).
-# For $l < N_k$:
+# (If the loss is written task(y) + λ ρ, then $g_\rho$ = λ. In these notebooks λ is the weight of the motion loss, and w that of
+# the ponder loss.) For $l < N_k$:
 #
 # $$\frac{\partial y}{\partial h^l} = x^l - x^{N_k}, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
 #
@@ -75,6 +76,13 @@ print(halting_layer)
 #
 # for $l = N_k$, and zero for $l > N_k$. In layer $N_k$ nothing comes from the next block: there the token has halted.
 #
+# What comes from block l + 1 is the usual backward of a block: through its residual path, its MLP, the token's own query, and
+# its key and value, which other tokens read. With $G_j$ the whole gradient at the state of token j after the block, it is
+#
+# $$\sum_j G_j \cdot \frac{\partial x_j^{l+1}}{\partial x^l[0]}$$
+#
+# over the tokens j that live there. The worked example has no blocks, so this part is zero in it.
+#
 # The boxed part in words: **A token is moved to use layer l more if its state there is better for the loss than its state in
 # layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
 
@@ -89,7 +97,7 @@ print(halting_layer)
 #
 # $$\begin{aligned} l = 1, 2: \quad & \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^3) - g_\rho \right) \\ & + h^l\, g_y[0] + (\text{from block } l + 1) \\ l = 3: \quad & (1 - h^1 - h^2)\, g_y[0] \end{aligned}$$
 #
-# Here $g_y[0] = 0$, and there is no next block in the example. So only the part through the score is left:
+# Here $g_y[0] = 0$, and nothing comes from a block. So only the part through the score is left:
 #
 # | layer l | γ h (1 − h) | g_y · (xˡ − x³) | −g_ρ | product: δˡ |
 # | --- | --- | --- | --- | --- |
@@ -146,7 +154,7 @@ measured
 
 # %% [markdown]
 # Compare with refvt's hand-written backward. It gives the part through the score and the part through y together, as the
-# measurement does. (The example has no next block.)
+# measurement does.
 
 # %%
 dstates = halt_tokens.backward(dy, dponder, cache)
@@ -169,8 +177,9 @@ print(np.round(through_the_score, 6) + 0.0)
 # %% [markdown]
 # The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **Through its
 # score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, no score
-# has a gradient. The weights still change, because of other gradients, and a score may become smaller with them. But nothing
-# aims at it. [docs/training.md](../docs/training.md) reports such a collapse, in which nearly all tokens halt early.
+# has a gradient. The weights still change, because of other gradients, and a score may become smaller with them. (Channel 0 of
+# CLS gets $g_y[0]$, for example, as a part of y.) But nothing aims at it. [docs/training.md](../docs/training.md) reports such a
+# collapse, in which nearly all tokens halt early.
 #
 # ## The local form: one number instead of $x^{N_k}$
 #
@@ -229,12 +238,15 @@ only_ponder = halt_tokens.backward(np.zeros((5, 3)), np.full(5, 1 / 5), cache)[:
 print(only_ponder)
 
 # %% [markdown]
-# ## Patches learn to halt from the ponder loss alone
+# ## Through their scores, patches learn from the ponder loss alone
 #
-# The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What remains for a
-# patch is the ponder loss, which moves all of them to halt.
+# The heads read only CLS. So $g_y$ is zero for every other token: no answer depends on the y of a patch. What a patch feels
+# through its score is the ponder loss alone, which moves all patches to halt.
 #
-# A patch does matter to the answer, but in another way: while it lives, it is a key and a value that CLS can read.
+# A patch does matter to the answer, but in another way: while it lives, it is a key and a value that CLS can read. So the
+# class loss and the motion loss do reach channel 0 of a patch, through the next block. But there it is a feature that other
+# tokens read, like every other channel. What they ask of it has nothing to do with how long the patch should live.
+#
 # Whether it lives is decided by the comparison, and the comparison has no gradient. So no term of the gradient keeps a needed
 # patch alive. That patches differ at all is a side effect: the weights that write channel 0 also write all other channels, and
 # they change with the gradients of those.

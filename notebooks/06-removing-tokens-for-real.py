@@ -37,7 +37,7 @@ np.set_printoptions(precision=3, suppress=True)
 # | variant | a halted token | who |
 # | --- | --- | --- |
 # | `zero` | its state is set to 0 before every block; it stays in the attention as a key and a value | the released HaltingVT |
-# | `masked` | is no key any more | A-ViT; what "removing tokens" says |
+# | `masked` | is no key any more | A-ViT; the text of the HaltingVT paper says "removing tokens" |
 #
 # `masked` is easy to make fast: delete the rows. `zero` is not: all halted tokens still count in every softmax. But they are
 # all *equal*. The state is 0, LayerNorm(0) is its bias, so all have the same key k and the same value v. Notebook 2 showed
@@ -107,9 +107,9 @@ print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without haltin
 # %% [markdown]
 # `dense` computes every token in every layer, also after CLS has halted. Compare the ratio of the times with that of the
 # GFLOPs: they differ, because small products keep a processor less busy than large ones, and because LayerNorm, softmax and
-# GELU take time but are not counted. These weights are set by hand; in a trained model other tokens halt.
-# [docs/performance.md](../docs/performance.md) says how far from the machine's
-# limit refvt runs.
+# GELU take time but are not counted. (`compact` computes even less than 13.0: in the last layer only CLS, see below. So the
+# time falls by clearly less than the work.) These weights are set by hand; in a trained model other tokens halt.
+# [docs/performance.md](../docs/performance.md) says how far from the machine's limit refvt runs.
 #
 # ## Three more things that need not be computed
 #
@@ -130,14 +130,16 @@ unknown = np.isnan(answers["compact"].ponder).sum()
 print("tokens whose ponder is not known because the clip left early:", unknown)
 
 # %% [markdown]
-# Only the ponder can change, and here nothing does: with these weights CLS lives to the last layer. (Notebook 4 has a model
-# whose CLS halts early.)
+# The answers cannot change. What can: for each token that outlives CLS its halting layer, its remainder and its ponder, and
+# with them the counted tokens and GFLOPs. Here nothing changes: with these weights CLS lives to the last layer. (Notebook 4
+# has a model whose CLS halts early.)
 #
 # ## The ghost's gradient
 #
 # In the backward the ghost gets gradients dk and dv like any other key and value. Where do they go? Its input is the zero
-# vector, so LayerNorm(0) = bias and its key is $k = W_k\, b + c_k$, with b the bias of `norm1` and $W_k, c_k$ the k rows of
-# `qkv`; the same for v. So the ghost's gradient reaches **`norm1.bias`, and the k and v rows of `qkv` (weight and bias)**.
+# vector, so LayerNorm(0) = bias, and its key is $W_\text{key}\, b + c_\text{key}$. Here b is the bias of `norm1`, and
+# $W_\text{key}$ and $c_\text{key}$ are the rows of `qkv` (weight and bias) that make keys; the same for the value. So the
+# ghost's gradient reaches **`norm1.bias`, and the k and v rows of `qkv` (weight and bias)**.
 # Nothing reaches `norm1.weight` (it is multiplied by 0), nor the q rows (a ghost has no query). There is also a gradient at the
 # zero vector itself. It goes no further: the zero does not depend on any state or parameter, so a halted token gets nothing from
 # later layers. One ghost stands for m tokens; log m is a constant.
@@ -186,9 +188,9 @@ for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D
 # %% [markdown]
 # ## Exercise
 #
-# Say N = 1569 tokens enter the joint blocks (no Glimpser), and n of them live. In the attention of one layer, `dense`
-# computes N · N pairs of query and key. How many does `compact` compute, in the variant `zero`, if at least one token has
-# halted? Write `pairs(n, N)`.
+# Say nothing is dropped, so that N' = N = 1569 tokens enter the joint blocks, and n of them live. In the attention of one
+# layer, `dense` computes N · N pairs of query and key. How many does `compact` compute, in the variant `zero`, if at least one
+# token has halted? Write `pairs(n, N)`.
 
 
 # %%

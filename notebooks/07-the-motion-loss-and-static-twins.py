@@ -11,8 +11,9 @@
 # %% [markdown]
 # # 7. The motion loss and static twins
 #
-# Notebook 5 ended with a limit: no gradient keeps a needed patch alive. The paper adds a second task: to say whether anything in
-# the clip moves at all. A model can solve it only by looking at patches that change. After this notebook you can say
+# Notebook 5 ended with a limit: no gradient keeps a needed patch alive. The motion loss does not lift this limit. It gives CLS
+# a reason to look at other patches: a second task, to say whether anything in the clip changes from frame to frame. After this
+# notebook you can say
 #
 # - what a static twin is, and how the batch changes,
 # - what the motion head reads, and what its loss is,
@@ -48,8 +49,9 @@ print("mean change from frame to frame:", change)
 #
 # ## The whole loss, in one line
 #
-# The head for motion reads the same vector as the head for classes: CLS after the last norm. It has two outputs. The loss
-# is the usual two-class cross-entropy, the mean over all 2B clips, without smoothing:
+# The head for motion reads the same vector as the head for classes: norm(y of CLS), the weighted mean of notebook 4. It has two
+# outputs. Its loss, the motion loss, is the usual two-class cross-entropy, the mean over all 2B clips, without label smoothing.
+# (refvt can smooth the labels of the class loss; its recipes do not.) The whole loss:
 #
 # $$\mathcal{L} = \underbrace{\mathcal{L}_\text{class}}_{\text{cross-entropy, } 2B \text{ clips}}
 #     + w \underbrace{\frac{1}{2B N'} \sum_{\text{clips}} \sum_k \rho_k}_{\text{ponder loss}}
@@ -76,6 +78,8 @@ print(f"ponder {loss.ponder:.3f}")
 print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.motion:.4f}")
 
 # %% [markdown]
+# Here depth = 4 and there is one Glimpser block, so L = 3. Nothing halts yet, so ρ is nearly L + 1 = 4.
+#
 # ## Why a motion loss, and what it can reach
 #
 # *Why.* Many class labels can be guessed from one frame: a pool suggests "swimming". A model that is trained on classes alone
@@ -89,15 +93,18 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 #
 # The effect that the paper describes is therefore indirect. To tell a clip from its twin, CLS must attend to patches that
 # change. In the Glimpser the attention of CLS *is* the selection: the patches with the largest weights stay. So a CLS that
-# looks at motion keeps the patches that move. This does not change how *many* are kept. The paper reports 5.4 % fewer GFLOPs
-# with the motion loss; they must come from earlier halting. We know of no derivation, and notebook 5 shows why it is not
-# obvious: no gradient of the motion loss reaches the score of a patch through its own y.
+# looks at what changes keeps the patches that change; mostly these are the ones that move. This does not alter how *many* are
+# kept. The paper reports 5.4 % fewer GFLOPs with the motion loss; they must come from earlier halting. The paper's idea: if CLS
+# needs only what moves, static patches are dispensable, and the ponder loss can halt more of them earlier. We know of no
+# derivation, and notebook 5 shows why it is not obvious: no gradient of the motion loss reaches the score of a patch through
+# its own y.
 #
 # *Can one see it?* The direct test would be two models that differ in nothing but the motion loss, and the attention of CLS in
 # each. Such a pair does not come with refvt: both models that ship were trained without twins and without the motion loss. So
 # this notebook cannot show attention with and without it. You can make the second model, in some hours on two cores, with
 # `refvt train --recipe photographs --set static_twins=true --out run`, and compare the two with the cell of notebook 3 that
-# prints the attention of CLS.
+# prints the attention of CLS. (Without the motion loss there are no twins either. So the class loss and the ponder loss see half
+# as many clips, none of them static: two such models differ in that, too.)
 #
 # *What was measured instead* is what the motion loss does to cost and accuracy, in 24 short runs from scratch on moving
 # digits ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md); three seeds, 12 pairs of runs, mean ±
@@ -131,6 +138,7 @@ print("a clip of the class still equals its twin:", np.array_equal(clip, twin))
 # | --- | --- | --- |
 # | weight λ of the motion loss | a factor in its formula; we could not get its value | the configurations name 0.001, but the loss only tests that it is above 0, and adds the motion loss with weight 1 |
 # | the twin's frame | one of the clip's own frames | the video is sampled again for the twin, and augmented by itself |
+# | halted tokens | removed | set to zero; they stay keys and values (notebook 6) |
 #
 # refvt: `motion_weight` is 1 by default, and twins repeat one of the clip's own frames. Optimiser, learning rate and epochs
 # of the paper are in notebook 8, "The settings of the paper".

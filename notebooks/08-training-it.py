@@ -16,7 +16,7 @@
 #
 # - how the three losses act together, and on which tokens each acts,
 # - what R and β trade,
-# - what Table 1 and Figure 3 of the paper say, and where our small experiments do not confirm them,
+# - what is known to us of Table 1 and Figure 3 of the paper, and where our small experiments do not confirm it,
 # - where the paper stands beside other methods, and what its limits are.
 
 # %%
@@ -69,7 +69,7 @@ for w in (0.5, 8.0):
 # CLS keeps layer 3 with both weights, because its task pulls against the ponder loss: its scores in layers 1 and 2 become
 # small, and the remainder is nearly all. The patches have nothing that pulls. With w = 8 all four halt in layer 1 after 400
 # steps, also "slow", which began with the smallest scores; with w = 0.5 they go the same way, but have not arrived yet. A patch
-# that halts in layer 1 has reached the end: its gradient is zero (notebook 5).
+# that halts in layer 1 has reached the end: through its score it gets no gradient (notebook 5).
 #
 # In the real model all tokens share the weights that write channel 0. So a patch can live longer only as a side effect: the class
 # loss and the motion loss change these weights for another reason, and the score of the patch changes with them. Here is how all
@@ -77,9 +77,17 @@ for w in (0.5, 8.0):
 #
 # | loss | reads | acts on CLS | acts on patches |
 # | --- | --- | --- | --- |
-# | class (task) | y of CLS | directly: where its later states are better it lives longer | through attention, on their states; never on whether they live |
-# | ponder, weight 5e-4 | ρ of every token | halts earlier | halts earlier, all with the same force |
-# | motion, weight 1 | y of CLS | as the class loss | as the class loss |
+# | class (task) | y of CLS | directly: where its later states are better it lives longer | through attention, on their states; on whether they live only as a side effect of shared weights, never through their scores |
+# | ponder, weight 5e-4 | ρ of every token | halts earlier | halts earlier: the same $g_\rho$ for all, times γ h (1 − h) at the logit |
+# | motion, weight 1 (refvt, released code) | y of CLS | as the class loss | as the class loss |
+#
+# Gradients go through the blocks, through the scores h and through the remainder r (notebook 5). None goes through a comparison,
+# and none through the choice of the Glimpser (notebook 3). No loss reads y of a patch. So a patch feels the ponder loss through
+# its own scores. It feels the other two losses only because other tokens, and in the end CLS, read it as a key and a value.
+#
+# The motion loss is meant to shift the balance of task and ponder loss towards what moves. CLS has to read patches that change,
+# so the shared weights are trained for these patches, and static ones become dispensable. No term of the gradient guarantees
+# it (notebook 7).
 #
 # The formula of the whole loss stands in notebook 7. Nothing else is needed: one network, one loss, one training.
 #
@@ -87,8 +95,9 @@ for w in (0.5, 8.0):
 #
 # One step of training: B clips and their B static twins, the loss and all gradients, Adam. The model starts from a backbone
 # that was trained without halting and ships with refvt, as the paper starts from trained image weights. This loop has the paper's
-# three losses and their weights: every token counts alike in the ponder loss. (The model that ships with refvt was trained with
-# another recipe; see below.)
+# three losses. The ponder loss has the paper's weight, and every token counts alike in it. The motion loss has weight 1, as in
+# the released code; the paper's value is not known to us (notebook 7). (The model that ships with refvt was trained with another
+# recipe; see below.)
 
 # %%
 trained, recipe = weights.load("photographs")
@@ -135,18 +144,24 @@ for line in log:
         )
 
 # %% [markdown]
-# (AUC: the probability that a patch with the digit lives longer than one that never holds it; 0.5 is chance.) At step 120 nothing
-# halts yet. At step 240 half of the tokens do not reach layer 4, and at the end of the first epoch the AUC is 0.86: halting comes
-# first, but the right places follow soon. Accuracy falls below the backbone's 92.0 % and needs about seven epochs to come back.
+# (AUC: as in notebook 0, but for another pair: a patch with the digit, and one that never holds it. Patches that were dropped do
+# not count. 0.5 is chance.) At step 120 nothing halts yet. At step 240 half of the tokens do not reach layer 4, and at the end of
+# the first epoch the AUC is 0.86: halting comes first, but the right places follow soon. Accuracy falls below the backbone's
+# 92.0 % and needs about seven epochs to come back. That the model ends above the backbone says nothing about halting: it was
+# trained 28 epochs longer. (These figures are of all 1024 test clips. Notebook 3 has the backbone on the first 256 of them,
+# 91.4 %; "R and β" below has the model on the first 96.)
 #
 # **This model was not trained with the paper's losses.** Two things differ:
 #
-# - *The ponder loss* is the variant `changing_ponder`: a patch that changes between frames has the weight −2 in it, all others 1. So the
-#   recipe says which patches are to live. With the paper's ponder loss, in which all count 1, halting did *not* follow the
-#   digit: the AUC was 0.37, so the digit's patches halted *earlier* than the background (a shorter run from an earlier backbone;
-#   [docs/training.md](../docs/training.md), "The variant changing_ponder"). The worked example above shows why: no part of the
-#   paper's loss keeps a patch alive.
+# - *The ponder loss* is the variant `changing_ponder`: a patch that changes between frames has the weight −2 in it, all others 1.
+#   So each token adds −2 ρ or ρ to the sum, which is still divided by the number of tokens. The recipe says which patches are to
+#   live. With the paper's ponder loss, in which all count 1, halting did *not* follow the digit: the AUC was 0.37, so the digit's
+#   patches halted *earlier* than the background. (This was a shorter run from an earlier backbone: 256 steps, R = 1, γ = 0.5, and
+#   a weight of 0.02, forty times the paper's; [docs/training.md](../docs/training.md#photographs).) The worked example above shows
+#   why: no part of the paper's loss keeps a patch alive.
 # - *The motion loss* is left out, and with it the twins.
+#
+# The other settings of "photographs": R = 0.75, γ = 0.5, β = 5, and 0.065 as the weight of the ponder loss.
 #
 # This holds for all that is shown with "photographs": in notebooks 0, 3 and 4, and below in "R and β" and in "Figure 3 in small".
 #
@@ -154,6 +169,8 @@ for line in log:
 #
 # | what | setting |
 # | --- | --- |
+# | model | two Glimpser blocks with keep rates 1 and R, ten joint blocks; γ = 10, ε = 0.01 |
+# | R, β | Mini-Kinetics: 0.3, 10 and 0.7, 20, also 0.3, 5 and 0.5, 20; ActivityNet: 0.3, 10; 0.5, 10; 0.5, 20; 0.7, 20 |
 # | clips | 8 frames, 32 apart (Mini-Kinetics); 10 frames, 64 apart (ActivityNet); one clip a video |
 # | start | DeiT-S, trained on ImageNet; the temporal layers start as copies of the spatial ones |
 # | optimiser | Adam with 0.9 and 0.999; weight decay 1e-5 (L2), none on `cls_token`, `pos_embed`, `time_embed` |
@@ -173,8 +190,8 @@ for line in log:
 #
 # - **R**, the keep rate of the Glimpser, decides how many patches enter the joint blocks. The number is the same in every frame of
 #   every clip, and the choice is made early, by the attention of the second block.
-# - **β**, the halting centre, is what a logit has to overcome: $h = \sigma(\gamma x[0] - \beta)$. A larger β means smaller
-#   scores, later halting, more GFLOPs. How much a token is affected depends on its own logit.
+# - **β**, the halting centre, is what γ · x[0] has to reach for a score of one half: $h = \sigma(\gamma x[0] - \beta)$. A larger β
+#   means smaller scores, later halting, more GFLOPs. How much a token is affected depends on its own logit.
 #
 # Change both on the trained model, *without* training again. *Predict first:* the model was trained with R = 0.75 and β = 5.
 # Which change costs more accuracy for the GFLOPs that it saves?
@@ -207,19 +224,20 @@ draw_points("The trained model with other R and β", {n: ([g], [a]) for n, (a, g
 # (One clip of 96 is one point of accuracy. A difference of two points may be chance.)
 #
 # *R.* From 1 down to 0.5 GFLOPs fall by 23 % and accuracy stays the same. At 0.25 it is two points lower, which may be
-# chance, and at 0.125 four points lower, which is still only four clips. So in this model R trades hardly any accuracy for
-# GFLOPs. In the paper R = 0.3 with β = 10 has 67.2 %, and R = 0.7 with β = 20 has 75.0 %; two things change there at once. A
-# likely reason for the difference: fewer than two of our 16 patches of a frame hold the digit (a fifth of their pixels or
-# more), and on real videos what matters does not fit in 30 % of the patches.
+# chance, and at 0.125 four points lower. So in this model R trades little accuracy for many GFLOPs. In the paper R = 0.3 with
+# β = 10 has 67.2 %, and R = 0.7 with β = 20 has 75.0 %; two things change there at once. A likely reason for the difference:
+# fewer than two of our 16 patches of a frame hold the digit (a fifth of their pixels or more), and on real videos what matters
+# does not fit in 30 % of the patches.
 #
 # *β.* From β = 1 to 12 GFLOPs rise from 0.031 to 0.040, about as much as from R = 0.5 to R = 1. Between 1 and 5 they change
 # little. A likely reason: the logits of digit and background are far apart, and such a β lies between them. With β = 12 most
 # patches enter layers 3 and 4.
 #
 # *The prediction.* Begin at the trained setting, R = 0.75 and β = 5 (97.9 % at 0.0328 GFLOPs). R = 0.5 saves 12 % of the
-# GFLOPs and loses nothing. β = 1 saves 5 % and loses three points (three clips of 96). So here a smaller β costs more, as far
-# as 96 clips can tell. A likely reason: a smaller R drops mostly background, while a smaller β also halts patches of the
-# digit earlier.
+# GFLOPs and loses nothing. R = 0.125 saves 40 % and loses four clips of 96; β = 1 saves 5 % and loses three. So β = 1 costs more
+# for what it saves, if three clips are not chance. A likely reason: a smaller R drops mostly background, while such a small β
+# also halts patches of the digit earlier. β = 3 is cheaper than the trained β = 5, and one clip better. Nearly as many tokens
+# enter layer 4 there (40 and 42, but 30 at β = 1), so the digit probably still lives.
 #
 # To compare settings fairly each has to be trained, as the paper does, and as the next section does in small.
 #
@@ -278,15 +296,20 @@ draw_points("Table 1 in small; small marks are single runs", shown) if table1 is
 # | The Glimpser gains 2.5 % accuracy | not seen: −1.3, −2.3 and −0.8 points against R = 1 |
 # | The motion loss lowers GFLOPs by 5.4 % | not seen, not refuted: +7.2 ± 15.1 % over 12 pairs |
 #
+# Taken together, the paper says that accuracy does not simply fall with R. To drop some patches is said to help (+2.5 %),
+# because they mislead. To drop many loses what is needed: 67.2 % with R = 0.3 against 75.0 % with R = 0.7 (and another β).
+#
 # *Why should the motion loss lower GFLOPs at all?* None of its gradient reaches the score of a patch through its own y
 # (notebook 7). The paper's explanation is that a model which looks at what moves needs fewer tokens. This can work only
-# indirectly: through CLS, and through the weights that all tokens share. On moving digits twins also carry labels that cannot
-# be learnt, which is a reason why our version may differ.
+# indirectly: through CLS, and through the weights that all tokens share. Our version may differ for two more reasons. On moving
+# digits twins carry labels that cannot be learnt. And without the motion loss there are no twins, so the class loss and the
+# ponder loss see half as many clips.
 #
 # *How much must it change?* More than 5.4 % of what halting controls. The part up to the first joint block, which computes
-# every token, is fixed: 8.5 GFLOPs at R = 0.3 and 11.2 at R = 0.7 (table in notebook 3). If 9.9 GFLOPs are 5.4 % less than
-# without the motion loss, it was 10.5 without, and the nine later blocks fell from 1.9 to 1.35, by 30 %. If 24.2
-# GFLOPs are 5.4 % less, they fell from 14.4 to 13.0, by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
+# every token, is fixed: 7.54 + 1.01 = 8.55 GFLOPs at R = 0.3, and 8.28 + 2.89 = 11.17 at R = 0.7 (notebook 3). If 9.9 GFLOPs are
+# 5.4 % less than without the motion loss, it was 9.9 / 0.946 = 10.47 without. So the nine later blocks fell from
+# 10.47 − 8.55 = 1.92 to 9.9 − 8.55 = 1.35, by 30 %. If 24.2 GFLOPs are 5.4 % less, they fell in the same way from 14.41 to 13.03,
+# by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
 #
 # ## Figure 3 in small: how halting differs over layers and frames
 #
@@ -319,10 +342,12 @@ for index in (0, 5, 6):
 # In the clip of the class "still" almost everything halts after one layer. So the model computes where something happens, in
 # space and in time, and differently for each clip.
 #
+# What the paper's figure is meant to show: the model spends its work by content, in space and in time, and nothing told it where to
+# look. Our model was told: `changing_ponder` names the patches that are to live.
+#
 # What this shows and what it does not. The three statements about the paper's figure hold for our picture: fewer patches from
-# layer to layer, background first, frames differ. But this model was trained with `changing_ponder`, which makes patches that
-# change live longer. So it shows that the method *can* spend its work this way. It does not show that the paper's loss leads
-# to it; with that loss the digit halted before the background in our runs (AUC 0.37).
+# layer to layer, background first, frames differ. So our model shows that the method *can* spend its work this way. It does
+# not show that the paper's *ponder* loss leads to it; with that loss the digit halted before the background in our run (AUC 0.37).
 #
 # ## Where the paper stands beside other methods
 #
@@ -335,44 +360,63 @@ for index in (0, 5, 6):
 # | FrameExit: early exit over frames | not stated | 2.1 times fewer than the best before it |
 #
 # Summaries of the paper say that HaltingVT lies 1.6 points above the best method of its time at comparable cost. Which method
-# that is, and its own figures, could not be had. On ActivityNet-v1.3 HaltingVT was evaluated, too, in mAP (mean average
-# precision), with R = 0.3, 0.5 and 0.7 among the released configurations. **Its mAP and GFLOPs there could not be had:** they
-# are not in the abstract, nor in the README of the released repository. FrameExit states 1.3 times fewer GFLOPs than the best
-# before it there. The full tables of the papers were not at hand when this was written, so no more of their figures are given
-# here.
+# that is, and its own figures, could not be had. On ActivityNet-v1.3 HaltingVT was evaluated, too, with 10 frames of each video
+# and in mAP (mean average precision), with R = 0.3, 0.5 and 0.7 among the released configurations. **Its mAP and GFLOPs there
+# could not be had:** they are not in the abstract, nor in the README of the released repository. FrameExit states 1.3 times
+# fewer GFLOPs than the best before it there. The full tables of the papers were not at hand when this was written, so no more
+# of their figures are given here.
 #
 # Two cautions: the methods have different backbones and numbers of frames, and GFLOPs are *counted*. The released code
 # computes what it has halted, so its time does not fall (notebook 6).
 #
-# *Against adaptive sampling of frames.* Sampling removes whole frames. In the tables of patches above no frame is empty while
-# the digit moves: what is redundant is most of *each* frame. Our own comparison is in
-# [docs/results/experiment-frontier.md](../docs/results/experiment-frontier.md). Its runs were trained like those of Table 1
-# in small, with R = 0.5 and without the motion loss. ± is the standard deviation over three seeds. The names of its runs:
+# *Against adaptive sampling.* An adaptive sampler decides for a frame, its resolution or a region of it, and mostly an extra
+# network decides. In AR-Net (ECCV 2020) a policy network chooses the resolution of each frame. In AdaFocus (ICCV 2021) a
+# recurrent policy network chooses a region of each frame; it is trained by reinforcement learning, in three stages. HaltingVT
+# decides for each token in each layer, in the network that recognises, in one training. It claims a better trade of accuracy
+# for GFLOPs.
+#
+# Sampling of frames removes whole frames. In the tables of patches above no frame is empty while the digit moves: what is
+# redundant is most of *each* frame. Our own comparison is in
+# [docs/results/experiment-frontier.md](../docs/results/experiment-frontier.md). None of its runs is an adaptive sampler:
+# `frames4` takes every second frame, always. All were trained from scratch on black backgrounds, 5 epochs, without the motion
+# loss. ± is the standard deviation over three seeds. The names of the runs:
 #
 # | name | what it is |
 # | --- | --- |
-# | `beta3.33` | halting, with β = 3.33 |
-# | `ponder4e-05` | halting, with 4e-5 as the weight of the ponder loss |
-# | `keep7` | nothing halts; the Glimpser keeps 7 of the 16 patches of each frame |
-# | `frames4` | nothing halts; the model sees 4 of the 8 frames |
+# | `beta3.33`, `beta5`, `beta6.67` | halting with R = 0.5, γ = 1 and this β; the weight of the ponder loss grows towards 1.6e-4 |
+# | `ponder4e-05`, `ponder0.00064` | the same with β = 5; the weight of the ponder loss grows towards this one |
+# | `keep6`, `keep7`, `keep8` | nothing halts; the Glimpser keeps so many of the 16 patches of each frame. `keep8` is the model of the halting runs (R = 0.5) without halting |
+# | `frames4`, `frames2` | nothing halts; the model sees 4 or 2 of the 8 frames, and the Glimpser keeps 8 patches of each |
 #
-# These are the sentences that the experiment wrote from its numbers:
+# A halting run is compared with the static run (`keep6` to `keep8`) whose cost is nearest. These are the sentences that the
+# experiment wrote from its numbers:
 
 # %%
 reading(load_result("frontier"))
 
 # %% [markdown]
+# What this says. The paper puts halting ahead of *dropping tokens in advance*. Here the halting runs have 57 to 73 % at 0.028 to
+# 0.029 GFLOPs, and the static runs 52 to 59 % at 0.028 to 0.032. But no single difference can be told from zero: with three seeds
+# the 95 % interval of a mean reaches 2.5 standard deviations to each side. `frames4` is as accurate as `keep8` (60.0 and 59.0 %)
+# at half the cost. So to leave out every second frame loses nothing that we can see on this data. That speaks for sampling, and
+# not against halting: both can be combined. These runs decide nothing ([docs/experiments.md](../docs/experiments.md)).
+#
 # ## Limits, and experiments that would tell more
 #
 # | limit | what shows it | an experiment |
 # | --- | --- | --- |
 # | No gradient keeps a needed patch alive. | the boxed gradient in notebook 5; AUC 0.37 with the paper's ponder loss | a gradient through the presence of a token; `changing_ponder` |
-# | A token that halts in layer 1 gets no gradient; training can collapse. | the worked example above; with γ = β = 10 hardly any token lived beyond layer 1 after 32 steps from scratch | warm up the ponder weight; start with small scores |
+# | A token that halts in layer 1 gets no gradient through its score; training can collapse. | the worked example above; with γ = β = 10 hardly any token lived beyond layer 1 after 32 steps from scratch | warm up the ponder weight; start with small scores |
 # | The Glimpser's choice is final, and it is made in the second block. | notebook 3: no later layer has a dropped patch | `fuse_dropped` (the sum of the dropped patches stays as one token per frame); bring dropped patches back later |
-# | GFLOPs are not time. | notebook 6: the time falls by less than the GFLOPs | measure on your machine, `refvt bench` |
-# | A moving camera: everything changes. | AUC 0.96 where the camera stands still (vtest.avi), 0.64 where it moves in parts (bikes.mp4) | train with moving backgrounds; estimate the camera's motion |
-# | Two data sets, one backbone, no training code. | the released repository | the recipes `paper-…` of refvt, on your data |
+# | GFLOPs are counted, not time. | the released code computes what it has halted, so it shows no speed-up; in refvt the time falls by less than the GFLOPs (notebook 6) | measure on your machine, `refvt bench` |
+# | A moving camera: everything changes. | the AUC of notebook 0, model "photographs": 0.96 on vtest.avi, where the camera stands still, 0.64 on bikes.mp4, where it moves in parts ([docs/training.md](../docs/training.md#photographs)) | train with moving backgrounds; estimate the camera's motion |
+# | Two data sets, one backbone (DeiT-S), one clip a video, no script that trains. | the released repository has the model, the losses, the static twins and the settings, but only `eval.py` to run them; the class `RandAug` of its settings is missing | the recipes `paper-…` of refvt, on your data |
 # | Our own experiments are small: one synthetic task, few runs, wide spreads. | the sentences above | more seeds, longer runs: `refvt experiment table1 --seeds 8` |
+#
+# *Why training collapses with γ = β = 10.* γ = 10 makes the score steep: with β = 10 it is 0.5 at x[0] = 1 and 0.99 at
+# x[0] = 1.46. (With γ = 1 and β = 5 it is 0.5 at 5 and 0.99 at 9.6.) From scratch the learning rate is a hundred times the
+# paper's, and Adam moves a weight by about the rate, however small its gradient is. So channel 0 can soon pass 1.46, and then the
+# token halts at once ([docs/training.md](../docs/training.md#what-differs-from-the-paper)). The paper starts from trained weights.
 #
 # ## Exercises
 #
@@ -443,6 +487,7 @@ check_exercise("the whole loss", total_loss)
 # ```
 # </details>
 #
-# Sources: HaltingVT (arXiv 2401.04975), abstract and section 4; FrameExit (arXiv 2104.13400), abstract;
+# Sources: HaltingVT (arXiv 2401.04975), abstract and section 4; the abstracts of FrameExit (arXiv 2104.13400), AR-Net
+# (arXiv 2007.15796), AdaFocus (arXiv 2105.03245) and AdaFocus V2 (arXiv 2112.14238);
 # [docs/experiments.md](../docs/experiments.md) for how the experiments are made, [docs/training.md](../docs/training.md) for the
 # runs; for the paper's settings the sources below that table.

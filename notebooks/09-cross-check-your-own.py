@@ -89,7 +89,8 @@ say(check(Mine, cases="*halt_tokens*"))
 #
 # How exact must a result be? No number is set by eye. PyTorch ran each case in float32 too, and what *it* errs sets the
 # budget: a candidate may err eight times as much, with a floor of four units of rounding. So rounding passes, and a bug of
-# one part in a thousand does not.
+# one part in a thousand does not. If a decision differs whose score is within rounding of the limit, the case is called
+# *ambiguous*: neither right nor wrong.
 #
 # ## Plant a bug, predict, run
 #

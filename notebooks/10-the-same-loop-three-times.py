@@ -285,8 +285,8 @@ in_single = one / (one + np.exp(-x32))
 print(f"largest difference of a score: {np.abs(in_single - in_double).max():.1e}")
 
 # %% [markdown]
-# A few 10⁻⁸: no bug, but enough to turn a decision whose sum lies that close to 1 − ε. This is why `refvt check` stores the
-# smallest margin of each case and calls such a decision *ambiguous* (notebook 9).
+# A few 10⁻⁸: no bug, but enough to turn a decision whose sum lies that close to 1 − ε. This is why `refvt check` calls such a
+# decision *ambiguous* ([docs/checking.md](../docs/checking.md#what-the-report-says)).
 #
 # **4. Speed.** The simulator is slower than plain Python, because it makes a thread for every thread.
 
