@@ -20,8 +20,13 @@
   function tokenAt(frame, y, x) {
     const clip = Math.floor(y / rows) * windowColumns + Math.floor(x / columns);
     const patch = (y % rows) * columns + (x % columns);
-    const place = `Frame ${frame + 1} (${data.indices[frame]} of the video), patch in row ${y + 1}, column ${x + 1}`;
+    const place = `${nameOf(frame)}, patch in row ${y + 1}, column ${x + 1}`;
     return { clip, token: data.clips[clip].token[frame][patch], name: place + inWindow(clip) };
+  }
+
+  /** A frame in words, counted from 1, in the clip and in the video. */
+  function nameOf(frame) {
+    return `Frame ${frame + 1}` + (data.indices ? ` (frame ${data.indices[frame] + 1} of the video)` : "");
   }
 
   function inWindow(clip) {
@@ -229,8 +234,10 @@
     $("frame-text").textContent = `${frame + 1} / ${T}`;
     $("layer-text").textContent = `${layer} / ${L}`;
     for (const name of ["frame", "layer"]) $(name).setAttribute("aria-valuetext", $(name + "-text").textContent.replace("/", "of"));
-    $("status").textContent = layer === 0 ? `Frame ${frame + 1}, before the layers: ${entering} tokens enter layer 1`
-      : `Frame ${frame + 1}, layer ${layer}: ${tokensIn(layer)} of ${entering} tokens alive, ${cost(soFar(layer))} GFLOPs so far`;
+    const scope = `(${T > 1 ? `all ${T} frames` : "1 frame"}${B > 1 ? `, ${B} windows` : ""})`;
+    const counts = layer === 0 ? `Before the layers: ${entering} tokens of the clip enter layer 1 ${scope}`
+      : `Layer ${layer}: ${tokensIn(layer)} of ${entering} tokens of the clip alive ${scope}, ${cost(soFar(layer))} GFLOPs so far`;
+    $("status").textContent = `${counts}. Shown: frame ${frame + 1}.`;
     for (const [i, row] of [...$("cost").tBodies[0].rows].entries()) {
       if (i === layer) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
@@ -322,7 +329,7 @@
     const label = B > 1 ? `CLS ${clip + 1}` : "CLS";
     add({ clip, token: 0, label, name: `CLS, the token that the classes are read from${inWindow(clip)}` });
     for (const [frame, token] of of.fused) {
-      add({ clip, token, frame, label: "fused", name: `Frame ${frame + 1}, the fused token of the dropped patches${inWindow(clip)}` });
+      add({ clip, token, frame, label: "fused", name: `${nameOf(frame)}, the fused token of the dropped patches${inWindow(clip)}` });
     }
   }
   const found = new Set();

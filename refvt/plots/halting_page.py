@@ -46,7 +46,7 @@ def halting_page(
 
     clips [B, C, T, height, width], output = model(clips). images uint8 [T, rows · P', columns · P', 3]: the frames to
     show, whose patches have any size P'. windows: (rows, columns) of clips in a frame, B = rows · columns, row by row;
-    (1, 1) for one clip. title, note: plain text. indices: the number of each frame in its video. With
+    (1, 1) for one clip. title, note: plain text. indices: the number of each frame in its video, counted from 0. With
     ``full_ponder=True`` the page follows tokens to their own halt, and says which layers are not computed otherwise.
     ValueError or TypeError for arrays that do not fit together.
     """
@@ -55,7 +55,7 @@ def halting_page(
     scores = halting_scores(model, clips, output)
     data = {
         "frames": [_encode(image) for image in images],
-        "indices": list(range(len(images))) if indices is None else [int(i) for i in indices],
+        "indices": None if indices is None else [int(i) for i in indices],
         "grid": list(config.grid),
         "windows": list(windows),
         "layers": config.joint_depth,

@@ -11,15 +11,17 @@ from refvt.plots.sheets import SheetClip, halting_film, halting_sheet
 
 __all__ = ["draw_scene", "scene_page"]
 
-TITLE = "A model that was trained on moving digits, on a real clip: which patches live"
+WHICH = "Which patches the small trained model computes"
 
 
 def draw_scene(scene: Scene, clip_title: str, out: Path, name: str) -> list[Path]:
-    """Draw a scene as a sheet, ``name``.png, and a film, ``name``.gif, in the folder ``out``; returns both paths."""
-    note = _note(scene)
-    clip = SheetClip(scene.images, scene.states, clip_title)
-    halting_sheet([clip], TITLE, note, out / f"{name}.png", columns=1, cell=160)
-    halting_film([clip], TITLE, note, out / f"{name}.gif", columns=1, cell=256)
+    """Draw a scene as a sheet, ``name``.png, and a film, ``name``.gif, in the folder ``out``; returns both paths.
+
+    clip_title: what the scene is, the title of both.
+    """
+    note, clip = _note(scene), SheetClip(scene.images, scene.states, WHICH)
+    halting_sheet([clip], clip_title, note, out / f"{name}.png", columns=1, cell=160)
+    halting_film([clip], clip_title, note, out / f"{name}.gif", columns=1, cell=256)
     return [out / f"{name}.png", out / f"{name}.gif"]
 
 
@@ -28,6 +30,7 @@ def scene_page(model: HaltingVT, scene: Scene, title: str) -> str:
     clips = clips_of_windows(scene.grey, model.config)
     output = model(clips, full_ponder=True)
     indices = [int(i) for i in scene.frames.indices]
+    title = f"{title} · {WHICH[0].lower()}{WHICH[1:]}"
     return halting_page(model, clips, output, scene.images, title, _note(scene), scene.windows, indices)
 
 
@@ -35,6 +38,6 @@ def _note(scene: Scene) -> str:
     (rows, columns), side = scene.windows, scene.grey.shape[1] // scene.windows[0]
     return (
         f"The model sees the scene in grey, in {rows} × {columns} windows of {side}×{side} pixels, each a clip of its "
-        "own. Every token is followed to its own halt. The model cannot say what this is: it was trained on nothing "
-        "like it."
+        "own. Every token is followed to its own halt. The model was trained on digits that move over photographs and "
+        "cannot say what this is."
     )

@@ -99,7 +99,7 @@ def test_a_click_shows_the_life_of_every_patch(browser, path, run):
                     page.click("#picture", position=place(page, row, column))
                     life, token = page.evaluate(LIFE), token_of(run, frame, row, column)
                     assert (life["frame"], life["token"]) == (frame, token)
-                    assert f"row {row + 1}, column {column + 1}" in life["name"]
+                    assert life["name"].startswith(f"Frame {frame + 1}, patch in row {row + 1}, column {column + 1}")
                     assert "(held)" in life["name"]
                     reasons.add(life["why"].split(":")[0])
                     if token < 0:
@@ -121,6 +121,24 @@ def test_a_click_shows_the_life_of_every_patch(browser, path, run):
     assert len(reasons) >= 3
 
 
+def test_frames_are_counted_from_1_in_the_clip_and_in_the_video(browser, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page_of(*run_model(True, clips=2), windows=(1, 2), indices=[16, 18, 20, 22]), encoding="utf-8")
+    with opened(browser, path) as page:
+        assert page.evaluate(LIFE)["name"].startswith("Frame 1 (frame 17 of the video), patch in row ")
+        page.locator("#frame").fill("3")
+        page.locator("#layer").fill("0")
+        life = page.evaluate(LIFE)
+        assert re.fullmatch(
+            r"Before the layers: \d+ tokens of the clip enter layer 1 \(all 4 frames, 2 windows\)\. Shown: frame 4\.",
+            life["status"],
+        )
+        page.click("#picture", position={"x": 5, "y": 5})
+        assert page.evaluate(LIFE)["name"].startswith(
+            "Frame 4 (frame 23 of the video), patch in row 1, column 1, window 1"
+        )
+
+
 def test_hovering_shows_a_patch_until_one_is_held(browser, path, run):
     with opened(browser, path) as page:
         page.hover("#picture", position=place(page, 1, 1))
@@ -138,7 +156,9 @@ def test_sliders_and_keys_change_frame_and_layer(browser, path, run):
     with opened(browser, path) as page:
         page.locator("#layer").fill("3")
         life = page.evaluate(LIFE)
-        assert f"layer 3: {output.tokens_per_layer[0, 2]} of {output.alive.shape[2]} tokens alive" in life["status"]
+        counts = f"{output.tokens_per_layer[0, 2]} of {output.alive.shape[2]} tokens of the clip alive (all 4 frames)"
+        spent = page.evaluate("document.querySelector('#cost tr[aria-current] td:nth-child(5)').textContent")
+        assert life["status"] == f"Layer 3: {counts}, {spent} GFLOPs so far. Shown: frame 1."
         assert life["soFar"][-1] == output.gflops[0]
         picture = page.evaluate("picture.toDataURL()")
         page.keyboard.press("ArrowLeft")  # the slider has the focus

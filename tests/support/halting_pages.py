@@ -18,7 +18,7 @@ def run_model(full_ponder, clips=1, **changes):
     return model, x, model(x, full_ponder=full_ponder)
 
 
-def page_of(model, clips, output, title="Noise", note="Nothing to see.", windows=(1, 1)):
+def page_of(model, clips, output, title="Noise", note="Nothing to see.", windows=(1, 1), indices=None):
     shape = 4, 64 * windows[0], 96 * windows[1], 3
     images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    return halting_page(model, clips, output, images, title, note, windows)
+    return halting_page(model, clips, output, images, title, note, windows, indices)
