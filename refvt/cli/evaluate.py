@@ -13,23 +13,25 @@ from typing import Any
 import refvt
 from refvt import weights
 from refvt.checks import printable
-from refvt.cli.data_sets import open_annotated_videos
+from refvt.cli.data_sets import open_annotated_videos, settings_of_videos
 from refvt.cli.options import (
     add_backend,
     add_checkpoint,
+    add_config,
     checkpoint_settings,
     failure_in_json,
+    read_config,
     refuse_checkpoint_settings,
+    refuse_options,
 )
 from refvt.cli.progress import EvaluationBar
-from refvt.data.annotations import RELEASED_VIDEOS, SAMPLING
+from refvt.data.annotations import SAMPLING
 from refvt.data.dataset import Dataset
 from refvt.data.moving_digits import MovingDigits
 from refvt.data.resize import FILTERS
 from refvt.evaluation import evaluate
 from refvt.evaluation.metrics import Evaluation
-from refvt.files import read_json
-from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 from refvt.training.recipe import Recipe
 
@@ -37,17 +39,13 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Measure accuracy, GFLOPs and tokens per layer on labelled videos."
 
-DEFAULT_PRESET = "minik-g03-b10"
+_CHOSEN, _SWITCHES = ("stride", "multi_label", "resize", "sampling"), ("strict", "with_offset", "square_pixels")
 _LISTED = 20  # largest number of notes, and of skipped videos, in the printed report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``refvt evaluate``."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--preset", default=None, choices=list(PRESETS), help=f"configuration; default: {DEFAULT_PRESET}"
-    )
-    which.add_argument("--config", type=Path, default=None, metavar="FILE.json", help="a configuration as JSON")
+    add_config(parser)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -62,23 +60,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, default=None, help="folder that the list's paths are relative to; default: its own folder"
     )
     parser.add_argument(
-        "--stride", type=int, default=None, help="frames between sampled frames; default: 32, for anet-…: 64"
+        "--stride",
+        type=int,
+        default=None,
+        help="frames between sampled frames; default: that of the recipe, else 32, for anet-…: 64",
     )
     parser.add_argument(
         "--multi-label",
         action=argparse.BooleanOptionalAction,
-        help="several labels per video: mAP instead of top-1; default: yes for anet-…, else no",
+        help="several labels per video: mAP instead of top-1; default: that of the recipe, else yes for anet-… alone",
     )
     parser.add_argument(
         "--resize",
         choices=FILTERS,
-        help="filter that scales the frames; default: opencv, as in the released code, for a preset, else antialiased",
+        help="filter that scales the frames; default: that of the recipe; for a preset opencv, as in the released "
+        "code; else antialiased",
     )
     parser.add_argument(
         "--sampling",
-        default="span",
         choices=list(SAMPLING),
-        help="which clip is centred: itself, as in MMAction2 1.0.0 (span, default), or its window, as in 0.x",
+        help="which clip is centred: itself, as in MMAction2 1.0.0 (span), or its window, as in 0.x; default: that of "
+        "the recipe, else span",
     )
     parser.add_argument(
         "--with-offset", action="store_true", help="the lines have offsets; only multi-label lists need to be told"
@@ -110,13 +112,14 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.resume and options.out is None:
         raise ValueError("--resume: needs --out, the file to continue")
+    recipe: Recipe | None
     if options.weights is None:
         model, recipe = _load_shipped(options)
-        config, options.weights = recipe.config, weights.find_files().weights
-        dataset, problems = _open_data_set(options, config, recipe.data_settings)
+        config, options.weights = model.config, weights.find_files().weights
+        dataset, problems = _open_data_set(options, config, recipe)
     else:
-        config = _read_config(options)
-        dataset, problems = _open_data_set(options, config, {})
+        config, recipe = read_config(options)
+        dataset, problems = _open_data_set(options, config, recipe)
         model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
     with closing(EvaluationBar(len(dataset))) as bar:
         observer = None if options.json else bar.add
@@ -134,48 +137,31 @@ def _load_shipped(options: argparse.Namespace) -> tuple[HaltingVT, Recipe]:
     """Load the model that comes with refvt. ValueError if the other options ask for another one."""
     if options.data != "digits":
         raise ValueError("--weights: required with --annotations; the model that comes with refvt knows only digits")
-    for option, given in (("--preset", options.preset), ("--config", options.config)):
-        if given is not None:
-            raise ValueError(f"{option}: needs --weights; the model that comes with refvt has its own configuration")
+    own = "needs --weights; the model that comes with refvt has its own configuration"
+    refuse_options(options, ("preset", "config"), own)
     refuse_checkpoint_settings(options, "needs --weights")
     return weights.load("digits", options.backend)
 
 
-def _read_config(options: argparse.Namespace) -> HaltingVTConfig:
-    """Return the configuration that the options name."""
-    path = options.config
-    if path is None:
-        return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET)
-    values = read_json(path, "a configuration", constants=True)
-    try:
-        return HaltingVTConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected a configuration as JSON: {str(error)[:500]}") from None
-
-
 def _open_data_set(
-    options: argparse.Namespace, config: HaltingVTConfig, settings: Mapping[str, Any]
+    options: argparse.Namespace, config: HaltingVTConfig, recipe: Recipe | None
 ) -> tuple[Dataset, Sequence[str]]:
-    """Return the labelled clips and the problems of an annotation list. settings: the defaults of moving digits."""
+    """Return the labelled clips and the problems of an annotation list. recipe: the model's, if known."""
     if options.annotations is not None:
         if options.set:
             raise ValueError("--set: only for --data digits")
         root = options.annotations.parent if options.root is None else options.root
-        videos = open_annotated_videos(options.annotations, root, config, **_video_settings(options))
+        videos = open_annotated_videos(options.annotations, root, config, **_video_settings(options, recipe))
         return videos, videos.problems
-    return _open_digits(options.set, config, settings), ()
+    refuse_options(options, ("root", *_CHOSEN, *_SWITCHES), "only for --annotations")
+    return _open_digits(options.set, config, recipe.data_settings if recipe and recipe.data == "digits" else {}), ()
 
 
-def _video_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of an annotation list; with a preset, those of the released configuration by default."""
-    activitynet = (options.preset or "").startswith("anet-")
-    released = {"stride": 64 if activitynet else 32, "multi_label": activitynet}
-    if options.config is None:
-        released |= RELEASED_VIDEOS
-    names = ("stride", "multi_label", "resize", "sampling")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    more = {name: getattr(options, name) for name in ("strict", "with_offset", "square_pixels")}
-    return {**released, **given, **more}
+def _video_settings(options: argparse.Namespace, recipe: Recipe | None) -> dict[str, Any]:
+    """Return the settings of an annotation list: those given, else those with which the model was trained."""
+    given = {name: getattr(options, name) for name in _CHOSEN if getattr(options, name) is not None}
+    switches = {name: True for name in _SWITCHES if getattr(options, name)}
+    return {**settings_of_videos(options, recipe), **given, **switches}
 
 
 def _open_digits(texts: Sequence[str], config: HaltingVTConfig, settings: Mapping[str, Any]) -> MovingDigits:

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import refvt
-from refvt.checks import NotFiniteError, printable
+from refvt.checks import NotFiniteError
+from refvt.cli import halt_report
+from refvt.cli.data_sets import check_takes_videos, settings_of_videos
 from refvt.cli.options import (
+    DEFAULT_PRESET,
     add_backend,
     add_checkpoint,
+    add_config,
     add_json,
     add_pictures,
-    add_preset,
     checkpoint_settings,
+    read_config,
     refuse_checkpoint_settings,
+    refuse_options,
 )
 from refvt.files import MARK, read_regular, refuse_strangers, write_whole
 from refvt.limits import LIST_BYTES
-from refvt.model.config import HaltingVTConfig
+
+if TYPE_CHECKING:
+    from refvt.evaluation.scenes import Scene
+    from refvt.evaluation.videos import VideoRun
+    from refvt.model.config import HaltingVTConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Run a model on a video and draw which tokens live, layer by layer."
-UNTRAINED = (
-    "These weights are not trained. They were set by hand so that a patch lives as long as something moves in it; "
-    "the network recognises nothing."
-)
 TRAINED, HANDMADE = "photographs", "handmade"
 STRIDE = 1  # of the trained model
 
@@ -42,20 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stride",
         type=int,
         default=None,
-        help=f"frames between samples; default: {STRIDE} for the trained model, which knows slow motion; else what "
-        "fits, at most 32",
+        help=f"frames between samples; default: {STRIDE} for the small trained model, which knows slow motion; that of "
+        "the recipe, if --config is one; else what fits, at most 32",
+    )
+    parser.add_argument(
+        "--place",
+        type=float,
+        default=None,
+        metavar="0…1",
+        help="where in the video the clip is: 0 is the beginning, 1 the end; default: the middle",
     )
     parser.add_argument(
         "--weights",
         default=TRAINED,
         metavar="NAME|FILE",
-        help=f"{TRAINED}: the small trained model that comes with refvt, in windows over the frame (default); "
-        f"{HANDMADE}: weights of the paper's size set by hand; or a checkpoint: .pth, .safetensors or .npz",
+        help=f"{TRAINED} (default): the small model that comes with refvt, trained on digits that move over "
+        f"photographs, in grey, in windows of 48×48 pixels over the frame; {HANDMADE}: weights of the paper's size set "
+        "by hand; or a checkpoint: .pth, .safetensors or .npz",
     )
     add_checkpoint(parser)
     parser.add_argument("--labels", type=Path, default=None, help="class names for a checkpoint, one per line")
-    add_json(parser, "print the numbers as JSON")
-    add_preset(parser)
+    add_json(parser, "print the numbers as JSON; frames are counted from 0 in it")
+    add_config(parser)
     add_backend(parser)
     add_pictures(parser)
     parser.add_argument(
@@ -69,13 +84,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the model on the video, print and draw; 0. ValueError or OSError for what cannot be read or does not fit."""
-    if options.weights in (TRAINED, HANDMADE):
-        refuse_checkpoint_settings(options, "expected with a checkpoint only")
+    _check(options)
+    return _run_in_windows(options) if options.weights == TRAINED else _run_whole(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option that would be ignored, or a place outside of the video."""
     if options.weights == TRAINED:
-        if options.labels is not None:
-            raise ValueError(f"--labels: expected with a checkpoint only, got {options.labels}")
-        return _run_in_windows(options)
-    return _run_whole(options)
+        reason = f"expected with a checkpoint or with --weights {HANDMADE} only"
+        refuse_options(options, ("preset", "config"), reason)
+    if options.weights in (TRAINED, HANDMADE):
+        reason = "expected with a checkpoint only"
+        refuse_options(options, ("labels",), reason)
+        refuse_checkpoint_settings(options, reason)
+    if options.place is not None and not 0 <= options.place <= 1:
+        raise ValueError(f"--place: expected a number from 0 to 1, got {options.place}")
+
+
+def _place(options: argparse.Namespace) -> float | None:
+    """The place as ``read_frames`` takes it: below 1."""
+    return None if options.place is None else min(options.place, math.nextafter(1, 0))
 
 
 def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
@@ -90,39 +118,51 @@ def _pictures(options: argparse.Namespace) -> tuple[Path, Path]:
 
 def _run_in_windows(options: argparse.Namespace) -> int:
     from refvt import weights
-    from refvt.evaluation.scenes import alive_by_change, change_auc, changing_patches, run_on_scene
+    from refvt.evaluation.scenes import run_on_scene
     from refvt.plots.scene import draw_scene, scene_page
 
     pictures = _pictures(options)
     model, _ = weights.load(TRAINED, options.backend)
-    scene = run_on_scene(model, options.video, stride=STRIDE if options.stride is None else options.stride)
-    shares = alive_by_change(scene)
-    report: dict[str, Any] = {
+    stride = STRIDE if options.stride is None else options.stride
+    scene = run_on_scene(model, options.video, stride=stride, place=_place(options))
+    report = {
         "video": str(options.video),
         "weights": TRAINED,
-        "windows": list(scene.windows),
-        "frames": [int(i) for i in scene.frames.indices],
-        "frames_available": int(scene.frames.num_available),
-        "patches": scene.states[0].size,
-        "patches_changing": int(changing_patches(scene).sum()),
-        "alive_changing_per_layer": _numbers(shares[:, 0]),
-        "alive_unchanging_per_layer": _numbers(shares[:, 1]),
-        "auc_of_change": _numbers([change_auc(scene)])[0],
-        "picture": str(pictures[0]),
-        "animation": str(pictures[1]),
-        **_page_of(options),
+        **_what_was_seen(options, scene),
+        **_figures_of_scene(scene),
+        **_files(options, pictures),
     }
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        _print_scene(report)
-    options.out.mkdir(parents=True, exist_ok=True)
-    frames = report["frames"]
-    title = f"{options.video.name}, frames {frames[0]} to {frames[-1]}"
+    _print(options, report, halt_report.lines_of_scene)
+    title = _title(options, report)
     draw_scene(scene, title, options.out, options.video.stem)
     if options.html is not None:
         write_whole(options.html, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
     return 0
+
+
+def _figures_of_scene(scene: Scene) -> dict[str, Any]:
+    """What the model computed of a scene, and whether it follows what changes, as JSON can hold it."""
+    from refvt.evaluation.scenes import (
+        alive_by_change,
+        change_auc,
+        change_threshold,
+        changing_patches,
+        whole_frame_changes,
+    )
+
+    shares = alive_by_change(scene)
+    return {
+        "windows": list(scene.windows),
+        "patches": scene.states[0].size,
+        "patches_changing": int(changing_patches(scene).sum()),
+        "change_threshold": change_threshold(scene),
+        "whole_frame_changes": whole_frame_changes(scene),
+        "alive_changing_per_layer": _numbers(shares[:, 0]),
+        "alive_unchanging_per_layer": _numbers(shares[:, 1]),
+        "auc_of_change": _numbers([change_auc(scene)])[0],
+        "gflops": scene.gflops,
+        "gflops_without_halting": scene.gflops_without_halting,
+    }
 
 
 def _numbers(values: Any) -> list[float | None]:
@@ -130,70 +170,66 @@ def _numbers(values: Any) -> list[float | None]:
     return [None if value != value else float(value) for value in values]
 
 
-def _print_scene(report: dict[str, Any]) -> None:
-    rows, columns = report["windows"]
-    _print_frames(report)
-    print(f"   The trained model that comes with refvt, in {rows} × {columns} windows over the frame")
-    print(f"   {report['patches_changing']} of {report['patches']} patches change between neighbouring frames")
-    print("   layer   alive, of those that change   of those that do not")
-    pairs = zip(report["alive_changing_per_layer"], report["alive_unchanging_per_layer"], strict=True)
-    for layer, shares in enumerate(pairs, start=1):
-        changing, other = ("-" if share is None else f"{share:.1%}" for share in shares)
-        print(f"   {layer:5d}   {changing:>27s}   {other:>20s}")
-    auc = report["auc_of_change"]
-    if auc is not None:
-        print(f"   A patch that changes lives longer than one that does not: AUC {auc:.2f} (0.5: chance, 1: always)")
-    _print_files(report)
-
-
-# ---- a model of the paper's size, on the whole frame
+# ---- a model of the paper's size, or of one's own, on the whole frame
 
 
 def _run_whole(options: argparse.Namespace) -> int:
-    from refvt.evaluation.videos import best_classes, halting_figures, run_on_video
+    from refvt.evaluation.videos import best_classes, halting_figures
     from refvt.plots.halting import ClipStates, halting_gif, halting_picture
     from refvt.plots.halting_page import halting_page
-    from refvt.weights.handmade import handmade_parameters
 
     pictures = _pictures(options)
-    config = HaltingVTConfig.preset(options.preset)
+    config, recipe = read_config(options)
+    check_takes_videos(config)
     names = None if options.labels is None else _read_names(options.labels, config.num_classes)
-    trained = options.weights != HANDMADE
-    if trained:
-        model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
-    else:
-        model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
-    # a checkpoint gets the pixels of the released code, in which published weights were trained
-    found = run_on_video(model, options.video, options.stride, "opencv" if trained else "antialiased")
-    if not np.isfinite(found.output.logits).all():
-        raise NotFiniteError(f"{options.weights}: expected finite logits, got NaN or infinity")
+    stride = recipe.data_settings.get("stride") if recipe is not None and options.stride is None else options.stride
+    # a checkpoint gets the pixels in which it was trained
+    resize = "antialiased" if options.weights == HANDMADE else settings_of_videos(options, recipe).get("resize")
+    found = _run_model(options, config, stride, resize or "antialiased")
     report: dict[str, Any] = {
         "video": str(options.video),
-        "preset": options.preset,
+        **_name_of_config(options),
         "weights": options.weights,
+        **_what_was_seen(options, found),
         **halting_figures(found),
-        "picture": str(pictures[0]),
-        "animation": str(pictures[1]),
-        **_page_of(options),
+        **_files(options, pictures),
     }
-    if trained:
+    if options.weights != HANDMADE:
         report["classes"] = best_classes(found.output.logits[0], names)
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        _print_whole(config, report)
+    _print(options, report, lambda report: halt_report.lines_of_model(config, report))
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    clip = ClipStates.of_output(config, found.frames.images, found.output, full_ponder=True)
-    title = f"HaltingVT ({options.preset}) on {options.video.name}"
-    note = f"Weights: {Path(options.weights).name}" if trained else UNTRAINED
+    clip = ClipStates.of_output(config, found.images, found.output, full_ponder=True)
+    name = next(iter(_name_of_config(options).values()))
+    title = f"{_title(options, report)} · which patches HaltingVT ({Path(name).name}) computes"
+    note = halt_report.UNTRAINED if options.weights == HANDMADE else f"Weights: {Path(options.weights).name}"
     halting_picture(clip, title, note, report["picture"])
     halting_gif(clip, title, note, report["animation"])
     if options.html is not None:
-        clips, images, indices = found.clip[None], found.frames.images, report["frames"]
-        page = halting_page(model, clips, found.output, images, title, note, indices=indices)
+        indices = report["frames"]
+        page = halting_page(found.model, found.clip[None], found.output, found.images, title, note, indices=indices)
         write_whole(options.html, f"{page}\n{MARK['.html']}\n".encode())
     return 0
+
+
+def _run_model(options: argparse.Namespace, config: HaltingVTConfig, stride: int | None, resize: str) -> VideoRun:
+    from refvt.evaluation.videos import run_on_video
+    from refvt.weights.handmade import handmade_parameters
+
+    if options.weights == HANDMADE:
+        model = refvt.HaltingVT(config, handmade_parameters(config), backend=options.backend)
+    else:
+        model = refvt.load(options.weights, config, backend=options.backend, **checkpoint_settings(options))
+    found = run_on_video(model, options.video, stride, resize, _place(options))
+    if not np.isfinite(found.output.logits).all():
+        raise NotFiniteError(f"{options.weights}: expected finite logits, got NaN or infinity")
+    return found
+
+
+def _name_of_config(options: argparse.Namespace) -> dict[str, str]:
+    """The configuration as an entry of the report."""
+    if options.config is not None:
+        return {"config": str(options.config)}
+    return {"preset": options.preset or DEFAULT_PRESET}
 
 
 def _read_names(path: Path, number: int) -> list[str]:
@@ -208,44 +244,34 @@ def _read_names(path: Path, number: int) -> list[str]:
     return names
 
 
-def _print_whole(config: HaltingVTConfig, report: dict[str, Any]) -> None:
-    _print_frames(report)
-    print(f"   HaltingVT {report['preset']}, {config.joint_tokens} tokens enter the {config.joint_depth} joint blocks")
-    if report["weights"] == HANDMADE:
-        print(f"   {UNTRAINED}")
-    for row in report.get("classes", []):
-        print(f"   {row['probability']:6.1%}  {printable(str(row['class']))}")
-    print("   layer   tokens alive   GFLOPs   without halting")
-    rows = zip(
-        report["tokens_per_layer"],
-        report["gflops_per_layer"],
-        report["gflops_per_layer_without_halting"],
-        strict=True,
-    )
-    for layer, (tokens, cost, full) in enumerate(rows, start=1):
-        print(f"   {layer:5d}   {tokens:12d}   {cost:6.3f}   {full:15.3f}")
-    print(
-        f"   whole clip: {report['gflops']:.2f} GFLOPs against {report['gflops_without_halting']:.2f} without halting, "
-        f"mean ponder {report['mean_ponder']:.2f}, {report['seconds']:.1f} s"
-    )
-    _print_files(report)
-
-
 # ---- both
 
 
-def _page_of(options: argparse.Namespace) -> dict[str, str]:
-    """The page as an entry of the report, if one is asked for."""
-    return {} if options.html is None else {"page": str(options.html)}
+def _what_was_seen(options: argparse.Namespace, found: Scene | VideoRun) -> dict[str, Any]:
+    """Which frames and pixels of the video the model saw, as JSON can hold it; sizes are (height, width)."""
+    frames = found.frames
+    return {
+        "frames": [int(i) for i in frames.indices],
+        "frames_available": int(frames.num_available),
+        "place": options.place,
+        "frame_size": list(frames.images.shape[1:3]),
+        "frame_size_seen": list(found.seen),
+    }
 
 
-def _print_frames(report: dict[str, Any]) -> None:
-    frames = report["frames"]
-    stride = frames[1] - frames[0] if len(frames) > 1 else 0
-    print(f"   {printable(report['video'])}: {len(frames)} frames, {stride} apart, of {report['frames_available']}")
+def _files(options: argparse.Namespace, pictures: tuple[Path, Path]) -> dict[str, str]:
+    """The files that are written, as entries of the report."""
+    page = {} if options.html is None else {"page": str(options.html)}
+    return {"picture": str(pictures[0]), "animation": str(pictures[1]), **page}
 
 
-def _print_files(report: dict[str, Any]) -> None:
-    for name in ("picture", "animation", "page"):
-        if name in report:
-            print(f"   {f'{name}:':10s} {printable(report[name])}")
+def _title(options: argparse.Namespace, report: dict[str, Any]) -> str:
+    return f"{options.video.name}, {halt_report.name_frames(report['frames'], report['frames_available'])}"
+
+
+def _print(
+    options: argparse.Namespace, report: dict[str, Any], lines_of: Callable[[dict[str, Any]], Iterator[str]]
+) -> None:
+    """Print the report and make the folder for the pictures."""
+    print(json.dumps(report, indent=1) if options.json else "\n".join(f"   {line}" for line in lines_of(report)))
+    options.out.mkdir(parents=True, exist_ok=True)

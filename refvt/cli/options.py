@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from refvt import backends
-from refvt.checks import NotFiniteError
-from refvt.model.config import PRESETS
+from refvt.checks import NotFiniteError, at_most, brief
+from refvt.files import read_json
+from refvt.model.config import PRESETS, HaltingVTConfig
+from refvt.training.recipe import Recipe
 
 __all__ = [
     "DEFAULT_PRESET",
     "add_backend",
     "add_checkpoint",
+    "add_config",
     "add_dtype",
     "add_json",
     "add_overwrite",
@@ -25,7 +29,9 @@ __all__ = [
     "at_least_one",
     "checkpoint_settings",
     "failure_in_json",
+    "read_config",
     "refuse_checkpoint_settings",
+    "refuse_options",
 ]
 
 DEFAULT_PRESET = "minik-g03-b10"
@@ -51,6 +57,42 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     """Add ``--preset``, the name of a configuration."""
     help = f"configuration; default: {DEFAULT_PRESET}"
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help=help)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add ``--preset`` and ``--config``, of which one may be given; see ``read_config``."""
+    which = parser.add_mutually_exclusive_group()
+    help = f"configuration of the model; default: {DEFAULT_PRESET}"
+    which.add_argument("--preset", default=None, choices=list(PRESETS), help=help)
+    which.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE.json",
+        help="the same as JSON; or the recipe.json of a run, whose config, and whose settings of the data, are used",
+    )
+
+
+def read_config(options: argparse.Namespace) -> tuple[HaltingVTConfig, Recipe | None]:
+    """Return the configuration that ``--preset`` or ``--config`` names, and the recipe if it is one of a recipe.
+
+    ValueError, with the path, for a file that holds neither.
+    """
+    path = options.config
+    if path is None:
+        return HaltingVTConfig.preset(options.preset or DEFAULT_PRESET), None
+    values = read_json(path, "a configuration or a recipe", constants=True)
+    try:
+        if "config" in values:
+            recipe = Recipe.from_dict(values)
+            return recipe.config, recipe
+        known = {f.name for f in fields(HaltingVTConfig)}
+        unknown = [brief(name)[1:-1] for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(at_most(unknown))}; expected some of {', '.join(sorted(known))}")
+        return HaltingVTConfig(**values), None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a configuration or a recipe as JSON: {str(error)[:500]}") from None
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +121,21 @@ def checkpoint_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def refuse_checkpoint_settings(options: argparse.Namespace, reason: str) -> None:
     """Raise ValueError if an option of ``add_checkpoint`` is given although no checkpoint is read."""
-    for name, value in checkpoint_settings(options).items():
-        if value is not None:
+    refuse_options(options, ("checkpoint_grid", "weights_key"), reason)
+
+
+def refuse_options(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Raise ValueError if one of these options is given, which would be ignored. names: as in ``options``."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')}: {reason}")
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Add ``--out``, the folder for pictures."""
-    parser.add_argument("--out", type=Path, default=Path("refvt-demo"), help="folder for the pictures")
+    folder = Path("refvt-demo")
+    parser.add_argument("--out", type=Path, default=folder, help=f"folder for the pictures; default: {folder}")
     add_overwrite(parser)
 
 

@@ -45,9 +45,7 @@ def resize_and_crop(
     if len(crop) != 2:
         raise ValueError(f"crop: expected (height, width), got {tuple(crop)}")
     crop_height, crop_width = check_int("crop height", crop[0]), check_int("crop width", crop[1])
-    if short_side is None:
-        short_side = round(max(crop_height, crop_width) * 256 / 224)
-    short_side = check_int("short_side", short_side)
+    short_side = _short_side((crop_height, crop_width), short_side)
 
     height, width = images.shape[1:3]
     new_height, new_width = scaled_size(height, width, short_side, resize)
@@ -62,6 +60,22 @@ def resize_and_crop(
             raise ValueError(f"place: expected two numbers in [0, 1), got {tuple(place)}")
         top, left = int(place[0] * (new_height - crop_height + 1)), int(place[1] * (new_width - crop_width + 1))
     return scale_and_cut(images, (new_height, new_width), (top, left), (crop_height, crop_width), resize)
+
+
+def _short_side(crop: Sequence[int], short_side: int | None) -> int:
+    return check_int("short_side", round(max(crop) * 256 / 224) if short_side is None else short_side)
+
+
+def cropped_size(
+    size: Sequence[int], crop: Sequence[int] = (224, 224), short_side: int | None = None, resize: str = "antialiased"
+) -> tuple[int, int]:
+    """Height and width of what ``resize_and_crop`` shows of a frame, in pixels of the frame itself.
+
+    size: (height, width) of the frame; the other arguments are those of ``resize_and_crop``.
+    """
+    scaled = scaled_size(size[0], size[1], _short_side(crop, short_side), resize)
+    height, width = (round(n * of / to) for n, of, to in zip(crop, size, scaled, strict=True))
+    return height, width
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -119,6 +119,8 @@ class _Wish(NamedTuple):
 
 
 def _choose(path: Path, count: int, wish: _Wish) -> tuple[int, NDArray[np.int64]]:
+    if count < wish.num_frames and not wish.loop:
+        raise ValueError(f"{path}: has {count} frame{'s' * (count != 1)}, the model needs {wish.num_frames}")
     try:
         return wish.choose(count)
     except ValueError as error:

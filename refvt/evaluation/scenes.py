@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from refvt.array import Array
 from refvt.data import read_frames, resize_and_crop
 from refvt.data.change import change_of_patches
+from refvt.data.clips import cropped_size
 from refvt.data.video import Frames
 from refvt.evaluation.patches import ALIVE, DROPPED, states_of_output
 from refvt.evaluation.selectivity import auc_of
 from refvt.model.config import HaltingVTConfig
+from refvt.model.flops import clip_gflops
 from refvt.model.haltingvt import HaltingVT
 
 __all__ = [
@@ -22,14 +24,17 @@ __all__ = [
     "Scene",
     "alive_by_change",
     "change_auc",
+    "change_threshold",
     "changing_patches",
     "clips_of_windows",
     "cut_windows",
     "join_windows",
     "run_on_scene",
+    "whole_frame_changes",
 ]
 
 CHANGE, ABOVE_NOISE = 4.0, 2.0  # grey levels; times the first quartile of the changes
+QUIET = 0.25  # of the patches, the first quartile
 SCENE_GROUPS = ("patches that change", "patches that do not")
 
 
@@ -39,7 +44,8 @@ class Scene:
 
     images: uint8 [T, height, width, 3], to look at; grey: float [T, rows · P, columns · P], what the model saw, from 0
     to 255; states: int8 [L, T, rows, columns], see ``patches.patch_states``, every token followed to its own halt;
-    windows: rows and columns of windows; frames: where the images come from.
+    windows: rows and columns of windows; frames: the whole frames, which the images were cut from; seen: height and
+    width of the part that the model saw, in pixels of the video; gflops: of all windows, with and without halting.
     """
 
     images: NDArray[np.uint8]
@@ -47,6 +53,9 @@ class Scene:
     states: NDArray[np.int8]
     windows: tuple[int, int]
     frames: Frames
+    seen: tuple[int, int]
+    gflops: float
+    gflops_without_halting: float
 
 
 def run_on_scene(
@@ -76,22 +85,63 @@ def run_on_scene(
     fine = images @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
     grey = fine.reshape(len(fine), height // finer, finer, width // finer, finer).mean(axis=(2, 4))
     output = model(clips_of_windows(grey, c), full_ponder=True)
-    states = states_of_output(c, output, full_ponder=True)
-    return Scene(images, grey, join_windows(states, *windows), windows, frames)
+    states = join_windows(states_of_output(c, output, full_ponder=True), *windows)
+    every = np.full((1, c.joint_depth), c.joint_tokens)
+    cost = float(output.gflops.sum()), len(output.gflops) * float(clip_gflops(c, every)[0])
+    seen = cropped_size((tall, wide), (height, width), short)
+    return Scene(images, grey, states, windows, frames, seen, *cost)
 
 
 def changing_patches(scene: Scene) -> NDArray[np.bool_]:
     """Return the patches that change between neighbouring frames, [T, rows, columns].
 
     The change of a patch is the mean of |x_t − x_t'| over its pixels, for the neighbouring frame t' that differs more.
-    A patch changes if that is more than ``CHANGE`` grey levels and ``ABOVE_NOISE`` times the scene's first quartile,
-    which is the camera's noise if a quarter of the scene stands still.
+    A patch changes if that is more than ``change_threshold``.
     """
-    shape = scene.states.shape[1:]  # [T, rows, columns]
-    P = scene.grey.shape[1] // shape[1]
-    change = change_of_patches(scene.grey[None, None], P).reshape(shape)
-    found: NDArray[np.bool_] = change > max(CHANGE, ABOVE_NOISE * float(np.quantile(change, 0.25)))
+    found: NDArray[np.bool_] = _change(scene) > change_threshold(scene)
     return found
+
+
+def change_threshold(scene: Scene) -> float:
+    """Grey levels: the larger of ``CHANGE`` and ``ABOVE_NOISE`` times the first quartile of all patches' changes.
+
+    The quartile is the camera's noise if a quarter of the scene stands still.
+    """
+    return _threshold(_change(scene))
+
+
+def whole_frame_changes(scene: Scene) -> bool:
+    """Whether even the quietest quarter of the scene changes, as it does where the camera or the light moves.
+
+    The noise of a camera is new in every frame. So it makes the first frame differ from the last as much as from the
+    second. Where the camera moves, the difference grows with the distance in time. Hence the rule for a patch once
+    more: the first quartile, over the patches, of the mean of |x_T − x_1| is more than ``CHANGE`` grey levels and
+    ``ABOVE_NOISE`` times the first quartile between neighbouring frames.
+
+    Not found is a camera so fast that neighbouring frames have nothing in common, or so slow that noise hides it. False
+    for a clip of one frame or two.
+    """
+    if len(scene.grey) < 3:
+        return False
+    neighbours = np.stack([scene.grey[:-1], scene.grey[1:]], axis=1)  # clips of two frames
+    ends = scene.grey[None, [0, -1]]
+    near, far = (change_of_patches(pairs[:, None], _patch_size(scene)) for pairs in (neighbours, ends))
+    return float(np.quantile(far, QUIET)) > _threshold(near)
+
+
+def _patch_size(scene: Scene) -> int:
+    size: int = scene.grey.shape[1] // scene.states.shape[2]
+    return size
+
+
+def _change(scene: Scene) -> NDArray[np.float64]:
+    """The change of every patch of every frame, [T, rows, columns], in grey levels."""
+    change = change_of_patches(scene.grey[None, None], _patch_size(scene))
+    return change.reshape(scene.states.shape[1:])
+
+
+def _threshold(change: NDArray[np.float64]) -> float:
+    return max(CHANGE, ABOVE_NOISE * float(np.quantile(change, QUIET)))
 
 
 def change_auc(scene: Scene) -> float:

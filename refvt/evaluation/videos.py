@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refvt.array import Array
-from refvt.data import read_clip
+from refvt.data import normalise, read_frames, resize_and_crop
+from refvt.data.clips import cropped_size
 from refvt.data.video import Frames
 from refvt.model import flops
 from refvt.model.haltingvt import HaltingVT, Output
@@ -20,30 +22,43 @@ __all__ = ["VideoRun", "best_classes", "halting_figures", "run_on_video"]
 
 @dataclass(frozen=True)
 class VideoRun:
-    """The centre clip of a video and what a model made of it, every token followed to its own halt.
+    """A clip of a video and what a model made of it, every token followed to its own halt.
 
-    seconds: time of the forward pass, without reading the video and compiling kernels.
+    images: uint8 [T, height, width, 3], what the model saw. frames: the whole frames, which they were cut from. seen:
+    height and width of the part that the model saw, in pixels of the video. seconds: time of the forward pass, without
+    reading the video and compiling kernels.
     """
 
     model: HaltingVT
     clip: Array  # [C, T, height, width]
+    images: NDArray[np.uint8]
     frames: Frames
+    seen: tuple[int, int]
     output: Output
     seconds: float
 
 
-def run_on_video(model: HaltingVT, path: Path, stride: int | None = None, resize: str = "antialiased") -> VideoRun:
-    """Run a model on the centre clip of a video. Errors: those of ``read_clip``.
+def run_on_video(
+    model: HaltingVT,
+    path: Path,
+    stride: int | None = None,
+    resize: str = "antialiased",
+    place: float | None = None,
+) -> VideoRun:
+    """Run a model on a clip of a video. Errors: those of ``read_frames`` and ``resize_and_crop``.
 
     stride: number of frames from one sampled frame to the next; None: the largest that fits, at most 32. resize: the
-    filter; "opencv" for published weights.
+    filter; "opencv" for published weights. place: where in the video, see ``read_frames``; None: the centre clip.
     """
-    clip, frames = read_clip(path, model.config.num_frames, stride, model.config.image_size, resize)
+    size = model.config.image_size
+    frames = read_frames(path, model.config.num_frames, stride, place)
+    images = resize_and_crop(frames.images, size, resize=resize)
+    clip, seen = normalise(images), cropped_size(frames.images.shape[1:3], size, resize=resize)
     if model.backend == "jit":
         model(clip[None], full_ponder=True)  # compiles the kernels, or loads them
     start = time.perf_counter()
     output = model(clip[None], full_ponder=True)
-    return VideoRun(model, clip, frames, output, time.perf_counter() - start)
+    return VideoRun(model, clip, images, frames, seen, output, time.perf_counter() - start)
 
 
 def halting_figures(run: VideoRun) -> dict[str, Any]:
@@ -51,8 +66,6 @@ def halting_figures(run: VideoRun) -> dict[str, Any]:
     config, tokens = run.model.config, run.output.tokens_per_layer[0]
     full = np.full(config.joint_depth, config.joint_tokens)
     return {
-        "frames": [int(i) for i in run.frames.indices],
-        "frames_available": int(run.frames.num_available),
         "tokens_per_layer": [int(n) for n in tokens],
         "gflops_per_layer": [float(g) for g in flops.joint_multiply_adds(config, tokens) / 1e9],
         "gflops_per_layer_without_halting": [float(g) for g in flops.joint_multiply_adds(config, full) / 1e9],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from refvt.data import normalise, preprocess, read_clip, read_frames, resize_and_crop
+from refvt.data.clips import cropped_size
 
 
 def noise(height: int, width: int, count: int = 2) -> np.ndarray:
@@ -34,6 +35,28 @@ def test_aspect_and_centre_are_kept(height: int, width: int) -> None:
     assert out[:, 112].sum() == pytest.approx(side * 256 / min(height, width), abs=1.5)  # and its height
     for weights in (out.sum(axis=0), out.sum(axis=1)):
         assert (weights * np.arange(224)).sum() / weights.sum() == pytest.approx(111.5, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "short", "expected"),
+    [
+        ((240, 320), (96, 96), 96, (240, 240)),
+        ((240, 320), (224, 224), None, (210, 210)),
+        ((90, 60), (32, 64), None, (26, 53)),
+        ((64, 64), (64, 64), 64, (64, 64)),
+    ],
+)
+def test_the_part_that_is_shown_is_said_in_pixels_of_the_frame(size, crop, short, expected) -> None:
+    assert cropped_size(size, crop, short) == expected
+    # a frame whose brightness says where: the crop spans as much of the frame as is said, to a pixel of the crop
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    frame = np.stack([255 * y / size[0], 255 * x / size[1], 0 * x], axis=-1)
+    shown = resize_and_crop(frame.round().astype(np.uint8)[None], crop, short)[0].astype(float)
+    for axis in (0, 1):
+        line = shown.mean(axis=1 - axis)[:, axis]
+        spanned = (line[-1] - line[0]) / 255 * size[axis] * crop[axis] / (crop[axis] - 1)
+        step = size[axis] / 255 + size[axis] / crop[axis]  # a level of brightness, and a pixel at the edge
+        assert spanned == pytest.approx(expected[axis], abs=step)
 
 
 def test_nothing_aliases() -> None:

@@ -472,7 +472,10 @@ def test_requests_that_cannot_be_met(videos: Path, tmp_path: Path, capsys: pytes
     given = command(videos)
     given[given.index("--config") + 1] = str(tmp_path / "config.json")
     assert main(given) == 2
-    assert "config.json: expected a configuration as JSON: " in capsys.readouterr().err
+    assert (
+        "config.json: expected a configuration or a recipe as JSON: unknown: depht; expected some of "
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--weights", "x.npz"])
     assert stop.value.code == 2
