@@ -8,7 +8,7 @@ import pytest
 
 import refvt
 from refvt.cli import main
-from refvt.cli.halt_report import name_frames
+from refvt.cli.halt_report import lines_of_scene, name_frames
 from refvt.data import normalise, read_frames, resize_and_crop
 from refvt.training.recipe import Recipe
 
@@ -18,13 +18,18 @@ OWN = refvt.HaltingVTConfig(**SMALL)
 SETTINGS = {"stride": 2, "resize": "opencv", "multi_label": False}
 
 
-def write_frames(folder, shift=0.0, noise=0.0, number=12):
-    """Frames of a texture that shifts, as a folder of pictures."""
+def write_frames(folder, shift=0.0, noise=0.0, number=12, light=0.0):
+    """Frames of a texture that shifts and becomes lighter, as a folder of pictures."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     for t in range(number):
-        grey = 128 + 60 * np.sin(0.2 * (x + shift * t) + 0.1 * y) + 30 * np.sin(0.5 * y - 0.15 * (x + shift * t))
+        grey = (
+            128
+            + light * t
+            + 60 * np.sin(0.2 * (x + shift * t) + 0.1 * y)
+            + 30 * np.sin(0.5 * y - 0.15 * (x + shift * t))
+        )
         image = (grey[..., None] + rng.normal(0, noise, (HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
         iio.imwrite(folder / f"{t:03d}.png", image)
     return folder
@@ -100,6 +105,18 @@ def test_a_camera_that_moves_is_warned_of_and_noise_is_not(tmp_path, halt, words
             f"by more than {report['change_threshold']:.1f} grey levels, which is the larger of 4 and 2 times" in words
         )
         assert "dropped count as not alive; the AUC leaves them out" in words
+
+
+def test_why_there_is_no_auc(tmp_path, halt, words_only):
+    lighter = write_frames(tmp_path / "lighter", light=3)  # below 4 between neighbours, 21 in all
+    report = halt(lighter, "--json")
+    assert (report["patches_changing"], report["auc_of_change"]) == (0, None)
+    printed = "\n".join(lines_of_scene(report))
+    assert "Warning: nearly the whole frame changes" in printed
+    assert "No patch changes more than the others in this clip, so there is no AUC." in printed
+    dropped = {**report, "patches_changing": 5, "alive_changing_per_layer": [0.0] * 4}
+    printed = "\n".join(lines_of_scene(dropped))
+    assert "The Glimpser dropped all patches that change, so there is no AUC." in printed
 
 
 @pytest.mark.parametrize(("place", "first"), [("0", 0), ("0.5", 2), ("1", 4)])
