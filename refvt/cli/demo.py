@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from refvt import backends, weights
 from refvt.array import Array
 from refvt.cli.golden import print_verification, verify_all
+from refvt.cli.halt_report import name_frames
 from refvt.cli.options import add_backend, add_pictures
 from refvt.data import find_sample_video
 from refvt.evaluation.patches import GROUPS, alive_by_group, digit_groups, states_of_output
@@ -37,7 +38,7 @@ HELP = "Recognise moving digits with the trained model, draw halting, and check 
 CLIPS = 256
 PICTURES = ("digits.png", "digits.gif", "following.png", "bikes.png", "bikes.gif", "halting.html")
 
-# bikes.mp4: a person walks past a wall, before a camera that stands still
+# bikes.mp4: a person walks past a wall, before a camera that moves slowly
 VIDEO, STRIDE, PLACE = "bikes.mp4", 1, 0.8375
 WINDOWS = (2, 4)  # rows and columns of windows over the scene
 
@@ -139,15 +140,14 @@ def _print_layers(shares: NDArray[np.float64], names: tuple[str, ...]) -> None:
 def _show_scene(model: HaltingVT, out: Path) -> Path:
     from refvt.plots.scene import draw_scene, scene_page
 
-    side, T = model.config.image_size[0], model.config.num_frames
+    side = model.config.image_size[0]
     scene = run_on_scene(model, find_sample_video(VIDEO), WINDOWS, STRIDE, PLACE)
-    first, *_, last = scene.frames.indices
-    print(f"\n3. A real clip: {VIDEO}, frames {first} to {last}, a person walks past a wall")
+    title = f"{VIDEO}, {name_frames(scene.frames.indices.tolist(), scene.frames.num_available)}"
+    print(f"\n3. A real clip: {title}: a person walks past a wall, the camera moves slowly")
     print(f"   The same model in {WINDOWS[0]} × {WINDOWS[1]} windows of {side}×{side} pixels. It was trained on digits")
     print("   alone and cannot say what this is, but it must choose what to compute. Patches that are alive")
     _print_layers(alive_by_change(scene), SCENE_GROUPS)
     print(f"   A patch that changes lives longer than one that does not: AUC {change_auc(scene):.2f} (0.5: chance)")
-    title = f"{VIDEO}, {T} frames {STRIDE} apart"
     print("   " + ", ".join(map(str, draw_scene(scene, title, out, "bikes"))))
     page = out / "halting.html"
     write_whole(page, f"{scene_page(model, scene, title)}\n{MARK['.html']}\n".encode())
