@@ -47,6 +47,8 @@ PRINTING = {
 
 NUMBA_CUDA = ("backends/__init__.py", "bench/registers.py")  # inside functions, besides the cuda files
 TORCH = (
+    "bench/engines.py",
+    "bench/torch_compact.py",
     "bench/torch_model.py",
     # inside functions: candidates in PyTorch
     "conformance/adapters/operations.py",
