@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from refvt.conformance.cases import model_case, truth_of
+from refvt.conformance.cases import model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.variants import evidence_of, find
 
@@ -94,6 +94,35 @@ def halt(decide=None, score_of=None, remainder=None):
         return weight.clone(), used + torch.where(halted, 1 - used, score), halted
 
     return plant(halt=function)
+
+
+def ponder_apart(weigh, rest):
+    """ρ adds ``rest(used, score)`` to N, whatever ``weigh(used, score)`` a token that halts weighs in y."""
+
+    def change(port):
+        layers = []
+
+        def function(original, logit, used, scale, center, epsilon, last, forced=None):
+            _, used_next, halted = original(logit, used, scale, center, epsilon, last, forced)
+            score = torch.ones_like(logit) if last else torch.sigmoid(scale * logit - center)
+            layers.append(torch.where(halted & (used < 1), len(layers) + 1 + rest(used, score), 0.0))
+            return torch.where(halted, weigh(used, score), score).clone(), used_next, halted
+
+        plant(halt=function)(port)
+        replace_named("ponder", lambda ponder: sum(layers))(port)
+
+    return change
+
+
+def layers_from_0(port):
+    """The halting layers are counted from 0 once all else is computed."""
+    original = runs._step
+
+    def step(*arguments):
+        found, output = original(*arguments)
+        return found, replace(output, halting_layer=output.halting_layer - 1)
+
+    port.patch.setattr(runs, "_step", step)
 
 
 def score_before_block(port):
@@ -322,6 +351,9 @@ PLANTS = [
     ),
     ("remainder detached", ZERO, halt(remainder=lambda used, score: (1 - used).detach())),
     ("no remainder", ZERO, halt(remainder=lambda used, score: score)),
+    ("no remainder in y", "model-zero", ponder_apart(lambda used, score: score, lambda used, score: 1 - used)),
+    ("no remainder in ρ", "model-zero", ponder_apart(lambda used, score: 1 - used, lambda used, score: score)),
+    ("halting layers from 0", ZERO, layers_from_0),
     ("CLS never halts", ZERO, halt(without_cls(False), without_cls(0.0))),
     ("CLS held to the last layer", "model-zero", halt(without_cls(False))),
     ("score before the block", ZERO, score_before_block),
@@ -404,6 +436,28 @@ def evidence(stem, change, monkeypatch, dtype):
 @pytest.mark.parametrize(("name", "stem", "change"), PLANTS, ids=[name for name, *_ in PLANTS])
 def test_a_variant_is_named_from_all_that_pytorch_returns(name, stem, change, monkeypatch):
     assert find(evidence(stem, change, monkeypatch, "float64"), seconds=0) == [(name,)]
+
+
+@pytest.mark.parametrize("name", ["no remainder", "no remainder in y", "no remainder in ρ", "halting layers from 0"])
+def test_a_variant_of_halt_tokens_is_named_forward_and_backward(name):
+    golden = CASES["op-halt_tokens-beta5"]
+    arrays = load_arrays(golden)
+    case = operation_case(golden, arrays, "float64")
+    states = torch.from_numpy(case.arguments["states"]).requires_grad_()
+    scores = torch.sigmoid(case.settings["scale"] * states[..., 0] - case.settings["center"])
+    scores = torch.cat([scores[:-1], torch.ones_like(scores[:1])])  # [L, N]
+    layer = (scores.cumsum(0) > 1 - case.settings["epsilon"]).int().argmax(0)  # [N], from 0
+    before, here = torch.arange(len(scores))[:, None] < layer, torch.arange(len(scores))[:, None] == layer
+    rests = {True: scores, False: 1 - (scores * before).sum(0)}
+    in_y = rests[name in ("no remainder", "no remainder in y")]
+    in_ponder = (rests[name in ("no remainder", "no remainder in ρ")] * here).sum(0)
+    y = ((scores * before + in_y * here)[..., None] * states).sum(0)
+    ponder = layer + 1 + in_ponder
+    cotangents = [torch.from_numpy(case.cotangents[result]) for result in ("y", "ponder")]
+    (dstates,) = torch.autograd.grad([y, ponder], states, cotangents)
+    given = {"y": y, "ponder": ponder, "halting_layer": layer + (name != "halting layers from 0"), "d(states)": dstates}
+    given = {key: value.detach().numpy() for key, value in given.items()}
+    assert find(evidence_of(case, truth_of(golden, arrays), given, "float64"), seconds=0) == [(name,)]
 
 
 def test_counts_that_are_equal_in_a_case_are_all_named(monkeypatch):

@@ -64,6 +64,8 @@ def test_a_variant_that_means_nothing_in_a_case_gives_nothing():
         ("tiny-model-fuse", ("epsilon=0", "layernorm eps=1e-5")),
         ("tiny-model-masked", ("no 1/√d", "qkv order k, q, v")),
         ("tiny-model-zero", ("remainder detached", "ponder weight 1")),
+        ("tiny-model-zero", ("halting layers from 0", "ponder=N−1+r")),
+        ("op-halt_tokens-beta5", ("halting layers from 0", "ponder=N−1+r")),
     ],
 )
 def test_a_pair_is_found(name, variants):
@@ -83,6 +85,11 @@ def test_two_that_cannot_be_told_apart_are_both_named():
     # another case tells them apart, and answers for both
     assert finder.look(evidence("op-halt_tokens-beta5", under("ponder=N"))) == "ponder=N"
     assert finder.answers() == {"op-halt_tokens-first": "ponder=N", "op-halt_tokens-beta5": "ponder=N"}
+
+
+def test_a_step_of_halting_has_one_weight():
+    """``halt`` gives no ρ: whether ρ has the remainder is then not asked."""
+    assert find(evidence("tiny-op-halt-basic", under("no remainder"))) == [("no remainder",)]
 
 
 def test_a_case_that_agrees_refutes_a_variant():
