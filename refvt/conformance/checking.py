@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -198,15 +199,34 @@ def check_case(
     if not first.tensors:
         report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:
-        _judge_case(asked, first, report)
-        if first.status == "error" and report.status != "differs":
-            report.status = "error"
-        if report.status == "differs":
-            _explain(asked, report, candidate)
-        if finder is not None and case.kind != "training" and not first.mutated:
-            report.variant = _variant(asked, report, finder)
+        try:
+            _judge_and_explain(asked, first, report, candidate, finder)
+        except Exception as error:  # a mistake of refvt costs this case alone, and says where it is
+            report.status, report.sentence = "error", _own_mistake(error)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _judge_and_explain(asked: Asked, first: Answer, report: CaseReport, candidate: str, finder: Finder | None) -> None:
+    """Fill in a report from the candidate's answer, with what is known about a difference."""
+    _judge_case(asked, first, report)
+    if first.status == "error" and report.status != "differs":
+        report.status = "error"
+    if report.status == "differs":
+        _explain(asked, report, candidate)
+    if finder is not None and asked.case.kind != "training" and not first.mutated:
+        report.variant = _variant(asked, report, finder)
+
+
+def _own_mistake(error: Exception) -> str:
+    """An exception of refvt's own while it judges, in one sentence."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"refvt could not judge this case, which is a mistake of refvt: {raised} "
+        f"({Path(place.filename).name}, line {place.lineno})"
+    )
 
 
 def _about(answer: Answer, truth: Truth) -> str:

@@ -1,6 +1,7 @@
 """``check`` on candidates of every form: what agrees, what differs and where, what is not given, what fails."""
 
 import os
+import re
 import sys
 import time
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import refvt
 from refvt import conformance
 from refvt.conformance import compare_tensor, load_case, load_truth
+from refvt.conformance.asking import Asked
 from refvt.conformance.checking import select_cases
 from refvt.ops.attention import reference as attention
 from refvt.ops.halting import reference as halting
@@ -193,6 +195,50 @@ def test_a_wrong_forward_is_named_although_its_backward_raises():
     assert "its backward raised RuntimeError: not yet" in case.sentence
 
 
+def shifted(by):
+    """``halt_tokens`` with its layers counted from another number than 1."""
+
+    def halt_tokens(states, scale, center, epsilon):
+        (y, ponder, layers), _ = halting.halt_tokens_forward(states, scale, center, epsilon)
+        return y, ponder, layers + by
+
+    return SimpleNamespace(halt_tokens=halt_tokens)
+
+
+def test_halting_layers_from_0_are_said_and_named():
+    report = check(shifted(-1), cases="*op-halt_tokens*")
+    assert {case.status for case in report.cases} == {"differs"}
+    assert {case.variant for case in report.cases} == {"halting layers from 0"}
+    said = {case.name: case.first.note for case in report.cases}
+    assert said["op-halt_tokens-first"].startswith("halting_layer: layers are counted from 1, got 0; ")
+    assert "counted from 1" not in said["op-halt_tokens-never"]  # L − 1 is a layer too
+
+
+def test_a_layer_beyond_the_last_is_no_matter_of_rounding():
+    """In bfloat16 some sums of scores lie within rounding of 1 − ε: their tokens might halt later, but not after L."""
+    for case in check(shifted(9), cases="*op-halt_tokens*", dtype="bfloat16").cases:
+        assert (case.status, case.ambiguous) == ("differs", [])
+        assert re.search(r"halting_layer: the last layer is \d, got 1\d", case.first.note)
+
+
+@pytest.mark.parametrize("name", ["tiny-model-zero", "model-one-joint-layer"])
+def test_halting_layers_of_a_model_from_0_are_said(name):
+    case = only(check(changed("decisions.halting_layer", lambda layers: layers - 1), cases=name))
+    assert case.first.tensor == "decisions.halting_layer"
+    assert case.first.note.startswith("halting_layer: layers are counted from 1, got 0; ")
+    assert case.variant == "halting layers from 0"
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -(10.0**30), 1j])
+def test_halting_layers_that_are_no_integers_differ(strange):
+    def halt_tokens(states, scale, center, epsilon):
+        (y, ponder, layers), _ = halting.halt_tokens_forward(states, scale, center, epsilon)
+        return y, ponder, layers + strange
+
+    case = only(check(SimpleNamespace(halt_tokens=halt_tokens), cases="tiny-op-halt_tokens-*"))
+    assert (case.status, case.first.tensor) == ("differs", "halting_layer")
+
+
 # ---- what goes wrong
 
 
@@ -244,6 +290,26 @@ def test_what_a_candidate_breaks_is_one_case_and_the_others_go_on(bad, sentence,
     assert sentence in next(case.sentence for case in report.cases if case.status == "error")
     assert report.exit_code == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_mistake_of_refvt_while_it_judges_is_one_case_and_the_others_go_on(monkeypatch):
+    original = Asked.judge
+
+    def judge(self, answer):
+        if self.truth.name == "tiny-model-masked":
+            raise IndexError("index -1 is out of bounds")
+        return original(self, answer)
+
+    monkeypatch.setattr(Asked, "judge", judge)
+    report = check(run, cases=TINY)
+    statuses = {case.name: case.status for case in report.cases}
+    assert statuses == {"tiny-model-fuse": "agrees", "tiny-model-masked": "error", "tiny-model-zero": "agrees"}
+    assert re.fullmatch(
+        r"refvt could not judge this case, which is a mistake of refvt: IndexError: index -1 is out of bounds "
+        r"\(test_checking\.py, line \d+\)",
+        next(case.sentence for case in report.cases if case.status == "error"),
+    )
+    assert report.exit_code == 1
 
 
 def test_a_candidate_that_hangs_is_ended():
