@@ -151,7 +151,7 @@ def _halting_flips(truth: Truth, got: Array, dtype: str, scores: Mapping[str, Ar
 
 
 def _first_flips_explained(expected: Array, got: Array, low: Array, high: Array, threshold: float) -> bool:
-    """expected, got [N'] layers from 1; low, high [L−1, N'] of the running sums. Only the first layer with a flip counts."""
+    """expected, got [N'], from 1; low, high [L−1, N'] of the running sums. Only the first layer with a flip counts."""
     flipped = np.flatnonzero(expected != got)
     if not len(flipped):
         return True

@@ -54,11 +54,12 @@ def check(
 
     candidate: a function of a ``ModelCase`` that returns named tensors; an object with operations as attributes
     (``attention_forward``, ``attention_backward``, ``halt_tokens``, …); or text: a backend's name, ``module:object``,
-    the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
-    in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
-    the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
-    seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
-    finished. law_progress: called with a text, such as "law 3 of 40: gather, adjoint", before each law runs.
+    ``file.py:object``, the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the
+    candidate computes in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of
+    cases. laws: run the laws of the operations too. timeout: seconds that one case may take. golden: another folder of
+    golden files. seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each
+    case as it is finished. law_progress: called with a text, such as "law 3 of 40: gather, adjoint", before each law
+    runs.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -134,10 +135,12 @@ def select_cases(pattern: str = "*", golden: Path | None = None, training: bool 
 
     Those of training are asked for. ValueError if no name matches.
     """
-    found = [case for case in load_manifest(golden).values() if fnmatchcase(case.name, pattern)]
-    found = [case for case in found if training or case.kind != "training"]
+    known = [case for case in load_manifest(golden).values() if training or case.kind != "training"]
+    found = [case for case in known if fnmatchcase(case.name, pattern)]
     if not found:
-        raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}")
+        wider = f"*{pattern.strip('*')}*"
+        hint = f"; did you mean {wider!r}?" if any(fnmatchcase(case.name, wider) for case in known) else ""
+        raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}{hint}")
     return sorted(found, key=lambda case: (not case.tiny, case.kind != "op"))
 
 

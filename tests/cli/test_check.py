@@ -77,6 +77,66 @@ def test_what_cannot_be_checked_is_one_sentence(port, capsys):
     assert "nothing could be compared" in capsys.readouterr().err
 
 
+OTHERS = """
+import os
+from os.path import join
+from right_port import halt_tokens
+from refvt.conformance import adapters
+
+
+def of_a_case(case):
+    return {}
+
+
+def _private(case):
+    return {}
+
+
+def of_two(a, b):
+    return a
+
+
+made = (lambda: lambda case: {})()
+
+
+class Mine:
+    halt_tokens = staticmethod(halt_tokens)
+
+
+table = {"halt_tokens": halt_tokens}
+"""
+
+
+def test_a_file_without_an_object_is_told_what_it_has(port, tmp_path, capsys):
+    port("right_port", 1)
+    (tmp_path / "others.py").write_text(OTHERS, encoding="utf-8")
+    listed = {"right_port.py": "halt_tokens: write right_port.py:halt_tokens"}
+    listed |= {name: f"Mine, table, of_a_case, made: write {name}:Mine" for name in ("others.py", "others")}
+    for name, said in listed.items():
+        assert main(["check", name]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"file.py:object or an exchange folder, got '{name}', which has {said}\n"
+        )
+    assert main(["check", "others.py:Yours"]) == 2
+    assert (
+        "others.py has no 'Yours'; it has Mine, table, of_a_case, made: write others.py:Mine" in capsys.readouterr().err
+    )
+    (tmp_path / "empty.py").write_text("", encoding="utf-8")
+    assert main(["check", "empty.py"]) == 2
+    assert "got 'empty.py', which has nothing that can be checked" in capsys.readouterr().err
+
+
+def test_a_function_that_is_no_operation_and_takes_no_case_is_refused_once(port, tmp_path, capsys):
+    port("right_port", 1)
+    renamed = PORT.replace("halt_tokens", "halting").replace("states, scale, center, epsilon", "x, gamma, beta, eps")
+    (tmp_path / "renamed.py").write_text(renamed, encoding="utf-8")
+    assert main(["check", "renamed.py:halting"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("refvt: candidate: renamed.py:halting: expected a function of one argument, the case")
+    assert "halt_tokens" in printed.err
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
