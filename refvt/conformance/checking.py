@@ -195,7 +195,7 @@ def check_case(
     except GoldenError as error:
         return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
-    report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
+    report = CaseReport(case.name, case.kind, case.describes, total=len(truth), operation=case.operation)
     asked = Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
     report.warnings = first.warnings

@@ -8,7 +8,7 @@ import pytest
 from refvt.conformance.cases import OperationCase, Truth, TruthTensor, model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
-from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find, search
+from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find, meaning, search
 from refvt.conformance.variants.table import markdown_table
 
 CASES = load_manifest()
@@ -141,7 +141,16 @@ def test_the_docs_list_all_variants():
 
 def test_names_are_different_and_sentences_end():
     assert all(variant.differs.endswith(".") and variant.who for variant in VARIANTS.values())
-    assert all(" and " not in name and " or " not in name for name in VARIANTS)
+    assert not any(word in name for name in VARIANTS for word in (" and ", " or ", "; ", '"'))
+
+
+def test_every_variant_of_an_answer_has_its_sentence():
+    pair = search._text([("gelu=tanh", "no 1/√d")])
+    either = search._text([("ponder=N",), ("ponder=r",)])
+    for answer, names in ((pair, ("gelu=tanh", "no 1/√d")), (either, ("ponder=N", "ponder=r"))):
+        assert meaning(answer) == {name: VARIANTS[name].differs for name in names}
+    for name in VARIANTS:
+        assert list(meaning(name)) == [name]
 
 
 def test_a_tie_tells_at_least_from_more_than():
