@@ -21,12 +21,14 @@ HELP = "Compare an implementation with refvt: where does it differ first, and is
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``refvt check``."""
     parser.add_argument(
-        "candidate", metavar="CANDIDATE", help="a backend (reference, jit, cuda), module:object, or an exchange folder"
+        "candidate",
+        metavar="CANDIDATE",
+        help="a backend (reference, jit, cuda), file.py:object, module:object, or an exchange folder",
     )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default=None, help="what the candidate computes in; default: float32"
     )
-    parser.add_argument("--cases", metavar="GLOB", default="*", help="only cases whose names match, such as 'tiny-*'")
+    parser.add_argument("--cases", metavar="GLOB", default="*", help="only cases whose names match, such as '*halt*'")
     parser.add_argument("--laws", action="store_true", help="also run the laws of its operations (needs hypothesis)")
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="SECONDS", help="limit for one case; default: 120"

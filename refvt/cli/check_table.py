@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TextIO
 
 from refvt.checks import printable
-from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report
+from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report, quoted, variant_lines
 
 __all__ = ["Printer"]
 
 COLOURS = {"agrees": "green", "differs": "bold red", "ambiguous": "yellow", "not given": "dim", "error": "bold magenta"}
-MAX_DETAILS = 5  # differing cases that are shown at length
+MAX_DETAILS = 5  # kinds of difference that are shown at length
 
 
 class Printer:
@@ -58,26 +59,27 @@ class Printer:
             self._line = False
 
     def summary(self, report: Report) -> None:
-        """The differences at length, the laws that do not hold, the counts, and the result in one sentence."""
+        """The differences at length, the laws that do not hold, the counts, and the result in one sentence.
+
+        If that is more than a screen holds, the result stands above it too.
+        """
         self._end_line()
-        wrong = [case for case in report.cases if case.status == "differs"]
-        for case in _most_telling(wrong):
+        details = _all_details(report)
+        if len(details) > shutil.get_terminal_size().lines:
             self._write("", "")
-            for line in _details(case):
-                self._write(line, "")
-        if len(wrong) > MAX_DETAILS:
-            self._write(f"\n{len(wrong) - MAX_DETAILS} more cases differ (--json, --html show them all)", "")
-        for law in report.laws:
-            if law.status in ("differs", "error"):
-                self._write("\n" + "\n".join(_law(law)), "")
-        self._write("", "")
+            self._result(report)
+        for line in [*details, ""]:
+            self._write(line, "")
         for text in report.warnings:
             self._write(f"warning: {text}", COLOURS["ambiguous"])
         if report.contrast:
             self._write(report.contrast, "")
         if self._rich:
             self._counts(report)
-        hidden = f" ({self._hidden} cases are not given and not listed)" if self._hidden else ""
+        self._result(report)
+
+    def _result(self, report: Report) -> None:
+        hidden = " (cases that were not given are not listed)" if self._hidden else ""
         self._write(report.sentence + hidden, COLOURS["agrees" if report.agrees else "differs"])
 
     def _counts(self, report: Report) -> None:
@@ -99,16 +101,39 @@ class Printer:
         Console(file=self._stream).print(table)
 
 
-def _most_telling(wrong: list[CaseReport]) -> list[CaseReport]:
-    """The cases that are shown at length: different first tensors before more of the same."""
-    seen: set[str] = set()
-    first: list[CaseReport] = []
-    rest: list[CaseReport] = []
-    for case in wrong:
-        tensor = case.first.tensor if case.first else ""
-        (rest if tensor in seen else first).append(case)
-        seen.add(tensor)
-    return [*first, *rest][:MAX_DETAILS]
+def _all_details(report: Report) -> list[str]:
+    """The lines of every kind of difference, of its smallest case, and of every law that does not hold."""
+    kinds = _kinds(report.cases)
+    lines: list[str] = []
+    for cases in kinds[:MAX_DETAILS]:
+        lines += ["", *_details(cases)]
+    hidden = sum(len(cases) for cases in kinds[MAX_DETAILS:])
+    if hidden:
+        differ = "1 more case differs" if hidden == 1 else f"{hidden} more cases differ"
+        lines += ["", f"{differ} in other ways (--json, --html show them all)"]
+    for law in report.laws:
+        if law.status in ("differs", "error"):
+            lines += ["", *_law(law)]
+    return lines
+
+
+def _kinds(cases: list[CaseReport]) -> list[list[CaseReport]]:
+    """The cases that differ, those of one operation, first tensor and variant together, the smallest case first."""
+    kinds: dict[tuple[str | None, ...], list[CaseReport]] = {}
+    for case in cases:  # tiny ones come first
+        if case.status == "differs":
+            first = case.first.tensor if case.first else case.sentence
+            kinds.setdefault((case.kind, case.operation, first, case.variant), []).append(case)
+    return list(kinds.values())
+
+
+def _others(cases: list[CaseReport]) -> str:
+    """How many cases differ as the first of them does. What no variant explains may have several causes."""
+    more = "1 more case" if len(cases) == 2 else f"{len(cases) - 1} more cases"
+    first = cases[0].first
+    if first is None or cases[0].variant is not None:
+        return f"the same in {more}"
+    return f"{first.tensor} differs first in {more}"
 
 
 def _share(share: float) -> str:
@@ -122,25 +147,28 @@ def _remark(case: CaseReport) -> str:
     if case.status == "error":
         return case.sentence
     if case.status == "differs":
-        variant = f"; agrees with variant {case.variant}" if case.variant else ""
+        variant = f"; agrees with variant {quoted(case.variant)}" if case.variant else ""
         return (f"first: {case.first.tensor} ({case.first.direction})" if case.first else case.sentence) + variant
     if case.status == "ambiguous":
         return "; ".join(case.ambiguous)
     return case.sentence
 
 
-def _details(case: CaseReport) -> list[str]:
-    """One difference at length."""
+def _details(cases: list[CaseReport]) -> list[str]:
+    """One kind of difference at length, in the first of its cases."""
+    case = cases[0]
     lines = [f"{case.name}: {case.describes}"]
     if case.first is not None:
         lines += _divergence(case.first)
-    if case.variant is not None:
-        lines.append(f"   variant          agrees with {case.variant}")
+    named = variant_lines(case)
+    lines += [f"   {'' if i else 'variant':16s} {text}" for i, text in enumerate(named)]
     if case.sentence:
         lines.append(f"   besides          {case.sentence}")
     lines += [f"   ambiguous        {text}" for text in case.ambiguous]
     if case.hint:
         lines.append(f"   next             {case.hint}")
+    if len(cases) > 1:
+        lines.append(f"   also             {_others(cases)}")
     if case.reproduce:
         lines += ["   reproduce", *(f"      {line}" for line in case.reproduce.splitlines())]
     return lines

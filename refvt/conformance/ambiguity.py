@@ -20,6 +20,7 @@ from refvt.conformance.asking import Asked
 from refvt.conformance.budgets import DTYPES, FLOOR, budget_of
 from refvt.conformance.cases import ModelCase, OperationCase, TrainingCase, Truth, base_name, model_case
 from refvt.conformance.isolation import Answer
+from refvt.conformance.judgement import layers_outside
 from refvt.conformance.report import CaseReport, TensorReport
 
 __all__ = ["rounding_explains", "scores_of", "set_ambiguous_apart"]
@@ -101,9 +102,12 @@ def rounding_explains(
     scores: ``joint.l.logit`` and ``blocks.g.scores`` of the truth (``scores_of``); not used for operations.
     """
     value = truth[name].value
-    if got.shape != value.shape:
+    if got.shape != value.shape or got.dtype.kind not in "biuf" or not np.isfinite(got).all():
         return None
-    got = got.astype(np.int64)
+    if layers_outside(truth, name, got):
+        return None
+    with np.errstate(invalid="ignore"):  # floats beyond int64 become some integer that is no place either
+        got = got.astype(np.int64)
     if isinstance(case, OperationCase):
         flips = _operation_flips(truth, case, name, got, dtype)
     elif name == "decisions.halting_layer":
@@ -133,6 +137,8 @@ def _halting_flips(truth: Truth, got: Array, dtype: str, scores: Mapping[str, Ar
     assert config is not None
     expected = truth["decisions.halting_layer"].value
     L = config.joint_depth
+    if L == 1:
+        return None  # every token halts in the only layer, whatever its score is
     logits = np.stack([scores[f"joint.{layer}.logit"].reshape(expected.shape) for layer in range(1, L)] or [])
     errors = np.stack([_allowance(truth, f"joint.{layer}.logit", logits[layer - 1], dtype) for layer in range(1, L)])
     low, high = _sums(logits, errors, config.halting_scale, config.halting_center, dtype)
@@ -145,7 +151,7 @@ def _halting_flips(truth: Truth, got: Array, dtype: str, scores: Mapping[str, Ar
 
 
 def _first_flips_explained(expected: Array, got: Array, low: Array, high: Array, threshold: float) -> bool:
-    """expected, got [N'] layers; low, high [L−1, N'] of the running sums. Only the first layer with a flip counts."""
+    """expected, got [N'], from 1; low, high [L−1, N'] of the running sums. Only the first layer with a flip counts."""
     flipped = np.flatnonzero(expected != got)
     if not len(flipped):
         return True

@@ -216,18 +216,32 @@ def wrap(candidate: Any, name: str) -> Candidate:
         model = None
     if model is None and not found:
         raise TypeError(
-            f"{name}: expected a function of a case, or an object with operations such as attention_forward or "
-            f"halt_tokens, got {type(candidate).__name__} without any"
+            f"candidate: {name}: expected a function of a case, or an object with operations such as "
+            f"attention_forward or halt_tokens, got {type(candidate).__name__} without any"
+        )
+    if not found and _signature(candidate) is not None and not _takes_a_case(candidate):
+        raise TypeError(
+            f"candidate: {name}: expected a function of one argument, the case, got a function of "
+            f"{str(_signature(candidate))[:200]}. Is it an operation? Then give it the operation's name, such as "
+            "halt_tokens, or put it under that name into a class or a dict"
         )
     return Candidate(name, model, found)
 
 
-def _takes_a_case(candidate: Any) -> bool:
+def _signature(candidate: Any) -> inspect.Signature | None:
+    """None for what is not called from Python alone."""
     try:
-        inspect.signature(candidate).bind(None)
+        return inspect.signature(candidate)
     except (TypeError, ValueError):
+        return None
+
+
+def _takes_a_case(candidate: Any) -> bool:
+    signature = _signature(candidate)
+    try:
+        return signature is not None and bool(signature.bind(None))
+    except TypeError:
         return False
-    return True
 
 
 def _attributes(found: Mapping[str, OperationCandidate]) -> list[str]:
@@ -283,10 +297,8 @@ def _operation_alone(candidate: Any) -> OperationCandidate | None:
         operation = table[name.removesuffix("_forward")]
         cached = name.endswith("_forward") and operation.has_backward
         return OperationCandidate(operation, candidate, None, cached)
-    try:
-        parameters = list(inspect.signature(candidate).parameters)
-    except (TypeError, ValueError):
-        return None
+    signature = _signature(candidate)
+    parameters = [] if signature is None else list(signature.parameters)
     if parameters[:4] == ["states", "scale", "center", "epsilon"]:
         return OperationCandidate(table["halt_tokens"], candidate, None, cached=False)
     return None
@@ -300,19 +312,48 @@ def resolve(name: str) -> Any:
 
     ValueError says what was expected; an error inside the module is raised as it is.
     """
-    module_name, colon, path = name.partition(":")
-    if not colon or not module_name or not path:
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        has = ""
+        if not path and (
+            module_name.endswith(".py") or (module_name.isidentifier() and Path(f"{module_name}.py").is_file())
+        ):
+            has = f", which has {_listed(module_name, _import(module_name))}"
         raise ValueError(
-            f"candidate: expected a backend ({', '.join(backends.BACKENDS)}), module:object or an exchange folder, "
-            f"got {name!r}"
+            f"candidate: expected a backend ({', '.join(backends.BACKENDS)}), module:object, file.py:object or an "
+            f"exchange folder, got {name!r}{has}"
         )
     module = _import(module_name)
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"candidate: {module_name} has no {path!r}")
+            raise ValueError(f"candidate: {module_name} has no {path!r}; it has {_listed(module_name, module)}")
         found = getattr(found, part)
     return found
+
+
+def _listed(name: str, module: Any) -> str:
+    """What a module has that can be a candidate, with an example of how one is named."""
+    found = _candidates_of(module)
+    if not found:
+        return "nothing that can be checked"
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"{', '.join(found[:5])}{more}: write {name}:{found[0]}"
+
+
+def _candidates_of(module: Any) -> list[str]:
+    """The names of objects that a module defines and that have the form of a candidate, operations first."""
+    operation, function = [], []
+    for name, value in vars(module).items():
+        home = sys.modules.get(str(getattr(value, "__module__", None)))
+        imported = home is not module and getattr(home, name, None) is value
+        if name.startswith("_") or inspect.ismodule(value) or imported:
+            continue
+        if _operation_alone(value) is not None or _operations_of(value):
+            operation.append(name)
+        elif inspect.isfunction(value) and _takes_a_case(value):
+            function.append(name)
+    return operation + function
 
 
 def _import(name: str) -> Any:
@@ -322,7 +363,7 @@ def _import(name: str) -> Any:
     if name.endswith(".py"):
         file = Path(name)
         if not file.is_file():
-            raise ValueError(f"candidate: expected a file, got {name!r}")
+            raise ValueError(f"candidate: there is no file {name!r} here")
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None

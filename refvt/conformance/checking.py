@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -53,11 +54,12 @@ def check(
 
     candidate: a function of a ``ModelCase`` that returns named tensors; an object with operations as attributes
     (``attention_forward``, ``attention_backward``, ``halt_tokens``, …); or text: a backend's name, ``module:object``,
-    the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the candidate computes
-    in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of cases. laws: run
-    the laws of the operations too. timeout: seconds that one case may take. golden: another folder of golden files.
-    seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each case as it is
-    finished. law_progress: called with a text, such as "law 3 of 40: gather, adjoint", before each law runs.
+    ``file.py:object``, the path of an exchange folder. dtype: "float32", "float64", "float16" or "bfloat16", what the
+    candidate computes in; None: what an exchange folder was exported in, else float32. cases: a glob over the names of
+    cases. laws: run the laws of the operations too. timeout: seconds that one case may take. golden: another folder of
+    golden files. seed: other inputs than the golden ones, drawn from this seed (``fresh``). progress: called with each
+    case as it is finished. law_progress: called with a text, such as "law 3 of 40: gather, adjoint", before each law
+    runs.
 
     What the candidate raises or breaks is reported in its case. ValueError or TypeError for arguments that do not fit,
     for a candidate that has none of the forms, or that cannot be loaded.
@@ -133,10 +135,12 @@ def select_cases(pattern: str = "*", golden: Path | None = None, training: bool 
 
     Those of training are asked for. ValueError if no name matches.
     """
-    found = [case for case in load_manifest(golden).values() if fnmatchcase(case.name, pattern)]
-    found = [case for case in found if training or case.kind != "training"]
+    known = [case for case in load_manifest(golden).values() if training or case.kind != "training"]
+    found = [case for case in known if fnmatchcase(case.name, pattern)]
     if not found:
-        raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}")
+        wider = f"*{pattern.strip('*')}*"
+        hint = f"; did you mean {wider!r}?" if any(fnmatchcase(case.name, wider) for case in known) else ""
+        raise ValueError(f"cases: expected a pattern that some golden case matches, got {pattern!r}{hint}")
     return sorted(found, key=lambda case: (not case.tiny, case.kind != "op"))
 
 
@@ -191,22 +195,41 @@ def check_case(
     except GoldenError as error:
         return CaseReport(case.name, case.kind, case.describes, "error", str(error))
     truth = truth_of(case, arrays)
-    report = CaseReport(case.name, case.kind, case.describes, total=len(truth))
+    report = CaseReport(case.name, case.kind, case.describes, total=len(truth), operation=case.operation)
     asked = Asked(runner, case, arrays, truth, dtype)
     first = asked.ask()
     report.warnings = first.warnings
     if not first.tensors:
         report.status, report.sentence, report.not_given = first.status, _about(first, truth), tuple(truth)
     else:
-        _judge_case(asked, first, report)
-        if first.status == "error" and report.status != "differs":
-            report.status = "error"
-        if report.status == "differs":
-            _explain(asked, report, candidate)
-        if finder is not None and case.kind != "training" and not first.mutated:
-            report.variant = _variant(asked, report, finder)
+        try:
+            _judge_and_explain(asked, first, report, candidate, finder)
+        except Exception as error:  # a mistake of refvt costs this case alone, and says where it is
+            report.status, report.sentence = "error", _own_mistake(error)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _judge_and_explain(asked: Asked, first: Answer, report: CaseReport, candidate: str, finder: Finder | None) -> None:
+    """Fill in a report from the candidate's answer, with what is known about a difference."""
+    _judge_case(asked, first, report)
+    if first.status == "error" and report.status != "differs":
+        report.status = "error"
+    if report.status == "differs":
+        _explain(asked, report, candidate)
+    if finder is not None and asked.case.kind != "training" and not first.mutated:
+        report.variant = _variant(asked, report, finder)
+
+
+def _own_mistake(error: Exception) -> str:
+    """An exception of refvt's own while it judges, in one sentence."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"refvt could not judge this case, which is a mistake of refvt: {raised} "
+        f"({Path(place.filename).name}, line {place.lineno})"
+    )
 
 
 def _about(answer: Answer, truth: Truth) -> str:

@@ -298,7 +298,7 @@ def _load_and_answer(connection: Any, load: Callable[[], Candidate]) -> None:
     try:
         candidate = load()
     except BaseException as error:
-        own = isinstance(error, ValueError) and str(error).startswith("candidate: ")
+        own = isinstance(error, (ValueError, TypeError)) and str(error).startswith("candidate: ")
         said = str(error).removeprefix("candidate: ") if own else f"it could not be loaded: {_sentence(error)}"
         connection.send(said)
         return

@@ -21,7 +21,7 @@ from refvt.conformance.cases import Truth
 from refvt.conformance.layouts import LayoutError, rearrange
 from refvt.conformance.report import TensorReport
 
-__all__ = ["POISON", "arrange", "judge", "left_early"]
+__all__ = ["POISON", "arrange", "judge", "layers_outside", "left_early"]
 
 POISON = 0xFE
 """Every byte of memory that a candidate's process was given and did not write (see ``isolation``)."""
@@ -49,7 +49,9 @@ def judge(truth: Truth, name: str, value: Any, dtype: str, rows: Array | None = 
     else:
         chosen = np.ones(tensor.value.shape, bool)
     if tensor.value.dtype.kind in "biu":
-        return _judge_integers(report, tensor.value, value, chosen)
+        found = _judge_integers(report, tensor.value, value, chosen)
+        outside = layers_outside(truth, name, value) if found.status == "differs" else ""
+        return replace(found, note="; ".join(filter(None, (outside, found.note))))
     if value.dtype.kind in "biu":
         return _differs(report, f"expected floats, got {value.dtype}")
     budget = budget_of(tensor.entry, dtype, tensor.value.size)
@@ -93,6 +95,24 @@ def left_early(truth: Truth, name: str) -> Array | None:
 
 
 # ---- integers
+
+
+def layers_outside(truth: Truth, name: str, value: Array) -> str:
+    """A sentence if halting layers of a candidate are not among 1 … L; else an empty text.
+
+    value: in the layout of the truth. A model's layer may be 0 where the clip has left before (``left_early``).
+    """
+    if not name.endswith("halting_layer") or truth.kind == "training":
+        return ""
+    L = len(truth["d(states)"].value) if truth.config is None else truth.config.joint_depth
+    early = left_early(truth, name)
+    may_be_0 = False if early is None else early == 0
+    outside = value[((value < 1) & ~(may_be_0 & (value == 0))) | (value > L)]
+    if not outside.size:
+        return ""
+    label, got = name.rpartition(".")[2], outside[0]
+    expected = "layers are counted from 1" if got < 1 else f"the last layer is {L}"
+    return f"{label}: {expected}, got {got:g}"
 
 
 def _judge_integers(report: TensorReport, truth: Array, value: Array, chosen: Array) -> TensorReport:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,7 @@ class _Computes:
     candidate: OperationCandidate
     operation: Operation
     dtype: str | None = None  # the dtype that results must have, if any
+    borrowed: list[str] = field(default_factory=list, compare=False)  # "backward" once the reference's was called
 
     def forward(self, keep: bool = True, **inputs: Any) -> Any:
         op = self.operation
@@ -93,6 +94,7 @@ class _Computes:
 
     def _backward(self, *cotangents_and_cache: Any) -> Any:
         if self.candidate.backward is None:
+            self.borrowed[:] = ["backward"]
             return _reference(self.operation.name).backward(*cotangents_and_cache)  # type: ignore[misc]
         return self._arrays(self.candidate.backward(*cotangents_and_cache), len(self.operation.gradients))
 
@@ -278,10 +280,21 @@ def run_law(
     if isinstance(error, LawBroken):
         inputs = simplify(inputs, partial(_breaks, search), until=time.monotonic() + 3)
         error = _error_of(search, inputs) or error
-        return report("differs", str(error), program(wrapped.name, operation, asked, inputs, error))
+        return report(
+            "differs", f"{error}{_borrowed(search.op)}", program(wrapped.name, operation, asked, inputs, error)
+        )
     if law == "adjoint" and dtype == "float32":
         return report("not given", f"it needs float64, where the candidate raised {_one_line(error)}")
-    return report("error", f"raised {_one_line(error)}", program(wrapped.name, operation, asked, inputs, error))
+    return report(
+        "error",
+        f"raised {_one_line(error)}{_borrowed(search.op)}",
+        program(wrapped.name, operation, asked, inputs, error),
+    )
+
+
+def _borrowed(op: _Computes) -> str:
+    """Says whose backward a law was asked of, if it was not the candidate's."""
+    return "; no backward was given: refvt's own was used" if op.borrowed else ""
 
 
 def _why_not(found: OperationCandidate | None, operation: str, law: str, dtype: str) -> str:

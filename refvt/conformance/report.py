@@ -7,6 +7,7 @@ infinity) as text.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -19,9 +20,12 @@ __all__ = [
     "LawReport",
     "Report",
     "TensorReport",
+    "count_text",
     "describe_case",
     "describe_law",
+    "quoted",
     "share_text",
+    "variant_lines",
 ]
 
 STATUSES = ("agrees", "differs", "ambiguous", "not given", "error")
@@ -84,7 +88,8 @@ class CaseReport:
     total: the number of the case's tensors. hint: what to give next, for "differs". variant: the known variant that
     all given tensors agree with, or None. reproduce: a few lines of Python that show the first divergence again.
     neighbourhood: the values around the worst element, for a picture: two lists of rows, got and expected. warnings:
-    what an adapter says about the candidate, such as a names map that contradicts the values.
+    what an adapter says about the candidate, such as a names map that contradicts the values. operation: its name, in
+    a case of one operation.
     """
 
     name: str
@@ -103,6 +108,14 @@ class CaseReport:
     neighbourhood: tuple[list[list[float]], list[list[float]]] | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    operation: str | None = None
+
+    @property
+    def variant_means(self) -> dict[str, str]:
+        """What each variant that ``variant`` names is, in a sentence."""
+        from refvt.conformance.variants import meaning  # it knows the model, which plain data need not
+
+        return {} if self.variant is None else meaning(self.variant)
 
     @property
     def compared(self) -> int:
@@ -186,20 +199,22 @@ class Report:
     def sentence(self) -> str:
         """The result in one sentence."""
         counts = {status: sum(case.status == status for case in self.cases) for status in STATUSES}
-        listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no case"
-        total = sum(case.total for case in self.cases)
+        listed = ", ".join(count_text(status, count) for status, count in counts.items() if count)
+        cases = f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}, {listed}" if listed else "no case"
+        total = sum(case.total for case in self.cases if case.status != "not given")
         asked = [law.status for law in self.laws if law.status != "not given"]
         laws = f"; laws: {asked.count('agrees')} of {len(asked)} hold" if self.laws else ""
         verdict = ("agrees", "differs", "could not be checked")[self.exit_code]
-        tensors = f"{self.compared} of {total} tensors were compared"
-        return f"{self.candidate} {verdict}: {len(self.cases)} cases, {listed}; {tensors}{laws}"
+        where = "in the cases that were given, " if counts["not given"] else ""
+        tensors = f"{where}{self.compared} of {total} tensors were compared" if total else "nothing was compared"
+        return f"{self.candidate} {verdict}: {cases}; {tensors}{laws}"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
         extra = {"agrees": self.agrees, "exit_code": self.exit_code, "compared": self.compared}
         plain: dict[str, Any] = _plain(self)
         for case, listed in zip(self.cases, plain["cases"], strict=True):
-            listed |= {"compared": case.compared, "share": _plain(case.share)}
+            listed |= {"compared": case.compared, "share": _plain(case.share), "variant_means": case.variant_means}
         return {**extra, "sentence": self.sentence, **plain}
 
 
@@ -233,10 +248,33 @@ def describe_case(case: CaseReport) -> str:
         place = f", {first.place}" if first.place else ""
         lines.append(f"worst element {list(first.index)}{place}: got {first.got:.9g}, expected {first.expected:.9g}")
     lines.append(f"error {first.error:.3g}, allowed {first.allowed:.3g}, share of the budget {share_text(first.share)}")
-    lines += [f"agrees with variant {case.variant}"] if case.variant else []
+    lines += [f"agrees with variant {variant_lines(case)[0]}", *variant_lines(case)[1:]] if case.variant else []
     warned = [f"warning: {text}" for text in case.warnings]
     lines += [text for text in (case.sentence, *case.ambiguous, case.hint, *warned) if text]
     return "\n".join([*lines, *(["reproduce:", case.reproduce] if case.reproduce else [])])
+
+
+def variant_lines(case: CaseReport) -> list[str]:
+    """The variants that a case agrees with, in quotes, and what each is; no line if there is none."""
+    if case.variant is None:
+        return []
+    name, means = quoted(case.variant), case.variant_means
+    if len(means) == 1:
+        return [f"{name}: {text}" for text in means.values()]
+    return [name, *(f"{quoted(one)}: {text}" for one, text in means.items())]
+
+
+def quoted(variant: str) -> str:
+    """The text of ``CaseReport.variant`` with each name in quotes."""
+    names, semicolon, rest = variant.partition("; ")
+    parts = re.split("( and | or )", names)
+    return "".join(part if i % 2 else f'"{part}"' for i, part in enumerate(parts)) + semicolon + rest
+
+
+def count_text(status: str, count: int) -> str:
+    """A number of cases of one status in words: "1 agrees", "7 agree", "2 errors"."""
+    plural = {"agrees": "agree", "differs": "differ", "error": "errors"}
+    return f"{count} {status if count == 1 else plural.get(status, status)}"
 
 
 def describe_law(law: LawReport) -> str:

@@ -10,7 +10,17 @@ import math
 from html import escape
 from importlib.resources import files
 
-from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report, TensorReport, share_text
+from refvt.conformance.report import (
+    STATUSES,
+    CaseReport,
+    Divergence,
+    LawReport,
+    Report,
+    TensorReport,
+    count_text,
+    quoted,
+    share_text,
+)
 from refvt.files import MARK
 
 __all__ = ["check_page"]
@@ -44,7 +54,7 @@ def _head(report: Report, title: str) -> str:
     status = ("agrees", "differs", "error")[report.exit_code]
     counts = {status: sum(case.status == status for case in report.cases) for status in STATUSES}
     listed = "".join(
-        f'<li class="{_class(status)}">{SYMBOLS[status]} {count} {status}</li>'
+        f'<li class="{_class(status)}">{SYMBOLS[status]} {count_text(status, count)}</li>'
         for status, count in counts.items()
         if count
     )
@@ -84,7 +94,9 @@ def _case(case: CaseReport, opened: bool) -> str:
     if case.hint:
         body.append(f'<p class="hint">Next: {escape(case.hint)}</p>')
     if case.variant is not None:
-        body.append(f'<p class="variant">All that was given agrees with the variant <b>{escape(case.variant)}</b>.</p>')
+        said = f"All that was given agrees with the variant <b>{escape(case.variant)}</b>."
+        means = (f"<br>{escape(name)}: {escape(text)}" for name, text in case.variant_means.items())
+        body.append(f'<p class="variant">{said}{"".join(means)}</p>')
     if case.neighbourhood is not None:
         body.append(_neighbourhood(*case.neighbourhood))
     if case.reproduce:
@@ -103,7 +115,7 @@ def _case(case: CaseReport, opened: bool) -> str:
 
 def _remark(case: CaseReport) -> str:
     if case.first is not None:
-        variant = f"; agrees with variant {case.variant}" if case.variant else ""
+        variant = f"; agrees with variant {quoted(case.variant)}" if case.variant else ""
         return f"first {case.first.tensor} ({case.first.direction}){variant}"
     return case.sentence
 

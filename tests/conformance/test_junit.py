@@ -16,7 +16,7 @@ def report():
         "float32",
         [
             CaseReport("good", "op", "fine", "agrees", tensors=[TensorReport("y", "forward", "agrees")]),
-            CaseReport("bad", "op", "wrong & wrong", "differs", first=FIRST, variant="masked", reproduce="a < b"),
+            CaseReport("bad", "op", "wrong & wrong", "differs", first=FIRST, variant="ponder=r", reproduce="a < b"),
             CaseReport("raises", "model", "", "error", sentence="ValueError: \x1b[31m & <b>]]>\x00"),
             CaseReport("absent", "model", "", "not given", sentence="the candidate has no model"),
             CaseReport("tie", "model", "", "ambiguous", ambiguous=["a token halts within rounding"], seconds=1.25),
@@ -41,7 +41,13 @@ def test_cases_and_laws():
     assert len(found["good"]) == 0
     failure = found["bad"].find("failure")
     assert failure.get("message") == "bad: d(q) differs first (backward)"
-    for said in ("last agreeing: y", "<note>", "[0, 1], head 0", "masked", "a < b"):
+    for said in (
+        "last agreeing: y",
+        "<note>",
+        "[0, 1], head 0",
+        'agrees with variant "ponder=r": ρ = r: the layers',
+        "a < b",
+    ):
         assert said in failure.text
     assert "\x00" not in found["raises"].find("error").text
     assert "& <b>]]>" in found["raises"].find("error").text

@@ -133,6 +133,21 @@ def test_gradient_laws_are_those_that_no_forward_breaks(operation):
         assert report.status == expected, (name, report.sentence)
 
 
+def test_a_complaint_says_whose_backward_was_used():
+    """``adjoint`` needs a backward, the formula of gelu does not."""
+
+    def forward(x, keep=True):
+        return 1.01 * x, x if keep else None
+
+    gelu = operations()["gelu"]
+    without = Candidate("mine", None, {"gelu": OperationCandidate(gelu, forward, None, cached=True)})
+    whole = Candidate("mine", None, {"gelu": OperationCandidate(gelu, forward, lambda dy, x: dy, cached=True)})
+    said = "; no backward was given: refvt's own was used"
+    found = [run_law(one, "gelu", law) for one in (without, whole) for law in ("adjoint", "gelu_is_half_odd")]
+    assert [report.status for report in found] == ["differs"] * 4
+    assert [report.sentence.endswith(said) for report in found] == [True, False, False, False]
+
+
 def test_an_exception_is_an_error_with_a_program():
     def forward(x, index, keep=True):
         if len(index) > 2:

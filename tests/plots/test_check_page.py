@@ -58,13 +58,15 @@ def test_a_case_that_differs_is_open_and_explains_itself():
         TensorReport("d(q)", "backward", "differs", share=17.2),
     ]
     near = ([[1.0, 2.5], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.0]])
-    case = CaseReport("bad", "op", "describes", "differs", tensors=tensors, first=FIRST, variant="masked")
+    case = CaseReport("bad", "op", "describes", "differs", tensors=tensors, first=FIRST, variant="ponder=r")
     case.neighbourhood, case.reproduce, case.not_given, case.total = near, "print(1 < 2)", ("z",), 4
     text, outline = page(case)
     assert ("details", {"class": "case", "open": None}) in outline.tags
     tiles = re.findall(r'<li class="([^"]+)"[^>]*>([^<]+)</li>', text.split("Forward, in")[1])
     assert tiles == [("s0", "✓ y 5 %"), ("s3", "✓ d(k) 95 %"), ("bad first", "✗ d(q) 17×")]
-    for said in ("last agreeing", "masked", "print(1 < 2)", "1 tensor was not given", "head 0", "got − expected"):
+    assert "agrees with the variant ponder=r.ponder=r: ρ = r: the layers are not counted." in outline.text
+    assert 'agrees with variant "ponder=r"' in outline.text
+    for said in ("last agreeing", "print(1 < 2)", "1 tensor was not given", "head 0", "got − expected"):
         assert said in outline.text
     assert text.count("worst") - text.split("</style>")[0].count("worst") >= 3
     assert re.search(r'<td class="h2 worst">0\.5</td>', text)

@@ -9,8 +9,8 @@ A variant is never claimed for what it does not change: somewhere what was given
 with the variant, and nowhere may it differ from the variant. Where two variants do so alike, both are named.
 """
 
-from refvt.conformance.variants.search import Finder, find
+from refvt.conformance.variants.search import Finder, find, meaning
 from refvt.conformance.variants.table import VARIANTS, Variant
 from refvt.conformance.variants.trials import Evidence, Judge, compute, evidence_of
 
-__all__ = ["VARIANTS", "Evidence", "Finder", "Judge", "Variant", "compute", "evidence_of", "find"]
+__all__ = ["VARIANTS", "Evidence", "Finder", "Judge", "Variant", "compute", "evidence_of", "find", "meaning"]

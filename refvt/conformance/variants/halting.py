@@ -23,11 +23,15 @@ class HaltingRule:
     - remainder: "gradient"; "detached" (r is a constant); "score" (a token that halts weighs h, not 1 − Σ h).
     - output: "mean" of the states under the weights, or the "last" state, x at N_k.
     - ponder: "N+r"; "N" alone, which has no gradient; "N-1+r", layers counted from 0; "r" alone.
+    - rest: the r of ρ: "weight", the weight of the halting layer in y; or, whatever that weight is, "remainder"
+      (1 − Σ h) or "score" (h).
+    - first_layer: the number of the first layer in the halting layers that are returned.
     - ponder_gradient: False if ρ is a constant for the ponder loss.
     - cls: "halts"; "never" (score 0 until the last layer, so that y is its last state); "held" (its scores count, but
       it goes on to the last layer, where it gets 1 − Σ h, below 0 if they sum to more).
     - tokens_per_clip: for ``cls``, the places of CLS.
-    - ending: no setting; the tokens that halt in the layer just computed.
+    - ending, given_rest, dponder: no settings. The tokens that halt in the layer just computed, r of those that have
+      halted, and, where r is not the weight in y, the gradient at ρ.
     """
 
     strict: bool = True
@@ -35,19 +39,24 @@ class HaltingRule:
     remainder: str = "gradient"
     output: str = "mean"
     ponder: str = "N+r"
+    rest: str = "weight"
+    first_layer: int = 1
     ponder_gradient: bool = True
     cls: str = "halts"
     tokens_per_clip: int = 0
-    ending: Array = field(
-        default_factory=lambda: np.zeros(0, bool), compare=False
-    )  # tokens that halt in the layer just computed
+    ending: Array = field(default_factory=lambda: np.zeros(0, bool), compare=False)
+    given_rest: Array = field(default_factory=lambda: np.zeros(0), compare=False)
+    dponder: Array = field(default_factory=lambda: np.zeros(0), compare=False)
 
     def implementations(self, table: Any) -> dict[str, Implementation]:
         """``halt``, ``accumulate`` and ``halt_tokens`` under this rule."""
+        tokens = Implementation(table.halt_tokens.operation, self.tokens_forward, self.tokens_backward)
+        if self.rest != "weight" and not self.tokens_per_clip:  # one step of ``halt`` has no ρ, and so no second weight
+            return {"halt_tokens": tokens}
         return {
             "halt": Implementation(table.halt.operation, self.halt_forward, self.halt_backward),
             "accumulate": Implementation(table.accumulate.operation, self.accumulate_forward, self.accumulate_backward),
-            "halt_tokens": Implementation(table.halt_tokens.operation, self.tokens_forward, self.tokens_backward),
+            "halt_tokens": tokens,
         }
 
     # ---- one layer
@@ -82,6 +91,9 @@ class HaltingRule:
         remainder = score if self.remainder == "score" else 1 - used
         weight = np.where(dead, 0, np.where(halted, remainder, score)).astype(used.dtype)
         used_next = np.where(halted, 1, total).astype(used.dtype)
+        rest = {"weight": weight, "remainder": 1 - used, "score": score}[self.rest]
+        before = self.given_rest if len(self.given_rest) == len(used) else np.zeros_like(used)
+        self.given_rest = np.where(self.ending, rest, before)
         slope = 0 if last else scale * score * (1 - score) * ~(is_cls & (self.cls == "never"))  # dh / dlogit
         return (weight, used_next, halted), (slope, halted, dead) if keep else None
 
@@ -89,8 +101,13 @@ class HaltingRule:
         """dlogit, dused [n]."""
         slope, halted, dead = cache
         weighs_score = ~halted if self.remainder != "score" else ~dead
+        drest = np.where(halted & ~dead, self.dponder, 0) if self.rest != "weight" else np.zeros_like(dweight)
         dscore = np.where(weighs_score, dweight, 0) + np.where(halted, 0, dused_next)
         dremainder = np.where(halted & ~dead, dweight, 0) if self.remainder == "gradient" else np.zeros_like(dweight)
+        if self.rest == "score":
+            dscore = dscore + drest
+        else:
+            dremainder = dremainder + drest
         return slope * dscore, np.where(halted, -dremainder, dused_next)
 
     def accumulate_forward(self, y: Array, x: Array, weight: Array, keep: bool = True) -> Any:
@@ -136,7 +153,8 @@ class HaltingRule:
         check_states(states, epsilon)
         L, N, _ = states.shape
         y, used = np.zeros_like(states[0]), np.zeros_like(states[0, :, 0])
-        remainder, layers, caches = np.zeros_like(used), np.zeros(N, np.int64), []
+        layers, caches = np.zeros(N, np.int64), []
+        self.given_rest = np.zeros_like(used)
         for layer in range(1, L + 1):
             choice = None if forced is None else np.asarray(forced) <= layer
             (weight, used, _), halt_cache = self.halt_forward(
@@ -144,19 +162,21 @@ class HaltingRule:
             )
             ending = self.ending
             y, output_cache = self.accumulate_forward(y, states[layer - 1], weight)
-            remainder[ending], layers[ending] = weight[ending], layer
+            layers[ending] = layer
             caches.append((halt_cache, output_cache, ending))
-        return (y, self.ponder_of(layers, remainder), layers), (states.shape, caches) if keep else None
+        results = y, self.ponder_of(layers, self.given_rest), layers - 1 + self.first_layer
+        return results, (states.shape, caches) if keep else None
 
     def tokens_backward(self, dy: Array, dponder: Array, cache: Any) -> Array:
         """dstates [L, N, D]."""
         shape, caches = cache
         dstates, dused = np.zeros(shape, dy.dtype), np.zeros(shape[1], dy.dtype)
+        self.dponder = dponder if self.ponder_has_gradient else np.zeros_like(dponder)
         for layer in reversed(range(shape[0])):
             halt_cache, output_cache, ending = caches[layer]
             dy, dstates[layer], dweight = self.accumulate_backward(dy, output_cache)
-            if self.ponder_has_gradient:
-                dweight = dweight + np.where(ending, dponder, 0)
+            if self.rest == "weight":
+                dweight = dweight + np.where(ending, self.dponder, 0)
             dlogit, dused = self.halt_backward(dweight, dused, halt_cache)
             dstates[layer, :, 0] += dlogit
         return dstates

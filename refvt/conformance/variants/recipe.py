@@ -136,8 +136,13 @@ def run_model(
     if not go_on(tensors):
         return tensors
     assert cache is not None
-    reaching = dponder if recipe.rule.ponder_has_gradient else np.zeros_like(dponder)
+    rule, reaching = recipe.rule, dponder if recipe.rule.ponder_has_gradient else np.zeros_like(dponder)
+    apart = rule.rest != "weight"  # ρ is not read from the weights of y: the rule takes its gradient
+    if apart:
+        rule.dponder, reaching = reaching.reshape(-1), np.zeros_like(dponder)
     network_backward(context, config, dlogits, dmotion_logits, reaching, cache)
+    if apart:
+        show("d(ponder)", dponder)
     for name, gradient in _gradients(recipe, context.gradients).items():
         show(f"d({name})", gradient)
     return tensors
@@ -204,10 +209,13 @@ def _show_outputs(recipe: Recipe, result: NetworkResult, show: Callable[[str, Ar
     """Show the decisions and outputs; returns ρ [B, N'] under the rule."""
     halting, rule = result.halting, recipe.rule
     remainder = halting.ponder - halting.halting_layer
-    ponder = halting.ponder if rule.ponder == "N+r" else rule.ponder_of(halting.halting_layer, remainder)
+    if rule.rest != "weight":
+        remainder = rule.given_rest.reshape(remainder.shape)
+    plain = rule.ponder == "N+r" and rule.rest == "weight"
+    ponder = halting.ponder if plain else rule.ponder_of(halting.halting_layer, remainder)
     for g, kept in enumerate(result.kept):
         show(f"decisions.kept.{g}", kept)
-    show("decisions.halting_layer", halting.halting_layer)
+    show("decisions.halting_layer", halting.halting_layer - 1 + rule.first_layer)
     show("alive", halting.alive)
     show("tokens_per_layer", halting.alive.sum(axis=2))
     show("ponder", ponder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -9,7 +10,7 @@ from itertools import combinations
 from refvt.conformance.variants.table import VARIANTS
 from refvt.conformance.variants.trials import Evidence, Names, Runs, Trial
 
-__all__ = ["Finder", "find"]
+__all__ = ["Finder", "find", "meaning"]
 
 
 # ---- singles and pairs
@@ -129,3 +130,9 @@ def _text(fits: Sequence[Names]) -> str | None:
         return None
     texts = [" and ".join(names) for names in fits]
     return texts[0] if len(texts) == 1 else f"{' or '.join(texts)}; this case cannot tell them apart"
+
+
+def meaning(answer: str) -> dict[str, str]:
+    """What the variants of an answer of ``Finder`` are: the sentence of each by its name."""
+    names = re.split(" and | or ", answer.partition("; ")[0])
+    return {name: VARIANTS[name].differs for name in names if name in VARIANTS}

@@ -141,6 +141,12 @@ _ALL = (
             halt_by(remainder="detached")),
     Variant("no remainder", "remainder", "A token that halts weighs its own score h, not 1 − Σh: its weights do not "
             "sum to one.", MISTAKE, halt_by(remainder="score")),
+    Variant("no remainder in y", "remainder", "A token that halts weighs its own score h in y, and 1 − Σh in ρ alone.",
+            MISTAKE, halt_by(remainder="score", rest="remainder")),
+    Variant("no remainder in ρ", "remainder", "ρ = N + h, with the score h of the halting layer; y has the remainder "
+            "1 − Σh.", MISTAKE, halt_by(rest="score")),
+    Variant("halting layers from 0", "number of the first layer", "The halting layers that are returned are counted "
+            "from 0; ρ is as it should be.", MISTAKE, halt_by(first_layer=0)),
     Variant("output is the last state", "output", "y is the state at which a token halts, not the mean of its states.",
             OTHERS, halt_by(output="last")),
     Variant("CLS never halts", "CLS", "CLS has no halting score: y of CLS is its state after the last layer.", OTHERS,

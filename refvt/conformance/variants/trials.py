@@ -237,9 +237,8 @@ class Runs:
         assert recipe is not None
         if isinstance(case, ModelCase):
             kept = [name for name in found.tensors if name.startswith("decisions.kept.")]
-            decisions = Decisions(
-                tuple(found.tensors[name][0] for name in kept), found.tensors["decisions.halting_layer"][0]
-            )
+            layers = found.tensors["decisions.halting_layer"][0] + 1 - recipe.rule.first_layer
+            decisions = Decisions(tuple(found.tensors[name][0] for name in kept), layers)
         with np.errstate(all="ignore"):
             rounded = _tensors(case, recipe, decisions, lambda forward: True, "float32")
             exact = _tensors(case, _again(case, found.names), decisions, lambda forward: True)

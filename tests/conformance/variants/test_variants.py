@@ -8,7 +8,7 @@ import pytest
 from refvt.conformance.cases import OperationCase, Truth, TruthTensor, model_case, operation_case, truth_of
 from refvt.conformance.golden import load_arrays, load_manifest
 from refvt.conformance.judgement import judge
-from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find, search
+from refvt.conformance.variants import VARIANTS, Finder, compute, evidence_of, find, meaning, search
 from refvt.conformance.variants.table import markdown_table
 
 CASES = load_manifest()
@@ -64,6 +64,8 @@ def test_a_variant_that_means_nothing_in_a_case_gives_nothing():
         ("tiny-model-fuse", ("epsilon=0", "layernorm eps=1e-5")),
         ("tiny-model-masked", ("no 1/√d", "qkv order k, q, v")),
         ("tiny-model-zero", ("remainder detached", "ponder weight 1")),
+        ("tiny-model-zero", ("halting layers from 0", "ponder=N−1+r")),
+        ("op-halt_tokens-beta5", ("halting layers from 0", "ponder=N−1+r")),
     ],
 )
 def test_a_pair_is_found(name, variants):
@@ -83,6 +85,11 @@ def test_two_that_cannot_be_told_apart_are_both_named():
     # another case tells them apart, and answers for both
     assert finder.look(evidence("op-halt_tokens-beta5", under("ponder=N"))) == "ponder=N"
     assert finder.answers() == {"op-halt_tokens-first": "ponder=N", "op-halt_tokens-beta5": "ponder=N"}
+
+
+def test_a_step_of_halting_has_one_weight():
+    """``halt`` gives no ρ: whether ρ has the remainder is then not asked."""
+    assert find(evidence("tiny-op-halt-basic", under("no remainder"))) == [("no remainder",)]
 
 
 def test_a_case_that_agrees_refutes_a_variant():
@@ -134,7 +141,16 @@ def test_the_docs_list_all_variants():
 
 def test_names_are_different_and_sentences_end():
     assert all(variant.differs.endswith(".") and variant.who for variant in VARIANTS.values())
-    assert all(" and " not in name and " or " not in name for name in VARIANTS)
+    assert not any(word in name for name in VARIANTS for word in (" and ", " or ", "; ", '"'))
+
+
+def test_every_variant_of_an_answer_has_its_sentence():
+    pair = search._text([("gelu=tanh", "no 1/√d")])
+    either = search._text([("ponder=N",), ("ponder=r",)])
+    for answer, names in ((pair, ("gelu=tanh", "no 1/√d")), (either, ("ponder=N", "ponder=r"))):
+        assert meaning(answer) == {name: VARIANTS[name].differs for name in names}
+    for name in VARIANTS:
+        assert list(meaning(name)) == [name]
 
 
 def test_a_tie_tells_at_least_from_more_than():
