@@ -2,7 +2,7 @@
 
 Halted tokens are set to zero and computed like the others. No tensors are recorded and gradient checkpointing is off:
 the model of ``golden/`` as it would normally be run, under ``torch.no_grad()`` for a forward pass and with
-``loss.backward()`` for a training step. This is the only file that imports PyTorch, and it does so inside functions.
+``loss.backward()`` for a training step. PyTorch is imported inside functions alone.
 """
 
 from __future__ import annotations
