@@ -31,51 +31,13 @@ np.set_printoptions(precision=3, suppress=True)
 # ## The whole model in one picture
 #
 # From bottom to top, at the paper's size with R = 0.3. Beside the arrows stands how many tokens pass. This notebook is about
-# the blue part, notebook 3 about the Glimpser, notebooks 4 to 6 about halting in the joint blocks, notebook 7 about the heads.
+# the blue part, notebook 3 about the Glimpser, notebooks 4 to 6 about halting in the joint blocks, notebook 7 about the
+# heads. All symbols stand in the tables at the end.
 
 # %%
 draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 
 # %% [markdown]
-# ## Symbols, one meaning each
-#
-# | symbol | meaning | HaltingVT-S |
-# | --- | --- | --- |
-# | B, T, C | clips of a batch, frames of a clip, colours | T = 8, C = 3 |
-# | P, S | side of a patch in pixels, patches of a frame | 16, 196 |
-# | D, A, d | width of a token, attention heads, width of a head D/A | 384, 6, 64 |
-# | F | hidden width of the MLP, 4 · D | 1536 |
-# | N, N' | tokens of a clip 1 + S · T; those that enter the joint blocks | 1569, 473 |
-# | n | tokens that are still alive in a layer | |
-# | m | tokens that have halted (notebooks 2 and 6) | |
-# | s, t | a patch of a frame, a frame; both counted from 0 | |
-# | k, l | a token; a joint layer, counted from 1 | |
-# | G, L | Glimpser blocks, joint blocks; `depth` in a configuration is G + L | 2, 10 |
-# | R, S' | keep rate of the Glimpser, patches that it keeps in a frame ⌈R · S⌉ | 0.3, 59 |
-# | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | γ = 10, β = 10 or 20, ε = 0.01 |
-# | σ, δ | the sigmoid; what reaches the halting logit through the score (notebook 5) | |
-# | $N_k$, $r_k$, $\rho_k$ | the layer in which token k halts, its remainder, its ponder | |
-# | $x_k^l$, $y_k$ | state of token k after layer l, its output | |
-# | $g_y$, $g_\rho$ | gradient of the loss at an output and at a ponder; `dy`, `dponder` in the code | |
-# | w, λ | weight of the ponder loss, weight of the motion loss | 5e-4; 1 in refvt and in the released code, the paper's value is unknown |
-# | K, $\mathcal{L}$ | classes, the loss | 200 |
-#
-# B counts clips without their static twins (notebook 7); with twins a batch holds 2B. A small example has its own values of
-# N, L and D: five tokens, three layers, three channels in notebooks 4 and 5.
-#
-# Some letters mean something else in the inner parts of the model, as everywhere in the field:
-#
-# | letter | where | meaning there |
-# | --- | --- | --- |
-# | q, k, v | attention (notebooks 2, 3, 6) | queries, keys and values; tokens are i and j there |
-# | s, p, y | attention (notebooks 2, 3, 6) | logits, weights and output of one attention |
-# | logit | everywhere | of attention (2, 3, 6), of halting (4, 5), of a class (4, 7, 8) |
-# | `p` | code of notebooks 1 and 4 | the parameters of a model |
-# | `m`, `v` | code of notebook 8 | the two moments of Adam |
-# | `n` | code of notebooks 9 and 10 | $N_k$, the layer in which the token halts |
-# | b, W | linear layers and LayerNorm | bias and weight matrix |
-# | `weight` | code of notebooks 4, 5 and 10 | the factor of a state in y: h, or r in the last layer |
-#
 # ## What a block does
 #
 # A *block*, or layer, takes tokens of width D and returns as many of the same width. It has two steps. Each *adds* its result
@@ -85,8 +47,8 @@ draw_model(refvt.HaltingVTConfig.preset("minik-g03-b10"))
 #
 # $$x \leftarrow x + \text{MLP}(\text{norm2}(x))$$
 #
-# - *norm* is LayerNorm. It takes one token, subtracts the mean of its D numbers and divides by their standard deviation. Then
-#   it multiplies by a learnt weight and adds a learnt bias.
+# - *norm* is LayerNorm. It takes one token, subtracts the mean of its D numbers and divides by their standard deviation (with
+#   1e-6 added to the variance). Then it multiplies by a learnt weight and adds a learnt bias.
 # - *Attention* is the only step in which tokens read one another (notebook 2).
 # - The *MLP* treats each token by itself: a linear layer from D to 4 · D numbers, GELU, and a linear layer back to D.
 # - *GELU* is applied to each number: GELU(z) = z · Φ(z), where Φ(z) is the probability that a normally distributed number is
@@ -222,5 +184,48 @@ expected = [None] + [(s, t) for s in range(16) for t in range(8)]
 # ```
 # </details>
 #
+# ## Symbols, and letters with a second meaning
+#
+# | symbol | meaning | HaltingVT-S |
+# | --- | --- | --- |
+# | B, T, C | clips of a batch, frames of a clip, colours | T = 8, C = 3 |
+# | P, S | side of a patch in pixels, patches of a frame | 16, 196 |
+# | D, A, d | width of a token, attention heads, width of a head D/A | 384, 6, 64 |
+# | F | hidden width of the MLP, 4 · D | 1536 |
+# | N, N' | tokens of a clip 1 + S · T; those that enter the joint blocks | 1569, 473 |
+# | n | tokens that are still alive in a layer | |
+# | m | tokens that have halted (notebooks 2 and 6) | |
+# | s, t | a patch of a frame, a frame; both counted from 0 | |
+# | k, l | a token; a joint layer, counted from 1 | |
+# | G, L | Glimpser blocks, joint blocks; `depth` in a configuration is G + L | 2, 10 |
+# | R, S' | keep rate of the Glimpser, patches that it keeps in a frame ⌈R · S⌉ | 0.3, 59 |
+# | h, γ, β, ε | halting score, its scale and centre, the slack of the limit 1 − ε | γ = 10, β = 10 or 20 (5 in one released configuration), ε = 0.01 |
+# | σ, δ | the sigmoid; what reaches the halting logit through the score (notebook 5) | |
+# | $N_k$, $r_k$, $\rho_k$ | the layer in which token k halts, its remainder, its ponder | |
+# | $x_k^l$, $y_k$ | state of token k after layer l, its output | |
+# | $g_y$, $g_\rho$, $g_x$ | gradient of the loss at an output (`dy` in the code), at a ponder (`dponder`), at a state | |
+# | w, λ | weight of the ponder loss, weight of the motion loss | 5e-4; 1 in refvt and in the released code, the paper's value is unknown |
+# | K, $\mathcal{L}$ | classes, the loss | 200 |
+#
+# B counts clips without their static twins (notebook 7); with twins a batch holds 2B. A small example has its own values of
+# N, L and D: five tokens, three layers, three channels in notebooks 4 and 5.
+#
+# Some letters have a second meaning, as everywhere in the field:
+#
+# | letter | where | second meaning |
+# | --- | --- | --- |
+# | q, k, v | attention (notebooks 2, 3, 6) | queries, keys and values; tokens are i and j there |
+# | s, p, y | attention (notebooks 2, 3, 6) | logits, weights and output of one attention |
+# | logit | everywhere | of attention (2, 3, 6), of halting (4, 5), of a class (4, 7, 8) |
+# | `p` | code of notebooks 1 and 4 | the parameters of a model |
+# | `m`, `v` | code of notebook 8 | the two moments of Adam |
+# | `n`, N | `n` in the code of notebooks 9 and 10; N on the page of notebook 0 and in the reports of notebook 9 | $N_k$, the layer in which the token halts |
+# | b, W | linear layers and LayerNorm | bias and weight matrix |
+# | `weight` | code of notebooks 4, 5 and 10 | the factor of a state in y: h, or r in the last layer |
+#
 # Source: HaltingVT (arXiv 2401.04975), section 3.1. The code is in
 # [refvt/ops/embedding/reference.py](../refvt/ops/embedding/reference.py).
+#
+# Halting and its gradient only: [4](04-one-tokens-life.ipynb), then [5](05-the-gradient-through-the-remainder.ipynb).
+#
+# Next: [2, Attention, forward and backward by hand](02-attention-forward-and-backward.ipynb)

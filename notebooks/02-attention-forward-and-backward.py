@@ -141,9 +141,10 @@ once, _ = attention.forward(q, k, v, offsets, offsets, 1, bias)
 print("largest difference:", np.abs(copies - once).max())
 
 # %% [markdown]
-# Nothing changes: three equal keys and one key with log 3 give the same output. In HaltingVT all halted tokens of a clip are set
-# to zero, so they have equal keys and equal values (notebook 6 says why). So one *ghost* token with log m replaces all m of
-# them, exactly. Notebook 6 saves time with it.
+# Nothing changes: three equal keys and one key with log 3 give the same output. In the released HaltingVT, and by default in
+# refvt, all halted tokens of a clip are set to zero, so they have equal keys and equal values. (This is the variant `zero`;
+# the paper's text says that they are removed, notebook 6.) So one *ghost* token with log m replaces all m of them, exactly.
+# Notebook 6 saves time with it.
 #
 # ## Exercise
 #
@@ -176,3 +177,5 @@ answer is not None and bool(np.allclose(answer, expected))
 # Sources: Vaswani et al. 2017 (arXiv 1706.03762) for attention; the ghost token is refvt's
 # ([refvt/ops/compaction](../refvt/ops/compaction/__init__.py)). The code of this notebook, for many clips and heads, is
 # [refvt/ops/attention/reference.py](../refvt/ops/attention/reference.py).
+#
+# Next: [3, Divided space-time attention and the Glimpser](03-divided-attention-and-the-glimpser.ipynb)

@@ -158,15 +158,16 @@ for R in (1.0, 0.7, 0.5, 0.3):
 #
 # ## Why redundant tokens mislead, above all in shallow layers
 #
-# The paper credits the Glimpser with 2.5 % accuracy, and its abstract says that redundant tokens in shallow layers may
-# mislead. So dropping patches is said to do more than to save. (How the paper measured this, and at which R, is in tables
-# that were not at hand when this was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight
-# that CLS gives to background is missing for the digit. In a deep layer queries and keys come from tokens that have already
-# read one another several times, so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are
-# background.
+# The paper claims two things of redundant tokens, such as static background: they cost compute, and in shallow layers they
+# may also mislead (its abstract). So dropping many of them early is said to save *and* to gain accuracy; the paper credits
+# the Glimpser with 2.5 % accuracy. (How the paper measured this, and at which R, is in tables that were not at hand when this
+# was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight that CLS gives to background is
+# missing for the digit. In a deep layer queries and keys come from tokens that have already read one another several times,
+# so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are background.
 #
-# *Predict first.* A model that was trained without halting and without dropping keeps all 128 patches. 12 % of them hold the
-# digit, 54 % never do. Which share of its attention does CLS give to each group in the four joint layers?
+# *Predict first.* A model that was trained without halting and without dropping (the backbone in [this
+# table](README.md#the-models-of-the-notebooks)) keeps all 128 patches. 12 % of them hold the digit, 54 % never do. Which
+# share of its attention does CLS give to each group in the four joint layers?
 
 # %%
 backbone_config = recipe.backbone.config
@@ -208,8 +209,8 @@ from dataclasses import replace
 
 from refvt.model.decisions import Decisions
 
-# Nothing halts by itself in this model: γ = 0 and β = 50, so every score is σ(−50), almost zero (notebook 4).
-# Decisions impose the layers in which tokens halt. masked: nobody reads a halted token (notebook 6).
+# In this model nothing halts by itself. Decisions says for each token in which joint layer it halts: this layer is the
+# last that computes it. masked: nobody reads it afterwards (notebooks 4 and 6).
 free = refvt.HaltingVT(replace(backbone_config, halted_keys="masked"), parameters)
 many = np.stack([data.clip(i) for i in range(256)])
 truth = np.array([data.target(i) for i in range(256)])
@@ -268,6 +269,8 @@ answer is not None and bool(np.allclose(answer, (scores[dropped, None] * states[
 # ```
 # </details>
 #
-# Sources: TimeSformer (ICML 2021) for divided attention, EViT (ICLR 2022) for the score of CLS and the fused token,
-# HaltingVT section 3.2. The code: [refvt/model/glimpser.py](../refvt/model/glimpser.py),
+# Sources: TimeSformer (ICML 2021) for divided attention, EViT (ICLR 2022) for the score of CLS and the fused token, HaltingVT
+# section 3.2. The code: [refvt/model/glimpser.py](../refvt/model/glimpser.py),
 # [refvt/ops/glimpser](../refvt/ops/glimpser/__init__.py).
+#
+# Next: [4, Halting: one token's life](04-one-tokens-life.ipynb)

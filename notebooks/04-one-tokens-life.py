@@ -48,8 +48,8 @@ states
 #
 # $$h^l = \sigma(\gamma \cdot x^l[0] - \beta), \qquad \sigma(z) = \frac{1}{1 + e^{-z}}$$
 #
-# γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20. In the last layer the score is 1,
-# whatever the state is.
+# γ (`scale`) and β (`center`) are fixed numbers. In the paper γ = 10, and β = 10 or 20 (5 in one released configuration). In
+# the last layer the score is 1, whatever the state is.
 #
 # The states of the example were made so that the scores are round. Here γ = β = 10. For CLS in layer 1 this makes
 # 10 · 0.915 − 10 = −0.85, and σ(−0.85) = 0.30.
@@ -62,8 +62,9 @@ scores
 # %% [markdown]
 # ## When a token halts
 #
-# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.** Here
-# ε = 0.01, as in the paper, so the limit is 0.99.
+# Add up the scores of a token, layer by layer. **It halts in the first layer where the sum exceeds $1 - \epsilon$.** Here ε =
+# 0.01, as in the paper, so the limit is 0.99. A token that halts in layer l is computed in layer l and in no later one: it is
+# *alive* in layers 1 to l. "It halts after layer l" means the same.
 #
 # *Predict first.* Look at the columns above. In which layer does each token halt? Write it down, then check:
 
@@ -192,9 +193,9 @@ explore_life(scores, epsilon, names=names)
 #
 # Token 0 is CLS, the token that holds the answer. It halts like every other: it has its own scores and its own bar. Both
 # heads (class and motion) read one vector, norm(y of CLS). It is **the weighted mean of its states over the layers it lived
-# through**, with the weights h and r, and not its last state. Here is a trained model, the one of notebook 0. (It was trained
-# with a variant of the ponder loss and without the motion loss, see notebook 8; what follows holds for any HaltingVT.) We
-# take y of CLS and nothing else, and compute the logits by hand:
+# through**, with the weights h and r, and not its last state. Here is a trained model, the one of notebook 0 ("photographs"
+# in [the table of models](README.md#the-models-of-the-notebooks); what follows holds for any HaltingVT). We take y of CLS and
+# nothing else, and compute the logits by hand:
 
 # %%
 from refvt import weights
@@ -225,8 +226,7 @@ print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.o
 # cost are known then. For each token that was still alive three things stay unknown: the layer in which it would have halted,
 # its remainder and its ponder. In training every token is followed to its end, because the ponder loss needs its ρ.
 #
-# In the model "digits" CLS halts early. (It was trained with the paper's form of the ponder loss, with a third of the paper's
-# weight, and without the motion loss.) *Predict first:* how many of its tokens are left unknown?
+# In the model "digits" (same table) CLS halts early. *Predict first:* how many of its tokens are left unknown?
 
 # %%
 digits, digits_recipe = weights.load("digits", backend="reference")
@@ -267,11 +267,12 @@ for index in (0, 6):
     print(per_frame)
 
 # %% [markdown]
-# Frame sampling empties whole columns. But no column of the moving clip is empty: this model computes something in every
-# frame, and little of each. Early exit over layers stops all patches of a clip after the same layer: it empties the lower rows
-# of the table, which are the last layers. Early exit over frames empties the last columns. But in the moving clip many patches
-# halt after layer 1, while four in each frame live to layer 4. Halting takes single patches out, each from some layer on, and
-# different ones in each clip. Notebook 8 asks what this costs or gains in accuracy.
+# Frame sampling works on time alone: it empties whole columns, and a frame that it keeps is computed whole, with all its
+# background. But no column of the moving clip is empty: this model computes something in every frame, and little of each.
+# Early exit over layers stops all patches of a clip after the same layer: it empties the lower rows of the table, which are
+# the last layers. Early exit over frames empties the last columns. But in the moving clip many patches halt in layer 1, while
+# four in each frame live to layer 4. Halting takes single patches out, each from some layer on, and different ones in each
+# clip. Notebook 8 asks what this costs or gains in accuracy.
 #
 # ## Exercise
 #
@@ -320,3 +321,5 @@ check_exercise("halt_tokens", halt_tokens)
 #
 # Source: HaltingVT (arXiv 2401.04975), section 3.3. The remainder goes back to ACT (arXiv 1603.08983), channel 0 as the
 # halting logit to A-ViT (CVPR 2022).
+#
+# Next: [5, The gradient through the remainder, and the ponder loss](05-the-gradient-through-the-remainder.ipynb)

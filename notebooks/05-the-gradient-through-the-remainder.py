@@ -48,8 +48,7 @@ print(halting_layer)
 # ## The derivation
 #
 # Write $g_y = \partial \mathcal{L} / \partial y$ (a vector) and $g_\rho = \partial \mathcal{L} / \partial \rho$ (a number).
-# (If the loss is written task(y) + λ ρ, then $g_\rho$ = λ. In these notebooks λ is the weight of the motion loss, and w that of
-# the ponder loss.) For $l < N_k$:
+# For $l < N_k$:
 #
 # $$\frac{\partial y}{\partial h^l} = x^l - x^{N_k}, \qquad \frac{\partial \rho}{\partial h^l} = -1$$
 #
@@ -63,7 +62,8 @@ print(halting_layer)
 #
 # $$\boxed{\delta^l = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
 #
-# for $l < N_k$, and $\delta^l = 0$ for $l \ge N_k$.
+# for $l < N_k$, and $\delta^l = 0$ for $l \ge N_k$. If the loss of one token is written as task(y) + λ ρ, put λ for $g_\rho$.
+# (That λ is not ours: in notebooks 7 and 8 λ is the weight of the motion loss.)
 #
 # **The whole gradient.** The score is one of three ways from channel 0 to the loss. Channel 0 is also an ordinary channel of the
 # state, and so a part of y, where it has the same factor as all other channels. And the next block reads the state. So
@@ -77,11 +77,13 @@ print(halting_layer)
 # for $l = N_k$, and zero for $l > N_k$. In layer $N_k$ nothing comes from the next block: there the token has halted.
 #
 # What comes from block l + 1 is the usual backward of a block: through its residual path, its MLP, the token's own query, and
-# its key and value, which other tokens read. With $G_j$ the whole gradient at the state of token j after the block, it is
+# its key and value, which other tokens read. Write $g_{x_j}^{l+1}$ for the whole gradient of the loss at $x_j^{l+1}$, the
+# state of token j after block l + 1. Then it is
 #
-# $$\sum_j G_j \cdot \frac{\partial x_j^{l+1}}{\partial x^l[0]}$$
+# $$\sum_j g_{x_j}^{l+1} \cdot \frac{\partial x_j^{l+1}}{\partial x^l[0]}$$
 #
-# over the tokens j that live there. The worked example has no blocks, so this part is zero in it.
+# over the tokens j that live in that block, the token itself included. The worked example has no blocks, so this part is zero
+# in it.
 #
 # The boxed part in words: **A token is moved to use layer l more if its state there is better for the loss than its state in
 # layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
@@ -117,7 +119,8 @@ print(halting_layer)
 # | 3 | | | 0.2 · 2 = 0.4 | **0.4** |
 #
 # The cell below computes the first table. (Set `dy[0]` to `[2, 1, 0]` for the second.) In both tables the numbers of layers 1
-# and 2 are negative, so descent *raises* both logits: the token moves to earlier layers, where y[1] is smaller.
+# and 2 are negative, so descent *raises* both logits: the token moves to earlier layers, where the state has a smaller
+# $g_y \cdot x$ (1, 2, 4 in the first table; 2.83, 4, 5 in the second).
 
 # %%
 dy, dponder = np.zeros((5, 3)), np.zeros(5)
@@ -176,10 +179,11 @@ print(np.round(through_the_score, 6) + 0.0)
 
 # %% [markdown]
 # The column of "at once" is zero. It halts in layer 1, its output is $1 \cdot x^1$, and no score occurs in it. **Through its
-# score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, no score
-# has a gradient. The weights still change, because of other gradients, and a score may become smaller with them. (Channel 0 of
-# CLS gets $g_y[0]$, for example, as a part of y.) But nothing aims at it. [docs/training.md](../docs/training.md) reports such a
-# collapse, in which nearly all tokens halt early.
+# score, a token that halts at once gets no gradient that could make it live longer.** Once all tokens halt in layer 1, no
+# score has a gradient. The network's parameters still change, because of other gradients, and with them a score may become
+# smaller by chance. (Channel 0 of CLS gets $g_y[0]$, for example, as a part of y.) But no term of the gradient pushes it
+# there, so a model that has collapsed need not recover. [docs/training.md](../docs/training.md) reports such a collapse, in
+# which nearly all tokens halt early.
 #
 # ## The local form: one number instead of $x^{N_k}$
 #
@@ -245,15 +249,18 @@ print(only_ponder)
 #
 # A patch does matter to the answer, but in another way: while it lives, it is a key and a value that CLS can read. So the
 # class loss and the motion loss do reach channel 0 of a patch, through the next block. But there it is a feature that other
-# tokens read, like every other channel. What they ask of it has nothing to do with how long the patch should live.
+# tokens read, like every other channel. So two things must be kept apart: the class loss reaches *channel 0* of a patch,
+# because others read it as a feature; it never reaches the patch's *score*, that is, how long it lives.
 #
 # Whether it lives is decided by the comparison, and the comparison has no gradient. So no term of the gradient keeps a needed
-# patch alive. That patches differ at all is a side effect: the weights that write channel 0 also write all other channels, and
-# they change with the gradients of those.
+# patch alive. That patches differ at all is a side effect: all tokens share the weights that write channel 0, and channel 0
+# is made from the same hidden features as every other channel. These change with the class loss and the motion loss, and the
+# scores change with them.
 #
-# This is a limit of the method as the paper writes it, and it can be measured: with the paper's ponder loss, patches that
-# hold the moving digit halted even earlier than the background in our experiment. See
-# [docs/training.md](../docs/training.md), "The variant changing_ponder", for the figures and for a small change that helps.
+# This is a limit of the method as the paper writes it, and it can be measured: in one short run with the paper's form of the
+# ponder loss, but forty times its weight, patches with the moving digit halted even earlier than the background (AUC 0.37,
+# notebook 8). See [docs/training.md](../docs/training.md), "The variant changing_ponder", for the figures and for a small
+# change that helps.
 #
 # ## Exercise
 #
@@ -296,3 +303,5 @@ check_exercise("gradient of the logit", logit_gradient)
 #
 # Source: HaltingVT (arXiv 2401.04975), sections 3.3 and 3.4. The derivation is ours; `refvt/ops/halting/__init__.py` has it
 # in short.
+#
+# Next: [6, Removing tokens for real](06-removing-tokens-for-real.ipynb)

@@ -42,7 +42,8 @@ np.set_printoptions(precision=3, suppress=True)
 # `masked` is easy to make fast: delete the rows. `zero` is not: all halted tokens still count in every softmax. But they are
 # all *equal*. The state is 0, LayerNorm(0) is its bias, so all have the same key k and the same value v. Notebook 2 showed
 # what m equal keys are: one key with log m added to its logit. So refvt removes all halted tokens and adds one **ghost** per
-# clip. Nothing is approximated.
+# clip. Nothing is approximated, forward or backward. log m is added after the division by √d, for every query and every head;
+# a clip in which nothing has halted (m = 0) has no ghost.
 #
 # Let us do it by hand for one query.
 
@@ -73,43 +74,57 @@ print("24 keys against 5 keys, largest difference:", np.abs(all_of_them - with_g
 # ## The whole model, both ways
 #
 # `execution="dense"` keeps a row for every token, as the released code does. `execution="compact"` removes the halted ones.
-# Here is HaltingVT-S at the paper's size, with weights set by hand so that a patch lives as long as something moves in it.
+# Here is HaltingVT-S at the paper's size, with weights set by hand so that a patch lives as long as something moves in it
+# ([not trained](README.md#the-models-of-the-notebooks)).
 
 # %%
 config = refvt.HaltingVTConfig.preset("minik-g03-b10")
 model = refvt.HaltingVT(config, handmade_parameters(config))
 clip, _ = refvt.data.read_clip(refvt.data.find_sample_video("carphone_pristine.mp4"), config.num_frames, 8)
 answers = {how: model(clip[None], execution=how) for how in ("dense", "compact")}
-print("tokens entering each joint layer:", answers["compact"].tokens_per_layer[0])
-logits = {how: out.logits[0] for how, out in answers.items()}
+for how, out in answers.items():
+    print(f"tokens entering each joint layer, {how}:", out.tokens_per_layer[0])
+
+# %% [markdown]
+# The same tokens halt. The answers would prove nothing here: these weights recognise nothing, all their logits are zero. So
+# we compare the answers of a small model with random weights, in float64, for two clips:
+
+# %%
+small = refvt.HaltingVTConfig(
+    image_size=(32, 32), patch_size=8, channels=1, num_frames=4, width=32, num_heads=4, glimpser_depth=1, depth=4,
+    keep_rates=(0.5,), num_classes=8, halting_scale=10.0, halting_center=0.0,
+)  # fmt: skip
+tiny = refvt.HaltingVT(small, seed=3, backend="reference", dtype="float64")
+two_clips = np.random.default_rng(2).standard_normal((2, 1, 4, 32, 32))
+logits = {how: tiny(two_clips, execution=how).logits for how in ("dense", "compact")}
+print(f"largest logit: {np.abs(logits['dense']).max():.2f}")
 print("largest difference of the logits:", np.abs(logits["dense"] - logits["compact"]).max())
 
 # %% [markdown]
-# The same answer. Now the time. We run both in turn and take the median, because machines are noisy.
-
+# The same answers, to rounding. Now the time, with the large model again. We run both in turn and take the median, because
+# machines are noisy.
 
 # %%
-def median_ms(how, rounds=5):
-    times = []
-    for _ in range(rounds):
+times = {"dense": [], "compact": []}
+for _ in range(5):
+    for how in times:
         start = time.perf_counter()
         model(clip[None], execution=how)
-        times.append(1e3 * (time.perf_counter() - start))
-    return np.median(times)
-
-
-for how in ("dense", "compact"):
-    print(f"{how:8s} {median_ms(how):7.0f} ms")
+        times[how].append(1e3 * (time.perf_counter() - start))
+dense, compact = np.median(times["dense"]), np.median(times["compact"])
 counted = answers["compact"].gflops[0]
+executed = flops.executed_multiply_adds(config, answers["compact"].alive)[0] / 1e9
 full = flops.clip_gflops(config, np.full((1, config.joint_depth), config.joint_tokens))[0]
-print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without halting")
+print(f"time:             dense {dense:.0f} ms, compact {compact:.0f} ms: {compact / dense - 1:+.0%}")
+print(f"counted GFLOPs:   {full:.1f} without halting, {counted:.1f} with it: {counted / full - 1:+.0%}")
+print(f"compact executes: {executed:.1f}: {executed / full - 1:+.0%}")
 
 # %% [markdown]
-# `dense` computes every token in every layer, also after CLS has halted. Compare the ratio of the times with that of the
-# GFLOPs: they differ, because small products keep a processor less busy than large ones, and because LayerNorm, softmax and
-# GELU take time but are not counted. (`compact` computes even less than 13.0: in the last layer only CLS, see below. So the
-# time falls by clearly less than the work.) These weights are set by hand; in a trained model other tokens halt.
-# [docs/performance.md](../docs/performance.md) says how far from the machine's limit refvt runs.
+# `dense` computes every token in every layer, also after CLS has halted. `compact` computes even less than is counted,
+# because its last layer computes CLS alone (see below). On a quiet machine the time falls by a smaller share than the work:
+# small products keep a processor less busy than large ones, and LayerNorm, softmax and GELU take time but are not counted. In
+# a trained model other tokens halt. [docs/performance.md](../docs/performance.md) says how far from the machine's limit refvt
+# runs.
 #
 # ## Three more things that need not be computed
 #
@@ -121,18 +136,18 @@ print(f"GFLOPs (10⁹ multiply-adds): {counted:.1f} of {full:.1f} without haltin
 # 3. *y of patches.* No loss reads it. It is not formed at all.
 #
 # With `full_ponder=True` every token is followed to its own halt, also if CLS has halted before it. *Predict first:* which
-# results can change?
+# results of the small model can change?
 
 # %%
-full_run = model(clip[None], full_ponder=True)
-print("logits equal:", np.allclose(full_run.logits, answers["compact"].logits, atol=1e-5))
-unknown = np.isnan(answers["compact"].ponder).sum()
-print("tokens whose ponder is not known because the clip left early:", unknown)
+stopped, followed = tiny(two_clips), tiny(two_clips, full_ponder=True)
+print("CLS halts in layer", stopped.decisions.halting_layer[:, 0])
+print("largest difference of the logits:", np.abs(followed.logits - stopped.logits).max())
+for name, out in (("stopped", stopped), ("followed", followed)):
+    print(f"{name}: tokens {out.tokens_per_layer.tolist()}, ponder unknown for {np.isnan(out.ponder).sum()}")
 
 # %% [markdown]
 # The answers cannot change. What can: for each token that outlives CLS its halting layer, its remainder and its ponder, and
-# with them the counted tokens and GFLOPs. Here nothing changes: with these weights CLS lives to the last layer. (Notebook 4
-# has a model whose CLS halts early.)
+# with them the counted tokens and GFLOPs.
 #
 # ## The ghost's gradient
 #
@@ -147,12 +162,6 @@ print("tokens whose ponder is not known because the clip left early:", unknown)
 # *Predict first.* dense has m zero rows, compact one ghost. By how much do the gradients of all parameters differ?
 
 # %%
-small = refvt.HaltingVTConfig(
-    image_size=(32, 32), patch_size=8, channels=1, num_frames=4, width=32, num_heads=4, glimpser_depth=1, depth=4,
-    keep_rates=(0.5,), num_classes=8, halting_scale=10.0, halting_center=0.0,
-)  # fmt: skip
-tiny = refvt.HaltingVT(small, seed=3, backend="reference", dtype="float64")
-two_clips = np.random.default_rng(2).standard_normal((2, 1, 4, 32, 32))
 gradients = {}
 for how in ("dense", "compact"):
     loss, gradients[how] = tiny.loss_and_gradients(two_clips, np.array([1, 2]), np.array([1, 0]), execution=how)
@@ -189,8 +198,8 @@ for name, rows in (("q", slice(0, D)), ("k", slice(D, 2 * D)), ("v", slice(2 * D
 # ## Exercise
 #
 # Say nothing is dropped, so that N' = N = 1569 tokens enter the joint blocks, and n of them live. In the attention of one
-# layer, `dense` computes N · N pairs of query and key. How many does `compact` compute, in the variant `zero`, if at least one
-# token has halted? Write `pairs(n, N)`.
+# layer, `dense` computes N · N pairs of query and key. How many does `compact` compute, in the variant `zero`? (If no token
+# has halted, there is no ghost.) Write `pairs(n, N)`.
 
 
 # %%
@@ -210,3 +219,5 @@ def pairs(n, N): ...
 #
 # Sources: the released HaltingVT code for `zero`; A-ViT (CVPR 2022) for `masked`. The ghost and its proof are refvt's:
 # [refvt/ops/compaction](../refvt/ops/compaction/__init__.py).
+#
+# Next: [7, The motion loss and static twins](07-the-motion-loss-and-static-twins.ipynb)

@@ -58,8 +58,9 @@ print("mean change from frame to frame:", change)
 #     + \lambda \underbrace{\mathcal{L}_\text{motion}}_{\text{cross-entropy, } 2B \text{ clips}}$$
 #
 # w is the weight of the ponder loss, 5e-4 in the paper. λ is the weight of the motion loss, 1 in refvt. (The paper's formula
-# has a factor there, but its value was not to be had; see the table at the end of this notebook.) N' tokens of each clip
-# enter the joint blocks.
+# has a factor there, but its value was not to be had; see the table at the end of this notebook.) $\rho_k = N_k + r_k$ is the
+# ponder of token k (notebook 4), and the sum runs over all N' tokens of a clip that enter the joint blocks.
+# $\mathcal{L}_\text{motion}$ asks of each clip: moving or static?
 #
 # A twin keeps the class label of its clip, and it counts in all three parts. *Predict first:* in a model that has learnt
 # nothing, what are the values of $\mathcal{L}_\text{class}$ for 8 classes, and of $\mathcal{L}_\text{motion}$?
@@ -87,24 +88,27 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # show the same pool and have the same label. Only what changes between frames tells them apart: motion, but also camera
 # noise, flicker or a cut. So the motion loss falls only if the model looks at changes.
 #
-# The motion head reads CLS. So its gradient goes the way of the class loss: into y of CLS, into the scores of CLS, and
-# through attention into the states of the patches that CLS attends to. It does **not** reach the scores of patches through
-# their y, for the same reason as before: no loss reads y of a patch.
+# *How.* The motion head reads norm(y of CLS) and has two outputs. Of each of the 2B clips it must say whether it moves (1) or
+# is a static twin (0); the motion loss is the two-class cross-entropy of that.
+#
+# Its gradient goes the way of the class loss: into y of CLS, into the scores of CLS, and through attention into the states of
+# the patches that CLS attends to. It does **not** reach the scores of patches.
 #
 # The effect that the paper describes is therefore indirect. To tell a clip from its twin, CLS must attend to patches that
 # change. In the Glimpser the attention of CLS *is* the selection: the patches with the largest weights stay. So a CLS that
 # looks at what changes keeps the patches that change; mostly these are the ones that move. This does not alter how *many* are
-# kept. The paper reports 5.4 % fewer GFLOPs with the motion loss; they must come from earlier halting. The paper's idea: if CLS
-# needs only what moves, static patches are dispensable, and the ponder loss can halt more of them earlier. We know of no
-# derivation, and notebook 5 shows why it is not obvious: no gradient of the motion loss reaches the score of a patch through
-# its own y.
+# kept. The paper reports 5.4 % fewer GFLOPs with the motion loss; they must come from earlier halting. The paper's idea: if
+# CLS needs only what moves, static patches are dispensable, and the ponder loss can halt more of them earlier. We know of no
+# derivation, and notebook 5 shows why it is not obvious: no gradient of the motion loss reaches the score of a patch. The
+# score is in the patch's own y and ρ alone, and the motion loss reads neither.
 #
-# *Can one see it?* The direct test would be two models that differ in nothing but the motion loss, and the attention of CLS in
-# each. Such a pair does not come with refvt: both models that ship were trained without twins and without the motion loss. So
-# this notebook cannot show attention with and without it. You can make the second model, in some hours on two cores, with
+# *Can one see it?* The direct test would be two models that differ in nothing but the motion loss, and the attention of CLS
+# in each. Such a pair does not come with refvt: both models with halting that ship
+# ([table](README.md#the-models-of-the-notebooks)) were trained without twins and without the motion loss. So this notebook
+# cannot show attention with and without it. You can make the second model, in some hours on two cores, with
 # `refvt train --recipe photographs --set static_twins=true --out run`, and compare the two with the cell of notebook 3 that
-# prints the attention of CLS. (Without the motion loss there are no twins either. So the class loss and the ponder loss see half
-# as many clips, none of them static: two such models differ in that, too.)
+# prints the attention of CLS. (Without the motion loss there are no twins either. So the class loss and the ponder loss see
+# half as many clips, none of them static: two such models differ in that, too.)
 #
 # *What was measured instead* is what the motion loss does to cost and accuracy, in 24 short runs from scratch on moving
 # digits ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md); three seeds, 12 pairs of runs, mean ±
@@ -158,3 +162,5 @@ for name in ("recognition", "ponder", "motion"):
 # Source: HaltingVT (arXiv 2401.04975), section 3.4. For the table of differences: the released code
 # (github.com/dun-research/HaltingVT), `configs/` and `models/losses/ada_halt_ce_loss.py`;
 # [docs/released-pipeline.md](../docs/released-pipeline.md).
+#
+# Next: [8, Training it: accuracy against GFLOPs](08-training-it.ipynb)

@@ -43,9 +43,9 @@ np.set_printoptions(precision=2, suppress=True)
 # $$\mathcal{L} = \lVert y_\text{CLS} - \text{target} \rVert^2 + \frac{w}{5} \sum_k \rho_k$$
 #
 # The first part, the task, reads CLS alone. The second, the ponder loss with its weight w, reads every token. (The paper has
-# w = 5e-4; the example needs a larger one.)
-# The target is the state of CLS in layer 3. So the task is best solved if CLS uses layer 3 as much as it can, and the ponder loss
-# is smallest if every token halts at once.
+# w = 5e-4; the example needs a larger one.) The target is the state of CLS in layer 3, in channels 1 and 2 alone. Channel 0
+# is left out, because it is what is trained. So the task is best solved if CLS uses layer 3 as much as it can, and the ponder
+# loss is smallest if every token halts at once.
 #
 # *Predict first.* Which of the two decides, for CLS and for the four patches, with a small and with a large weight w?
 
@@ -79,25 +79,26 @@ for w in (0.5, 8.0):
 # | --- | --- | --- | --- |
 # | class (task) | y of CLS | directly: where its later states are better it lives longer | through attention, on their states; on whether they live only as a side effect of shared weights, never through their scores |
 # | ponder, weight 5e-4 | ρ of every token | halts earlier | halts earlier: the same $g_\rho$ for all, times γ h (1 − h) at the logit |
-# | motion, weight 1 (refvt, released code) | y of CLS | as the class loss | as the class loss |
+# | motion, weight 1 (refvt, released code) | y of CLS | as the class loss | as the class loss; meant to shift the balance: patches that change become useful to CLS, static ones dispensable |
 #
-# Gradients go through the blocks, through the scores h and through the remainder r (notebook 5). None goes through a comparison,
-# and none through the choice of the Glimpser (notebook 3). No loss reads y of a patch. So a patch feels the ponder loss through
-# its own scores. It feels the other two losses only because other tokens, and in the end CLS, read it as a key and a value.
+# No loss reads y of a patch. So a patch feels the ponder loss through its own scores. It feels the other two losses only
+# because other tokens, and in the end CLS, read it as a key and a value.
 #
 # The motion loss is meant to shift the balance of task and ponder loss towards what moves. CLS has to read patches that change,
 # so the shared weights are trained for these patches, and static ones become dispensable. No term of the gradient guarantees
 # it (notebook 7).
 #
-# The formula of the whole loss stands in notebook 7. Nothing else is needed: one network, one loss, one training.
+# In short (the formula stands in notebook 7): one network, one loss, one training, from image weights. The gradient goes
+# through the blocks, the scores h and the remainder r; none goes through a comparison or through the choice of the Glimpser.
+# The task holds CLS, the ponder loss pushes all tokens to halt, and the motion loss is meant to favour what moves.
 #
 # ## A few steps live
 #
-# One step of training: B clips and their B static twins, the loss and all gradients, Adam. The model starts from a backbone
-# that was trained without halting and ships with refvt, as the paper starts from trained image weights. This loop has the paper's
-# three losses. The ponder loss has the paper's weight, and every token counts alike in it. The motion loss has weight 1, as in
-# the released code; the paper's value is not known to us (notebook 7). (The model that ships with refvt was trained with another
-# recipe; see below.)
+# One step of training: B clips and their B static twins, the loss and all gradients, Adam. The model starts from the backbone
+# of "photographs" ([table](README.md#the-models-of-the-notebooks)), which was trained without halting, as the paper starts
+# from trained image weights. This loop has the paper's three losses. The ponder loss has the paper's weight, and every token
+# counts alike in it. The motion loss has weight 1, as in the released code; the paper's value is not known to us (notebook
+# 7). ("photographs" itself was trained with another recipe; see below.)
 
 # %%
 trained, recipe = weights.load("photographs")
@@ -123,11 +124,11 @@ for step in range(1, 7):
 # %% [markdown]
 # *Class*: at first the backbone answers "still" for every twin, with great confidence, but the label of a twin is that of its
 # clip. In a few steps it becomes unsure about twins. The loss of a twin cannot get below log 8 = 2.08 (notebook 7), and half
-# of the batch are twins, so the mean over the batch cannot get below 1.04. *Motion*: about log 2 = 0.69, because the motion
-# head knows nothing yet. *Ponder*: almost 5 = L + 1, because hardly any score has grown yet.
+# of the batch are twins, so the mean over many batches cannot get below 1.04. *Motion*: about log 2 = 0.69, because the
+# motion head knows nothing yet. *Ponder*: almost 5 = L + 1, because hardly any score has grown yet.
 #
-# Below is the log of the model that ships with refvt, "photographs" (28 epochs). *Predict first:* what happens first, that tokens
-# halt, or that they halt in the right places?
+# Below is the log of the model "photographs" (28 epochs). *Predict first:* what happens first, that tokens halt, or that they
+# halt in the right places?
 
 # %%
 log = [json.loads(line) for line in weights.find_files("photographs").log.read_text().splitlines()]
@@ -144,33 +145,35 @@ for line in log:
         )
 
 # %% [markdown]
-# (AUC: as in notebook 0, but for another pair: a patch with the digit, and one that never holds it. Patches that were dropped do
-# not count. 0.5 is chance.) At step 120 nothing halts yet. At step 240 half of the tokens do not reach layer 4, and at the end of
-# the first epoch the AUC is 0.86: halting comes first, but the right places follow soon. Accuracy falls below the backbone's
-# 92.0 % and needs about seven epochs to come back. That the model ends above the backbone says nothing about halting: it was
-# trained 28 epochs longer. (These figures are of all 1024 test clips. Notebook 3 has the backbone on the first 256 of them,
-# 91.4 %; "R and β" below has the model on the first 96.)
+# (AUC: as defined in notebook 0, but for another pair: a patch with the digit, and one that never holds it. Patches that were
+# dropped do not count. 0.5 is chance.) At step 120 nothing halts yet. At step 240 half of the tokens do not reach layer 4,
+# and at the end of the first epoch the AUC is 0.86: halting comes first, but the right places follow soon. Accuracy falls
+# below the backbone's 92.0 % and needs about seven epochs to come back. That the model ends above the backbone says nothing
+# about halting: it was trained 28 epochs longer. After the same 28 epochs without halting and Glimpser accuracy is 98.1 %
+# ([docs/training.md](../docs/training.md#photographs)): so the two together cost 10 clips of 1024. (These figures are of all
+# 1024 test clips. Notebook 3 has the backbone on the first 256 of them, 91.4 %; "R and β" below has the model on the first
+# 96.)
 #
 # **This model was not trained with the paper's losses.** Two things differ:
 #
-# - *The ponder loss* is the variant `changing_ponder`: a patch that changes between frames has the weight −2 in it, all others 1.
-#   So each token adds −2 ρ or ρ to the sum, which is still divided by the number of tokens. The recipe says which patches are to
-#   live. With the paper's ponder loss, in which all count 1, halting did *not* follow the digit: the AUC was 0.37, so the digit's
-#   patches halted *earlier* than the background. (This was a shorter run from an earlier backbone: 256 steps, R = 1, γ = 0.5, and
-#   a weight of 0.02, forty times the paper's; [docs/training.md](../docs/training.md#photographs).) The worked example above shows
-#   why: no part of the paper's loss keeps a patch alive.
+# - *The ponder loss* is the variant `changing_ponder`: a patch that changes between frames (by more than 6 grey levels in the
+#   mean) has the weight −2 in it, all others 1. So each token adds −2 ρ or ρ to the sum, which is still divided by the number
+#   of tokens. The recipe says which patches are to live. In one short run with the paper's form of the ponder loss, in which
+#   all count 1, halting did *not* follow the digit: the AUC was 0.37, so the digit's patches halted *earlier* than the
+#   background. (It started from an earlier backbone: 256 steps, R = 1, γ = 0.5, and a weight of 0.02, forty times the
+#   paper's; [docs/training.md](../docs/training.md#photographs).) The worked example above shows why: no part of the paper's
+#   loss keeps a patch alive.
 # - *The motion loss* is left out, and with it the twins.
 #
-# The other settings of "photographs": R = 0.75, γ = 0.5, β = 5, and 0.065 as the weight of the ponder loss.
-#
 # This holds for all that is shown with "photographs": in notebooks 0, 3 and 4, and below in "R and β" and in "Figure 3 in small".
+# Its other settings are in [the table of models](README.md#the-models-of-the-notebooks).
 #
 # ## The settings of the paper
 #
 # | what | setting |
 # | --- | --- |
 # | model | two Glimpser blocks with keep rates 1 and R, ten joint blocks; γ = 10, ε = 0.01 |
-# | R, β | Mini-Kinetics: 0.3, 10 and 0.7, 20, also 0.3, 5 and 0.5, 20; ActivityNet: 0.3, 10; 0.5, 10; 0.5, 20; 0.7, 20 |
+# | (R, β) | Mini-Kinetics: (0.3, 10) and (0.7, 20), of which the figures are known; (0.3, 5), (0.5, 20). ActivityNet: (0.3, 10), (0.5, 10), (0.5, 20), (0.7, 20) |
 # | clips | 8 frames, 32 apart (Mini-Kinetics); 10 frames, 64 apart (ActivityNet); one clip a video |
 # | start | DeiT-S, trained on ImageNet; the temporal layers start as copies of the spatial ones |
 # | optimiser | Adam with 0.9 and 0.999; weight decay 1e-5 (L2), none on `cls_token`, `pos_embed`, `time_embed` |
@@ -296,20 +299,21 @@ draw_points("Table 1 in small; small marks are single runs", shown) if table1 is
 # | The Glimpser gains 2.5 % accuracy | not seen: −1.3, −2.3 and −0.8 points against R = 1 |
 # | The motion loss lowers GFLOPs by 5.4 % | not seen, not refuted: +7.2 ± 15.1 % over 12 pairs |
 #
-# Taken together, the paper says that accuracy does not simply fall with R. To drop some patches is said to help (+2.5 %),
-# because they mislead. To drop many loses what is needed: 67.2 % with R = 0.3 against 75.0 % with R = 0.7 (and another β).
+# By the paper's figures a smaller R need not mean less accuracy. To drop some patches is said to help (+2.5 %), because they
+# mislead. To drop many may lose what is needed: 67.2 % with R = 0.3 against 75.0 % with R = 0.7; but β differs, too, so this
+# last step is our reading.
 #
-# *Why should the motion loss lower GFLOPs at all?* None of its gradient reaches the score of a patch through its own y
-# (notebook 7). The paper's explanation is that a model which looks at what moves needs fewer tokens. This can work only
-# indirectly: through CLS, and through the weights that all tokens share. Our version may differ for two more reasons. On moving
-# digits twins carry labels that cannot be learnt. And without the motion loss there are no twins, so the class loss and the
-# ponder loss see half as many clips.
+# *Why should the motion loss lower GFLOPs at all?* None of its gradient reaches the score of a patch (notebook 7). The
+# paper's explanation is that a model which looks at what moves needs fewer tokens. This can work only indirectly: through
+# CLS, and through the weights that all tokens share. Our version may differ for two more reasons. On moving digits twins
+# carry labels that cannot be learnt. And without the motion loss there are no twins, so the class loss and the ponder loss
+# see half as many clips.
 #
-# *How much must it change?* More than 5.4 % of what halting controls. The part up to the first joint block, which computes
-# every token, is fixed: 7.54 + 1.01 = 8.55 GFLOPs at R = 0.3, and 8.28 + 2.89 = 11.17 at R = 0.7 (notebook 3). If 9.9 GFLOPs are
-# 5.4 % less than without the motion loss, it was 9.9 / 0.946 = 10.47 without. So the nine later blocks fell from
-# 10.47 − 8.55 = 1.92 to 9.9 − 8.55 = 1.35, by 30 %. If 24.2 GFLOPs are 5.4 % less, they fell in the same way from 14.41 to 13.03,
-# by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
+# *How much must halting save for that?* More than 5.4 % of what it controls. The part up to the first joint block, which
+# computes every token, is fixed: 7.54 + 1.01 = 8.55 GFLOPs at R = 0.3, and 8.28 + 2.89 = 11.17 at R = 0.7 (notebook 3). If
+# 9.9 GFLOPs are 5.4 % less than without the motion loss, it was 9.9 / 0.946 = 10.47 without. So the nine later blocks fell
+# from 10.47 − 8.55 = 1.92 to 9.9 − 8.55 = 1.35, by 30 %. If 24.2 GFLOPs are 5.4 % less, they fell in the same way from 14.41
+# to 13.03, by 10 %. (For which setting the paper gives the 5.4 % is not known to us.)
 #
 # ## Figure 3 in small: how halting differs over layers and frames
 #
@@ -334,20 +338,31 @@ for index in (0, 5, 6):
     patches = alive[index].reshape(config.joint_depth, -1, T).sum(axis=1)  # [L, T]
     print(f"clip {index}, {test_set.names[labels[index]]}: patches alive, a row per layer, a column per frame")
     print(patches)
+kept, P = out.decisions.kept[-1], config.patch_size  # which places were kept [clips, T, S']
+last = alive[:, -1].reshape(64, -1, T).transpose(0, 2, 1)  # alive in layer 4, in the same order
+here = (
+    ink.reshape(64, T, config.grid[0], P, config.grid[1], P).any(axis=(3, 5)).reshape(64, T, -1)
+)  # any pixel of the digit
+elsewhere = np.take_along_axis(~here & here.any(axis=1, keepdims=True), kept, axis=2)
+print(f"patches that hold the digit only in another frame: {last[elsewhere].mean():.0%} alive in layer 4")
+print("clip 0, places alive in layer 4:", {tuple(np.sort(kept[0, t][last[0, t]]).tolist()) for t in range(T)})
 
 # %% [markdown]
 # *Over layers*: the background goes first, nearly all of it before layer 3; of the patches with the digit nine in ten live to
 # the end. *Over frames*: a clip in which the digit moves keeps a few patches in **every** frame. Their number differs from
 # frame to frame in layer 2 (clip 0: 12 to 4), and less in layers 3 and 4: clip 5 keeps 4 or 5, clip 0 keeps 4 in every frame.
-# In the clip of the class "still" almost everything halts after one layer. So the model computes where something happens, in
-# space and in time, and differently for each clip.
+# In the clip of the class "still" almost everything halts in layer 1. So the model computes the *places* where something
+# moves, and differently for each clip. It hardly chooses the time: of the patches that hold the digit only in another frame
+# of the clip, 75 % live to layer 4, too, and in clip 0 the same four places live in every frame.
 #
-# What the paper's figure is meant to show: the model spends its work by content, in space and in time, and nothing told it where to
-# look. Our model was told: `changing_ponder` names the patches that are to live.
+# What the paper's figure is meant to show, and what the method promises: the model spends its work by content, in space and
+# in time, without any label that says *where* to look. (The motion loss tells it only *that* something in the clip moves.)
+# Our model was told: `changing_ponder` names the patches that are to live.
 #
-# What this shows and what it does not. The three statements about the paper's figure hold for our picture: fewer patches from
-# layer to layer, background first, frames differ. So our model shows that the method *can* spend its work this way. It does
-# not show that the paper's *ponder* loss leads to it; with that loss the digit halted before the background in our run (AUC 0.37).
+# What this shows and what it does not. Two statements about the paper's figure hold for our picture: fewer patches from layer
+# to layer, and background first. That frames differ holds clearly for layer 2 only. So our model shows that the method *can*
+# spend its work by content. It does not show that the paper's *ponder* loss leads to it; with its form the digit halted
+# before the background in one short run (AUC 0.37).
 #
 # ## Where the paper stands beside other methods
 #
@@ -371,9 +386,9 @@ for index in (0, 5, 6):
 #
 # *Against adaptive sampling.* An adaptive sampler decides for a frame, its resolution or a region of it, and mostly an extra
 # network decides. In AR-Net (ECCV 2020) a policy network chooses the resolution of each frame. In AdaFocus (ICCV 2021) a
-# recurrent policy network chooses a region of each frame; it is trained by reinforcement learning, in three stages. HaltingVT
-# decides for each token in each layer, in the network that recognises, in one training. It claims a better trade of accuracy
-# for GFLOPs.
+# recurrent policy network chooses a region of each frame; it is trained by reinforcement learning, in three stages. Both
+# recognise with a CNN. HaltingVT decides for each token in each layer, in the network that recognises, in one training. It
+# claims a better trade of accuracy for GFLOPs.
 #
 # Sampling of frames removes whole frames. In the tables of patches above no frame is empty while the digit moves: what is
 # redundant is most of *each* frame. Our own comparison is in
@@ -395,20 +410,22 @@ for index in (0, 5, 6):
 reading(load_result("frontier"))
 
 # %% [markdown]
-# What this says. The paper puts halting ahead of *dropping tokens in advance*. Here the halting runs have 57 to 73 % at 0.028 to
-# 0.029 GFLOPs, and the static runs 52 to 59 % at 0.028 to 0.032. But no single difference can be told from zero: with three seeds
-# the 95 % interval of a mean reaches 2.5 standard deviations to each side. `frames4` is as accurate as `keep8` (60.0 and 59.0 %)
-# at half the cost. So to leave out every second frame loses nothing that we can see on this data. That speaks for sampling, and
-# not against halting: both can be combined. These runs decide nothing ([docs/experiments.md](../docs/experiments.md)).
+# What this says. The paper puts halting ahead of *dropping tokens in advance*. Here (table *All points* of
+# [docs/results/experiment-frontier.md](../docs/results/experiment-frontier.md)) the halting runs have 57 to 73 % at 0.028 to
+# 0.029 GFLOPs, and the static runs 52 to 59 % at 0.028 to 0.032. But no single difference can be told from zero: with three
+# seeds a 95 % interval is 2.5 standard deviations to each side (4.30 / √3, Student's t), and all five intervals contain zero.
+# `frames4` is as accurate as `keep8` (60.0 and 59.0 %) at half the cost. So to leave out every second frame loses nothing
+# that we can see on this data. That speaks for sampling, and not against halting: both can be combined. These runs decide
+# nothing ([docs/experiments.md](../docs/experiments.md)).
 #
 # ## Limits, and experiments that would tell more
 #
 # | limit | what shows it | an experiment |
 # | --- | --- | --- |
-# | No gradient keeps a needed patch alive. | the boxed gradient in notebook 5; AUC 0.37 with the paper's ponder loss | a gradient through the presence of a token; `changing_ponder` |
+# | No gradient keeps a needed patch alive. | the boxed gradient in notebook 5; AUC 0.37 with the paper's form of the ponder loss | a gradient through the presence of a token; `changing_ponder` |
 # | A token that halts in layer 1 gets no gradient through its score; training can collapse. | the worked example above; with γ = β = 10 hardly any token lived beyond layer 1 after 32 steps from scratch | warm up the ponder weight; start with small scores |
 # | The Glimpser's choice is final, and it is made in the second block. | notebook 3: no later layer has a dropped patch | `fuse_dropped` (the sum of the dropped patches stays as one token per frame); bring dropped patches back later |
-# | GFLOPs are counted, not time. | the released code computes what it has halted, so it shows no speed-up; in refvt the time falls by less than the GFLOPs (notebook 6) | measure on your machine, `refvt bench` |
+# | GFLOPs are counted, not time: the released code computes what it has halted, so no speed-up is shown. | in refvt, which removes halted tokens, the time falls by less than the GFLOPs (notebook 6) | measure on your machine, `refvt bench` |
 # | A moving camera: everything changes. | the AUC of notebook 0, model "photographs": 0.96 on vtest.avi, where the camera stands still, 0.64 on bikes.mp4, where it moves in parts ([docs/training.md](../docs/training.md#photographs)) | train with moving backgrounds; estimate the camera's motion |
 # | Two data sets, one backbone (DeiT-S), one clip a video, no script that trains. | the released repository has the model, the losses, the static twins and the settings, but only `eval.py` to run them; the class `RandAug` of its settings is missing | the recipes `paper-…` of refvt, on your data |
 # | Our own experiments are small: one synthetic task, few runs, wide spreads. | the sentences above | more seeds, longer runs: `refvt experiment table1 --seeds 8` |
@@ -487,7 +504,9 @@ check_exercise("the whole loss", total_loss)
 # ```
 # </details>
 #
-# Sources: HaltingVT (arXiv 2401.04975), abstract and section 4; the abstracts of FrameExit (arXiv 2104.13400), AR-Net
-# (arXiv 2007.15796), AdaFocus (arXiv 2105.03245) and AdaFocus V2 (arXiv 2112.14238);
-# [docs/experiments.md](../docs/experiments.md) for how the experiments are made, [docs/training.md](../docs/training.md) for the
-# runs; for the paper's settings the sources below that table.
+# Sources: HaltingVT (arXiv 2401.04975), abstract and section 4; the abstracts of FrameExit (arXiv 2104.13400), AR-Net (arXiv
+# 2007.15796), AdaFocus (arXiv 2105.03245) and AdaFocus V2 (arXiv 2112.14238); [docs/experiments.md](../docs/experiments.md)
+# for how the experiments are made, [docs/training.md](../docs/training.md) for the runs; for the paper's settings the sources
+# below that table.
+#
+# Next: [9, Cross-check your own implementation](09-cross-check-your-own.ipynb)

@@ -12,7 +12,8 @@
 # # 9. Cross-check your own implementation
 #
 # You have written token halting yourself. Is it right? The shapes are, the values look plausible, training even learns
-# something. This notebook plants four bugs in one small function and finds them. After it you can say
+# something. This notebook plants four bugs, three in one small function and one in its backward, and finds them. After it you
+# can say
 #
 # - what `refvt check` compares, and how it tells rounding from a bug,
 # - what *first difference*, *last agreeing* and *variant* mean in its report,
@@ -133,9 +134,9 @@ say(check(Mine, cases="tiny-op-halt_tokens*"))
 #
 # ## A bug that only the gradient shows
 #
-# A candidate may bring its backward: `halt_tokens_forward` returns (results, cache), `halt_tokens_backward` takes
-# (dy, dponder, cache). Here is the formula of notebook 5, and a bug that is easily made in a framework with autograd: the
-# remainder is *detached*, it has no gradient.
+# A candidate may bring its backward: `halt_tokens_forward` returns (results, cache), `halt_tokens_backward` takes (dy,
+# dponder, cache). Here is the formula of notebook 5. The third bug is easily made in a framework with autograd: the remainder
+# is *detached*, it has no gradient.
 
 
 # %%
@@ -176,7 +177,7 @@ say(check(WithBackward, cases="tiny-op-halt_tokens*"))
 #
 # ## A bug that no fixed case shows
 #
-# The rule says: halts where the sum *exceeds* 1 − ε. The third bug lets a token halt at equality too, ≥ for >.
+# The rule says: halts where the sum *exceeds* 1 − ε. The fourth bug lets a token halt at equality too, ≥ for >.
 #
 # *Predict first.* How many of the seven cases notice?
 
@@ -239,9 +240,9 @@ for mistake in ("ties halt", None):
 #
 # ## A whole model
 #
-# The same works for a model: a function of a *case* that returns named tensors. Here the candidate is refvt's own model
-# with one switch set the other way: halted tokens are *masked* where the case says *zero* (notebook 6). *Predict first:* the
-# logits differ, of course. But which tensor differs *first*? Halting begins after the first joint block.
+# The same works for a model: a function of a *case* that returns named tensors. Here the candidate is refvt's own model with
+# one switch set the other way: halted tokens are *masked* where the case says *zero* (notebook 6). *Predict first:* do the
+# logits differ? And which tensor differs *first*? (The first tokens halt in joint layer 1.)
 
 # %%
 from dataclasses import replace
@@ -262,6 +263,9 @@ print(describe_case(report.cases[0]).split("reproduce")[0])
 # Blocks are counted from 0, joint layers from 1. Here G = 1: block 0 is the Glimpser, and block 2 is joint layer 2. Up to its
 # queries, keys and values all agree; its attention is the first step in which a halted token takes part. So the mistake lies
 # between `attn.v` and `attn.y`: in the attention. To find this by hand one would compare a hundred tensors.
+#
+# The last line says that logits and ponder agree with the case. In this case CLS halts in layer 1, so its y is fixed before a
+# halted token could be missed. Who compares logits alone does not see this bug here.
 #
 # ## Exercises
 #
@@ -326,3 +330,5 @@ check_exercise("law of weights", weights_sum_to_one)
 #
 # [docs/checking.md](../docs/checking.md) has all forms of a candidate: PyTorch modules, JAX functions, any language through
 # files. [docs/strategies.md](../docs/strategies.md) has the strategies, [docs/variants.md](../docs/variants.md) the variants.
+#
+# Next: [10, The same loop three times: NumPy, Numba, CUDA](10-the-same-loop-three-times.ipynb)

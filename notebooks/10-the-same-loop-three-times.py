@@ -257,7 +257,7 @@ print("sum of 256 ones:", total[0])
 # read together and write together; of their 32 additions one remains. refvt adds no shared number this way: every sum
 # belongs to one thread.
 #
-# **2. Reads out of bounds.** *Predict first:* a thread with k = 0 writes to `x[k - 1]`. What happens?
+# **2. Reads and writes out of bounds.** *Predict first:* a thread with k = 0 writes to `x[k - 1]`. What happens?
 
 
 # %%
@@ -376,3 +376,5 @@ check_exercise("one token", one_token)
 # - The work is the same in all three; what changes is which loop stands outside, and what has to be kept for it.
 # - Tokens halt independently, so a thread per token needs no communication. Attention does need it, and is the harder kernel.
 # - A simulator checks formulas and indices. Races, float32 rounding, memory and speed need compiled code or a GPU.
+#
+# This is the last notebook. [All of them](README.md)

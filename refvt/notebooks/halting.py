@@ -18,7 +18,11 @@ def _check_halting_layer(answer: Any) -> str:
     """answer: the halting layers of the five tokens of the worked example."""
     example = worked_example()
     (_, _, layers), _ = backends.get("reference").halt_tokens.forward(*example[:4])
-    return first(compare("the halting layers", answer, layers))
+    sentence = compare("the halting layers", answer, layers)
+    if sentence is None or np.shape(answer) != layers.shape or np.asarray(answer).dtype.kind not in "iuf":
+        return first(sentence)
+    wrong = int(np.count_nonzero(np.asarray(answer) != layers))  # not which: the answer is a prediction
+    return f"Not yet: {wrong} of {len(layers)} differ."
 
 
 def _check_halt_tokens(answer: Any) -> str:

@@ -28,19 +28,43 @@ def test_a_notebook_is_its_text_and_was_run(name):
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def answers():
-    """What the table of questions points to: (number of a notebook, beginning of a heading)."""
-    rows = (FOLDER / "README.md").read_text(encoding="utf-8").split("| --- | --- |\n")[1].splitlines()
-    for row in rows:
-        number = None
+    """What the table of questions points to: (number of a notebook, its file, beginning of a heading)."""
+    for row in README.split("| --- | --- |\n")[1].split("\n\n")[0].splitlines():
+        number = file = None
         for part in row.split("|")[2].split(";"):
-            found = re.fullmatch(r"\s*(?:(\d+): )?(\S.*?)\s*", part)
+            found = re.fullmatch(r"\s*(?:\[(\d+)\]\((.*?)\): )?(\S.*?)\s*", part)
             assert found, row
-            number = int(found[1]) if found[1] else number
-            yield number, found[2]
+            number, file = (int(found[1]), found[2]) if found[1] else (number, file)
+            yield number, file, found[3]
 
 
-@pytest.mark.parametrize(("number", "heading"), list(answers()))
-def test_the_table_of_questions_points_to_a_section(number, heading):
+@pytest.mark.parametrize(("number", "file", "heading"), list(answers()))
+def test_the_table_of_questions_points_to_a_section(number, file, heading):
+    assert file == f"{NAMES[number]}.ipynb"
     text = (FOLDER / f"{NAMES[number]}.py").read_text(encoding="utf-8")
     assert any(line.startswith(f"# ## {heading}") for line in text.splitlines())
+
+
+def title(name):
+    return re.search(r"^# # \d+\. (.+)$", (FOLDER / f"{name}.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def test_the_list_has_every_notebook():
+    links = [f"- [{number}. {title(name)}]({name}.ipynb)" for number, name in enumerate(NAMES)]
+    assert "\n".join(links) in README
+
+
+@pytest.mark.parametrize("number", range(len(NAMES) - 1))
+def test_a_notebook_ends_with_a_link_to_the_next(number):
+    last = (FOLDER / f"{NAMES[number]}.py").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == f"# Next: [{number + 1}, {title(NAMES[number + 1])}]({NAMES[number + 1]}.ipynb)"
+
+
+def test_the_table_of_models_is_also_on_the_site():
+    page = (FOLDER.parent / "docs" / "learn" / "index.md").read_text(encoding="utf-8")
+    models = "## The models of the notebooks" + README.split("## The models of the notebooks")[1]
+    assert page.endswith(models)
