@@ -1,4 +1,4 @@
-"""The section "Train on your own videos" of docs/training.md: its command trains on its lists, in a small model."""
+"""The section "Train on your own videos" of docs/training.md: its commands train and look at a small model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.docs.test_command_lines import shell_commands
 PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## Train on your own videos\n")[1].split("\n## ")[0]
 TEXT = {match["language"]: match["text"] for match in BLOCK.finditer(SECTION)}
-(COMMAND,) = shell_commands(TEXT["sh"])
+COMMAND, *LOOK = shell_commands(
+    "".join(match["text"] for match in BLOCK.finditer(SECTION) if match["language"] == "sh")
+)
 SMALL = ["image_size=[32, 32]", "width=12", "num_heads=2", "depth=3"]
 SHORT = ["epochs=1", "warmup_epochs=0", "batch=3", "micro_batch=1", "data_settings.augment=[0, 0]"]
 
@@ -71,6 +73,11 @@ def test_the_command_trains_on_the_lists(videos, capsys):
     assert (
         refvt.load(videos / after("--out") / "model.safetensors", done.config).parameters["head.weight"].shape[0] == 2
     )
+    (videos / LOOK[0][LOOK[0].index("--labels") + 1]).write_text("cats\ndogs\n", encoding="utf-8")
+    assert [command[0] for command in LOOK] == ["halt", "evaluate"]
+    for command in LOOK:
+        assert main([*command, "--backend", "reference"]) == 0
+    assert (videos / LOOK[0][LOOK[0].index("--html") + 1]).is_file()
 
 
 def test_without_weights_it_says_so_at_the_start(videos, capsys):
