@@ -120,7 +120,7 @@ class _Wish(NamedTuple):
 
 def _choose(path: Path, count: int, wish: _Wish) -> tuple[int, NDArray[np.int64]]:
     if count < wish.num_frames and not wish.loop:
-        raise ValueError(f"{path}: has {count} frame{'s' * (count != 1)}, the model needs {wish.num_frames}")
+        raise ValueError(f"{path}: expected at least {wish.num_frames} frames, as many as the model needs, got {count}")
     try:
         return wish.choose(count)
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refvt.backends import Backend
+from refvt.backends import Backend, get
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
@@ -73,6 +73,7 @@ def compile_all(dtype: str = "float32", training: bool = True) -> float:
     from refvt.backends.progress import compilation_shown  # imports Numba: not for a command that compiles nothing
 
     start = time.perf_counter()
+    get("jit")  # or the sentence that says why this machine cannot compile
     helper = start_compiling(dtype, training, products_only=True)
     try:
         with compilation_shown(silent=0):

@@ -138,7 +138,7 @@ def test_frames_in_words():
 
 def test_a_video_that_is_too_short(tmp_path, halt):
     video = write_frames(tmp_path / "short", number=5)
-    assert halt(video, code=2) == f"refvt: {video}: has 5 frames, the model needs 8\n"
+    assert halt(video, code=2) == f"refvt: {video}: expected at least 8 frames, as many as the model needs, got 5\n"
 
 
 # ---- a model of one's own

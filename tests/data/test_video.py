@@ -307,7 +307,7 @@ def test_sound_only(tmp_path: Path) -> None:
 def test_a_single_picture_and_too_short(tmp_path: Path, encode: Encode) -> None:
     path = tmp_path / "a.png"
     iio.imwrite(path, numbered(1))
-    with pytest.raises(ValueError, match=r"a\.png: has 1 frame, the model needs 8$"):
+    with pytest.raises(ValueError, match=r"a\.png: expected at least 8 frames, as many as the model needs, got 1$"):
         read_frames(path, 8)
     with pytest.raises(ValueError, match=r"b\.mp4: 8 frames 9 apart need 64 frames; the video has 60"):
         read_frames(encode("b.mp4"), 8, 9)
@@ -352,7 +352,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="a folder without images"):
         read_frames(tmp_path, 2)
     iio.imwrite(tmp_path / "0.png", numbered(0))
-    with pytest.raises(ValueError, match="has 1 frame, the model needs 2"):
+    with pytest.raises(ValueError, match="expected at least 2 frames, as many as the model needs, got 1"):
         read_frames(tmp_path, 2)
     iio.imwrite(tmp_path / "1.png", numbered(1, 32, 32))
     with pytest.raises(ValueError, match=r"1\.png: 32×32, but the images before it are 64×48"):
