@@ -24,12 +24,8 @@ import refvt
 from refvt.array import Array
 from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import (
-    COMPACT,
-    EAGER,
     FORWARD_ONLY,
-    ONNX,
-    OPENVINO,
-    SDPA,
+    RIVALS,
     Contestant,
     Material,
     RefvtModel,
@@ -56,7 +52,6 @@ WORKLOADS: dict[str, Workload] = {
     "paper9": Workload("minik-g03-b10 at 9.9 GFLOPs", HaltingVTConfig.preset("minik-g03-b10"), 9.9, dense=True),
 }
 QUICK = ("r03", "paper9")
-RIVALS = {"eager": EAGER, "sdpa": SDPA, "compact": COMPACT, "onnx": ONNX, "openvino": OPENVINO}  # of the columns
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from refvt.bench.contestants import RIVALS
+
 __all__ = ["render_markdown", "render_text"]
 
-RIVALS = ("eager", "sdpa", "compact", "onnx", "openvino")
 EXPLANATION = (
     "Times are medians; ratios are of medians, below 1 is faster than the other program: PyTorch eager, with fused "
     "attention (sdpa), with tokens really removed (compact), and the exported model in ONNX Runtime and OpenVINO. "

@@ -10,26 +10,18 @@ from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import COMPACT, ENGINES, Workload, make_contestants, make_material
 from refvt.bench.engines import missing_engines
 from refvt.model.decisions import Decisions
+from tests.bench.test_forward import TINY
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
-
-TINY = {
-    "image_size": (96, 96),
-    "num_frames": 2,
-    "width": 32,
-    "num_heads": 2,
-    "depth": 6,
-    "keep_rates": (1.0, 0.5),
-    "num_classes": 5,
-    "halting_center": 3.0,
-}
 
 
 def material(**changes):
     """Two clips whose patches halt in different layers; with ``early`` CLS halts before the last one."""
     early = changes.pop("early", False)
-    m = make_material(Workload("", refvt.HaltingVTConfig(**{**TINY, **changes})), 2, "float32")
+    m = make_material(
+        Workload("", refvt.HaltingVTConfig(**{**TINY.as_dict(), "halting_center": 3.0, **changes})), 2, "float32"
+    )
     logits = np.random.default_rng(0).uniform(-0.3, 0.5, m.parameters["pos_embed"].shape[:2])
     logits[:, 0] = 2.0 if early else -0.5  # that of CLS
     m.parameters["pos_embed"][..., 0] = logits
