@@ -10,13 +10,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba.core import event
 
-__all__ = ["compilation_shown", "note"]
+__all__ = ["at_first_compilation", "compilation_shown", "note"]
 
 SILENT = 1.0  # seconds of compilation without a progress line
 PAUSE = 10.0  # seconds between two lines where there is no terminal
@@ -74,6 +74,22 @@ class _Line(event.Listener):  # type: ignore[misc]
             self.open = False
 
 
+class _First(event.Listener):  # type: ignore[misc]
+    """Calls a function when the first kernel is compiled; one that is loaded from the cache does not count."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act, self.done = act, False
+
+    def on_start(self, event: Any) -> None:
+        """Call the function, the first time."""
+        if not self.done:
+            self.done = True
+            self.act()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to do."""
+
+
 _line: _Line | None = None
 _said: set[str] = set()
 
@@ -92,6 +108,13 @@ def _print(text: str = "", end: str = "\n") -> None:
     """Print on stderr; a stderr that is closed or full stops no work."""
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr or io.StringIO(), flush=True)
+
+
+@contextmanager
+def at_first_compilation(act: Callable[[], object]) -> Iterator[None]:
+    """Context in which ``act`` is called once, when a kernel is not in the cache and has to be compiled."""
+    with event.install_listener("numba:compile", _First(act)):
+        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from refvt.cli.options import add_backend, add_dtype, add_json
 if TYPE_CHECKING:
     from refvt.conformance.report import CaseReport
 
-__all__ = ["HELP", "add_arguments", "print_verification", "run", "verify_all"]
+__all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "Work with the golden files of the PyTorch run."
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     return {"verify": _verify, "generate": _generate, "export": _export}[options.action](options)
 
 
-def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[CaseReport]:
+def _verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bool = False) -> list[CaseReport]:
     """Results of all golden cases, or of the tiny ones; without a folder those that come with refvt."""
     from refvt.conformance.golden import load_manifest
     from refvt.conformance.verify import verify
@@ -56,8 +56,8 @@ def verify_all(backend: str, dtype: str, directory: Path | None = None, tiny: bo
     return verify(cases, backend, dtype)
 
 
-def print_verification(results: list[CaseReport], label: str) -> int:
-    """Print a short table with a label, such as the dtype; returns the number of cases that failed."""
+def _print_verification(results: list[CaseReport], label: str) -> int:
+    """Print a short table with a label, the backend and the dtype; returns the number of cases that failed."""
     print(f"   {label:20s}cases   hold   tensors compared   largest share of the error budget")
     for kind, name in (("op", "operations"), ("model", "models"), ("training", "training")):
         group = [r for r in results if r.kind == kind]
@@ -82,9 +82,9 @@ def _reason(result: CaseReport) -> str:
 
 def _verify(options: argparse.Namespace) -> int:
     backends.get(options.backend)  # one that is missing is one error, not one per case
-    results = verify_all(options.backend, options.dtype, options.golden, options.tiny)
+    results = _verify_all(options.backend, options.dtype, options.golden, options.tiny)
     if not options.json:
-        return 1 if print_verification(results, options.dtype) else 0
+        return 1 if _print_verification(results, f"{options.backend}, {options.dtype}") else 0
     table = [
         {
             "case": r.name,

@@ -14,7 +14,7 @@ from refvt.backends import Backend, get
 from refvt.model.config import HaltingVTConfig
 from refvt.model.haltingvt import HaltingVT
 
-__all__ = ["compile_all", "start_compiling", "warm_up"]
+__all__ = ["compile_all", "warm_up"]
 
 PRODUCTS = ("embed", "linear", "gelu", "mlp")  # matrix products: half of all compilation
 
@@ -70,37 +70,30 @@ def compile_all(dtype: str = "float32", training: bool = True) -> float:
 
     With two threads or more, another process compiles the matrix products meanwhile; the two share the cache on disk.
     """
-    from refvt.backends.progress import compilation_shown  # imports Numba: not for a command that compiles nothing
+    # they import Numba: not for a command that compiles nothing
+    from refvt.backends.jit.workspace import num_threads
+    from refvt.backends.progress import at_first_compilation, compilation_shown
 
     start = time.perf_counter()
     get("jit")  # or the sentence that says why this machine cannot compile
-    helper = start_compiling(dtype, training, products_only=True)
+    helpers: list[subprocess.Popen[bytes]] = []
     try:
         with compilation_shown(silent=0):
-            if helper is not None:
-                warm_up("jit", dtype, training, _table(products=False))
+            if num_threads() > 1:
+                with at_first_compilation(lambda: helpers.append(_start_products(dtype, training))):
+                    warm_up("jit", dtype, training, _table(products=False))
+            for helper in helpers:
                 helper.wait()
             warm_up("jit", dtype, training)
     finally:
-        if helper is not None:
+        for helper in helpers:
             helper.kill()  # after an error or Ctrl-C; nothing happens to a process that has ended
     return time.perf_counter() - start
 
 
-def start_compiling(
-    dtype: str = "float32", training: bool = True, products_only: bool = False
-) -> subprocess.Popen[bytes] | None:
-    """Start a process that compiles the jit kernels without a word; processes share the cache on disk.
-
-    products_only: only the operations that are matrix products. None if there is one thread only: then the process
-    would be in the way.
-    """
-    from refvt.backends.jit.workspace import num_threads
-
-    if num_threads() < 2:
-        return None
-    table = "warmup._table(products=True)" if products_only else "None"
-    code = f"from refvt.model import warmup; warmup.warm_up('jit', {dtype!r}, {training}, {table})"
+def _start_products(dtype: str, training: bool) -> subprocess.Popen[bytes]:
+    """Start a process that compiles the matrix products without a word."""
+    code = f"from refvt.model import warmup as w; w.warm_up('jit', {dtype!r}, {training}, w._table(products=True))"
     environment = {**os.environ, "REFVT_QUIET": "1"}
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

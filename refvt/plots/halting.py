@@ -160,7 +160,7 @@ def halting_picture(clip: ClipStates, title: str, note: str, path: str | Path) -
     The file appears whole or not at all. ModuleNotFoundError without matplotlib, OSError if the file cannot be
     written.
     """
-    _draw_picture(clip, title, note).save(path, optimize=False)
+    _draw_picture(clip, title, note).save(path)
 
 
 def halting_gif(clip: ClipStates, title: str, note: str, path: str | Path, milliseconds: int = 800) -> None:
@@ -177,7 +177,6 @@ def halting_gif(clip: ClipStates, title: str, note: str, path: str | Path, milli
 def paint(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) -> NDArray[np.uint8]:
     """Frames [T, height, width, 3] with every patch in the colour of its state, [T, rows, columns]."""
     pixels = states.repeat(patch_size, axis=1).repeat(patch_size, axis=2)  # [T, height, width]
-    grey = frames @ np.array([0.299, 0.587, 0.114])  # [T, height, width], the weights of Rec. 601
     out = frames.copy()
     for state, share, colour in (
         (DROPPED, 0.25, (22.0, 26.0, 74.0)),
@@ -185,7 +184,8 @@ def paint(frames: NDArray[np.uint8], states: NDArray[np.int8], patch_size: int) 
         (DONE, 0.12, (255.0, 255.0, 255.0)),
     ):
         here = pixels == state
-        out[here] = np.rint(share * grey[here][:, None] + (1 - share) * np.array(colour)).clip(0, 255)
+        grey = frames[here] @ np.array([0.299, 0.587, 0.114])  # the weights of Rec. 601
+        out[here] = np.rint(share * grey[:, None] + (1 - share) * np.array(colour)).clip(0, 255)
     return out
 
 

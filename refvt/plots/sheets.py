@@ -90,12 +90,14 @@ def halting_film(
     T, L, tall = _check(clips, cell)
     head = 44
     block_width, block_height = (1 + L) * (cell + GAP), head + tall + 16
+    painted = [list(zip(clip.rows(), clip.labels(), strict=True)) for clip in clips]
     pages = []
     for t in range(T):
         page, top = _make_page(clips, f"{title} · frame {t + 1} of {T}", note, columns, block_width, block_height)
-        for x, y, clip in _place_blocks(clips, columns, top, block_width, block_height):
+        places = _place_blocks(clips, columns, top, block_width, block_height)
+        for (x, y, clip), rows in zip(places, painted, strict=True):
             _draw_title(page, x, y, clip)
-            for column, (images, (name, share)) in enumerate(zip(clip.rows(), clip.labels(), strict=True)):
+            for column, (images, (name, share)) in enumerate(rows):
                 left = x + column * (cell + GAP)
                 page.text(left, y + 33, f"{name}: {share}" if share else name, 8)
                 page.image(left, y + head, resize(images[t], cell, tall))

@@ -4,7 +4,7 @@ import pytest
 from numba import njit
 
 from refvt.backends import progress
-from refvt.backends.progress import compilation_shown
+from refvt.backends.progress import at_first_compilation, compilation_shown
 
 
 def fresh(module="refvt.ops.somewhere.jit"):
@@ -51,6 +51,18 @@ def test_the_outer_block_counts_and_the_inner_block_ends_the_line(capsys):
         with compilation_shown():
             pass
     assert capsys.readouterr().err == ""
+
+
+def test_the_first_compilation_is_told_once():
+    told, known = [], fresh()
+    known(2)
+    with at_first_compilation(lambda: told.append("first")):
+        known(3)
+        assert told == []
+        fresh()(2)
+        fresh()(2)
+    fresh()(2)
+    assert told == ["first"]
 
 
 def test_only_compilation_takes_time(capsys, monkeypatch):
