@@ -19,7 +19,7 @@
 #
 # The model below is a small HaltingVT ([which one](README.md#the-models-of-the-notebooks)). It was not trained exactly as the
 # paper trains: it was told to go on computing the patches that change. (Notebook 8 says how. In one short run with the
-# paper's form of the loss, halting did not follow what moves.)
+# paper's form of the *ponder* loss, at forty times its weight and without the motion loss, halting did not follow what moves.)
 
 # %%
 from refvt import weights
@@ -34,6 +34,9 @@ for layer, (changing, other) in enumerate(alive_by_change(scene), start=1):
     print(f"layer {layer}: alive are {changing:4.0%} of the patches that change, and {other:4.0%} of those that do not")
 
 # %% [markdown]
+# (The model takes clips of 48 × 48 pixels. The video is cut into 2 × 2 windows of this size, and each is a clip of its own,
+# with its own CLS.)
+#
 # In layer 1 nothing has halted yet. What is missing there was dropped before, by the *Glimpser* (notebook 3). It counts as
 # not alive.
 #

@@ -142,9 +142,9 @@ print("largest difference:", np.abs(copies - once).max())
 
 # %% [markdown]
 # Nothing changes: three equal keys and one key with log 3 give the same output. In the released HaltingVT, and by default in
-# refvt, all halted tokens of a clip are set to zero, so they have equal keys and equal values. (This is the variant `zero`;
-# the paper's text says that they are removed, notebook 6.) So one *ghost* token with log m replaces all m of them, exactly.
-# Notebook 6 saves time with it.
+# refvt, all halted tokens of a clip are set to zero, so they have equal keys and equal values (not zero: notebook 6). (This
+# is the variant `zero`; the paper's text says that they are removed, notebook 6.) So one *ghost* token with log m replaces
+# all m of them, exactly. Notebook 6 saves time with it.
 #
 # ## Exercise
 #

@@ -151,10 +151,11 @@ for R in (1.0, 0.7, 0.5, 0.3):
 # | 0.5 | 785 | 7.91 | 1.86 | 18.62 | 26.53 |
 # | 0.3 | 473 | 7.54 | 1.01 | 10.09 | 17.63 |
 #
-# So with R = 0.3 the Glimpser saves 68 % of the whole clip. In a joint block it saves 91 % of the pairs and 70 % of the tokens
-# of the linear layers. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs
-# with R = 0.3 and β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both
-# R and β change, so their difference is not the effect of R alone.
+# **In short:** the linear layers cost in proportion to the number of tokens, the attention in proportion to its *square*. So
+# with R = 0.3 the Glimpser saves 70 % of the linear layers and 91 % of the pairs in a joint block, and 68 % of the whole
+# clip. Its own two blocks hardly become cheaper. The rest is saved by halting: the paper reports 9.9 GFLOPs with R = 0.3 and
+# β = 10 (67.2 % on Mini-Kinetics), and 24.2 GFLOPs with R = 0.7 and β = 20 (75.0 %). Between these two both R and β change,
+# so their difference is not the effect of R alone.
 #
 # ## Why redundant tokens mislead, above all in shallow layers
 #
@@ -162,8 +163,9 @@ for R in (1.0, 0.7, 0.5, 0.3):
 # may also mislead (its abstract). So dropping many of them early is said to save *and* to gain accuracy; the paper credits
 # the Glimpser with 2.5 % accuracy. (How the paper measured this, and at which R, is in tables that were not at hand when this
 # was written.) The argument: softmax weights sum to one, and no weight is zero. So the weight that CLS gives to background is
-# missing for the digit. In a deep layer queries and keys come from tokens that have already read one another several times,
-# so CLS can tell what matters. In a shallow layer it cannot yet, and most patches are background.
+# missing for the digit, and the *content* of the background, its values, is mixed into CLS instead. In a deep layer queries
+# and keys come from tokens that have already read one another several times, so CLS can tell what matters. In a shallow layer
+# it cannot yet, and most patches are background.
 #
 # *Predict first.* A model that was trained without halting and without dropping (the backbone in [this
 # table](README.md#the-models-of-the-notebooks)) keeps all 128 patches. 12 % of them hold the digit, 54 % never do. Which
@@ -191,18 +193,17 @@ for layer in range(1, backbone_config.joint_depth + 1):
     )
 
 # %% [markdown]
-# Compare with the shares of the patches. Background is 54 % of the patches and gets 35 to 44 % of the attention. This is more
-# than a third in every layer, which speaks for the paper. But it is less than the background's share of the patches, which
-# speaks against it. Patches with the digit are 12 % and get 15 to 31 %, more than their share. So CLS prefers the digit in
-# every layer, also in the first. (The rest goes to patches that hold the digit in another frame, or less than a fifth of a
-# patch of it in this one.)
+# Compare with the shares of the patches. Background is 54 % of the patches and gets 35 to 44 % of the attention: much weight
+# that the digit does not get, as the paper says, but less than the background's share of the patches. Patches with the digit
+# are 12 % and get 15 to 31 %, more than their share. So CLS prefers the digit in every layer, also in the first. (The rest
+# goes to patches that hold the digit in another frame, or less than a fifth of a patch of it in this one.)
 #
 # This supports only a part of the argument. The digit gets most in the last layer, but the worst layer is the second, not the
 # first. And "layer 1" is not really shallow: it is the first *joint* layer, and two Glimpser blocks come before it, in which CLS
 # has read the clip twice.
 #
 # Now the test. We take the background away *by hand* after a certain layer (we impose its halting layer) and look at the
-# answers. For comparison we take away as many patches drawn at random.
+# answers. For comparison we take away as many patches drawn at random, which can hold the digit.
 
 # %%
 from dataclasses import replace
@@ -239,8 +240,11 @@ for layer in (1, 2, 3):
 # When models are *trained* with a Glimpser that drops patches, ours did not become more accurate. Against R = 1 accuracy
 # changed by −0.2 ± 0.8 points at R = 0.7, −0.6 ± 0.5 at R = 0.5 and −1.1 ± 0.8 at R = 0.3 (95 % intervals over five seeds;
 # [docs/results/experiment-table1.md](../docs/results/experiment-table1.md)).
-# So the answer to the question is: this is the paper's hypothesis, with a plausible argument. On our small data a gain of
-# 2.5 points is excluded; what holds for real actions we cannot say.
+# (These are means of runs with and without the motion loss.)
+#
+# **In short**, the paper's hypothesis: redundant tokens take weight in the softmax and put their content into CLS, most of
+# all in shallow layers, where attention cannot yet tell what matters; the remedy is to drop them early. The argument is
+# plausible. On our small data a gain of 2.5 points is excluded; what holds for real actions we cannot say.
 #
 # ## Exercise
 #

@@ -91,7 +91,7 @@ check_exercise("halting layers", prediction)
 # **remainder**. For "in layer 2" it is 1 − 0.6 = 0.4. Where only one token is meant, we write h, r, y and ρ without the index k.
 #
 # In the picture each bar is one token. It fills with scores from left to right. The hatched part is the remainder: the
-# last slice, cut so that the bar ends at 1. What was cut off is drawn faintly.
+# last slice, cut or stretched so that the bar ends at 1. What was cut off is drawn faintly.
 
 # %%
 draw_lives(scores, epsilon, names)
@@ -150,7 +150,7 @@ print("sums:", weights.sum(axis=0))
 # ## What changes when one score crosses the limit
 #
 # The token "just not" has scores of 0.5 and 0.45, the sum is 0.95. It lives on and halts in layer 3 with the small
-# remainder 0.05. (The answer to the question above is 3, 1, 2, 3, 3.)
+# remainder 0.05.
 #
 # *Predict first.* We raise its score in layer 2 from 0.45 to 0.48, and then to 0.50. What happens to $N_k$, r and ρ?
 
@@ -218,13 +218,21 @@ print("largest difference of the logits:", np.abs(logits_of(output[0]) - trace.o
 # %% [markdown]
 # The logits are the same: y of a patch is read by no head and no loss. A patch shows what it has only while it lives, as a key
 # and a value that other tokens read, and so in the end CLS. (In the released variant it stays a key and a value afterwards,
-# but an empty one, the same for all: notebook 6.)
+# but one that no longer holds anything of the patch, the same for all halted tokens: notebook 6.)
 #
 # ## What is unknown once CLS has halted
 #
 # When CLS has halted, nothing that is computed later can change the answer. So at test time the clip is done. The answer and the
 # cost are known then. For each token that was still alive three things stay unknown: the layer in which it would have halted,
-# its remainder and its ponder. In training every token is followed to its end, because the ponder loss needs its ρ.
+# its remainder and its ponder. (The only exception: if CLS halts in layer L − 1, the others must halt in layer L, and their
+# scores so far give the remainder. refvt marks them as unknown, too.) In training every token is followed to its end, because
+# the ponder loss needs its ρ.
+#
+# What this means for figures: accuracy is the same both ways. GFLOPs and tokens per layer are smaller if clips leave with CLS.
+# A mean ponder, and shares of patches alive in later layers, need every token followed (`full_ponder=True`); over the known
+# values alone they would be too small. So each figure must say which was done. In these notebooks GFLOPs are of clips that
+# leave with CLS, except for the two tables at the end of this notebook; pictures and shares of living patches follow every
+# token.
 #
 # In the model "digits" (same table) CLS halts early. *Predict first:* how many of its tokens are left unknown?
 
@@ -249,7 +257,7 @@ print("largest difference of the logits:", np.abs(out.logits - followed.logits).
 # | A-ViT (CVPR 2022) | tokens of one *image*, layer by layer | the token itself, by its channel 0: **the rule of this notebook** |
 # | HaltingVT | tokens of a *video*, layer by layer; CLS may end the clip, which is early exit as a special case | the same rule, after the Glimpser's cut, with the motion loss |
 #
-# So the rule is A-ViT's. New in HaltingVT are: joint space-time attention, so that a token halts knowing all frames; the
+# So the rule is A-ViT's. New in HaltingVT are: this rule on joint space-time attention, so that a token halts knowing all frames; the
 # Glimpser, which drops most patches before; and the motion loss. Left out is A-ViT's *distributional prior*, a loss term that
 # pulls the mean score per layer towards a given distribution. No policy network, no reinforcement learning, no second training.
 #

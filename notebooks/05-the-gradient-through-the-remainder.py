@@ -15,7 +15,8 @@
 # network learn when to halt? This notebook derives the answer on paper, checks it with numbers, and shows what the ponder
 # loss does. After it you can say
 #
-# - which gradient reaches the halting logit of a token in each layer, and why in the last one none comes through the score,
+# - which gradient reaches the halting logit of a token in each layer, and why in the layer where it halts none comes through
+#   the score,
 # - what that gradient means: which two states it compares,
 # - what the ponder loss adds to it,
 # - why patches, unlike CLS, learn from the ponder loss alone through their scores.
@@ -62,8 +63,7 @@ print(halting_layer)
 #
 # $$\boxed{\delta^l = \gamma\, h^l (1 - h^l) \left( g_y \cdot (x^l - x^{N_k}) - g_\rho \right)}$$
 #
-# for $l < N_k$, and $\delta^l = 0$ for $l \ge N_k$. If the loss of one token is written as task(y) + λ ρ, put λ for $g_\rho$.
-# (That λ is not ours: in notebooks 7 and 8 λ is the weight of the motion loss.)
+# for $l < N_k$, and $\delta^l = 0$ for $l \ge N_k$.
 #
 # **The whole gradient.** The score is one of three ways from channel 0 to the loss. Channel 0 is also an ordinary channel of the
 # state, and so a part of y, where it has the same factor as all other channels. And the next block reads the state. So
@@ -82,11 +82,16 @@ print(halting_layer)
 #
 # $$\sum_j g_{x_j}^{l+1} \cdot \frac{\partial x_j^{l+1}}{\partial x^l[0]}$$
 #
-# over the tokens j that live in that block, the token itself included. The worked example has no blocks, so this part is zero
-# in it.
+# over the tokens j that live in that block, the token itself included. It is a recursion: $g_x^{l+1}$ contains $\delta^{l+1}$
+# in channel 0, so the score of a later layer also reaches earlier layers, through the blocks. It ends in the layer where
+# a token halts, with $g_x^{N_k} = r\, g_y$. The worked example has no blocks, so this part is zero in it.
 #
-# The boxed part in words: **A token is moved to use layer l more if its state there is better for the loss than its state in
-# layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers more**, that is, to halt earlier.
+# **No gradient passes** through the comparison with 1 − ε, so none through $N_k$; through the score of layer $N_k$, which the
+# remainder replaced; through any later layer of this token; nor through the choice of the Glimpser (notebook 3).
+#
+# The boxed part in words: **A token is moved to use layer l more if its state there has a smaller $g_y \cdot x$, that is, is
+# better for the loss, than its state in layer $N_k$. And the ponder loss ($g_\rho > 0$) always moves it to use earlier layers
+# more**, that is, to halt earlier.
 
 # %% [markdown]
 # ## On paper: $\partial \mathcal{L} / \partial x[0]$ for a token that halts in layer 3
@@ -258,9 +263,9 @@ print(only_ponder)
 # scores change with them.
 #
 # This is a limit of the method as the paper writes it, and it can be measured: in one short run with the paper's form of the
-# ponder loss, but forty times its weight, patches with the moving digit halted even earlier than the background (AUC 0.37,
-# notebook 8). See [docs/training.md](../docs/training.md), "The variant changing_ponder", for the figures and for a small
-# change that helps.
+# ponder loss, but forty times its weight and without the motion loss, patches with the moving digit halted even earlier than
+# the background (AUC 0.37, notebook 8). See [docs/training.md](../docs/training.md), "The variant changing_ponder", for the
+# figures and for a small change that helps.
 #
 # ## Exercise
 #

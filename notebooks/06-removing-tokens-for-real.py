@@ -22,6 +22,7 @@
 
 # %%
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,7 +41,8 @@ np.set_printoptions(precision=3, suppress=True)
 # | `masked` | is no key any more | A-ViT; the text of the HaltingVT paper says "removing tokens" |
 #
 # `masked` is easy to make fast: delete the rows. `zero` is not: all halted tokens still count in every softmax. But they are
-# all *equal*. The state is 0, LayerNorm(0) is its bias, so all have the same key k and the same value v. Notebook 2 showed
+# all *equal*. The state is 0, LayerNorm(0) is its bias, so all have the same key k and the same value v. These are not zero: a
+# halted token takes weight in the softmax and adds its value. Notebook 2 showed
 # what m equal keys are: one key with log m added to its logit. So refvt removes all halted tokens and adds one **ghost** per
 # clip. Nothing is approximated, forward or backward. log m is added after the division by √d, for every query and every head;
 # a clip in which nothing has halted (m = 0) has no ghost.
@@ -83,15 +85,16 @@ model = refvt.HaltingVT(config, handmade_parameters(config))
 clip, _ = refvt.data.read_clip(refvt.data.find_sample_video("carphone_pristine.mp4"), config.num_frames, 8)
 answers = {how: model(clip[None], execution=how) for how in ("dense", "compact")}
 for how, out in answers.items():
-    print(f"tokens entering each joint layer, {how}:", out.tokens_per_layer[0])
+    print(f"tokens alive in each joint layer, {how}:", out.tokens_per_layer[0])
 
 # %% [markdown]
-# The same tokens halt. The answers would prove nothing here: these weights recognise nothing, all their logits are zero. So
-# we compare the answers of a small model with random weights, in float64, for two clips:
+# The same tokens halt. (`dense` computes a row for the others, too; they are not counted as alive.) The answers would prove
+# nothing here: these weights recognise nothing, all their logits are zero. So we compare the answers of a small model with
+# random weights, in float64, for two clips:
 
 # %%
 small = refvt.HaltingVTConfig(
-    image_size=(32, 32), patch_size=8, channels=1, num_frames=4, width=32, num_heads=4, glimpser_depth=1, depth=4,
+    image_size=(32, 32), patch_size=8, channels=1, num_frames=4, width=32, num_heads=4, glimpser_depth=1, depth=5,
     keep_rates=(0.5,), num_classes=8, halting_scale=10.0, halting_center=0.0,
 )  # fmt: skip
 tiny = refvt.HaltingVT(small, seed=3, backend="reference", dtype="float64")
@@ -99,10 +102,13 @@ two_clips = np.random.default_rng(2).standard_normal((2, 1, 4, 32, 32))
 logits = {how: tiny(two_clips, execution=how).logits for how in ("dense", "compact")}
 print(f"largest logit: {np.abs(logits['dense']).max():.2f}")
 print("largest difference of the logits:", np.abs(logits["dense"] - logits["compact"]).max())
+without = refvt.HaltingVT(replace(small, halted_keys="masked"), tiny.parameters, backend="reference", dtype="float64")
+print("the same without the ghost:      ", np.abs(logits["dense"] - without(two_clips).logits).max())
 
 # %% [markdown]
-# The same answers, to rounding. Now the time, with the large model again. We run both in turn and take the median, because
-# machines are noisy.
+# The same answers, to rounding. Without the ghost (the variant `masked`, same weights) they differ by far more than rounding:
+# it is another model, and weights trained with `zero` need the ghost. Now the time, with the large model again. We run both
+# in turn and take the median, because machines are noisy.
 
 # %%
 times = {"dense": [], "compact": []}
@@ -121,7 +127,7 @@ print(f"compact executes: {executed:.1f}: {executed / full - 1:+.0%}")
 
 # %% [markdown]
 # `dense` computes every token in every layer, also after CLS has halted. `compact` computes even less than is counted,
-# because its last layer computes CLS alone (see below). On a quiet machine the time falls by a smaller share than the work:
+# because its last layer computes CLS alone (see below). The time falls by a smaller share than the executed work:
 # small products keep a processor less busy than large ones, and LayerNorm, softmax and GELU take time but are not counted. In
 # a trained model other tokens halt. [docs/performance.md](../docs/performance.md) says how far from the machine's limit refvt
 # runs.
@@ -147,7 +153,8 @@ for name, out in (("stopped", stopped), ("followed", followed)):
 
 # %% [markdown]
 # The answers cannot change. What can: for each token that outlives CLS its halting layer, its remainder and its ponder, and
-# with them the counted tokens and GFLOPs.
+# with them the counted tokens and GFLOPs. (This model has four joint layers, and CLS halts in layer 2. Had it halted in layer
+# 3, the rest would follow without computing it: who lives after layer 3 halts in layer 4, the last.)
 #
 # ## The ghost's gradient
 #

@@ -60,7 +60,8 @@ print("mean change from frame to frame:", change)
 # w is the weight of the ponder loss, 5e-4 in the paper. λ is the weight of the motion loss, 1 in refvt. (The paper's formula
 # has a factor there, but its value was not to be had; see the table at the end of this notebook.) $\rho_k = N_k + r_k$ is the
 # ponder of token k (notebook 4), and the sum runs over all N' tokens of a clip that enter the joint blocks.
-# $\mathcal{L}_\text{motion}$ asks of each clip: moving or static?
+# $\mathcal{L}_\text{class}$ is the cross-entropy of the classes, and $\mathcal{L}_\text{motion}$ asks of each clip: moving or
+# static?
 #
 # A twin keeps the class label of its clip, and it counts in all three parts. *Predict first:* in a model that has learnt
 # nothing, what are the values of $\mathcal{L}_\text{class}$ for 8 classes, and of $\mathcal{L}_\text{motion}$?
@@ -110,11 +111,11 @@ print(f"total {loss.total:.4f} = {loss.recognition + 5e-4 * loss.ponder + loss.m
 # prints the attention of CLS. (Without the motion loss there are no twins either. So the class loss and the ponder loss see
 # half as many clips, none of them static: two such models differ in that, too.)
 #
-# *What was measured instead* is what the motion loss does to cost and accuracy, in 40 runs on moving digits over
-# photographs ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md)):
-# R = 1, 0.7, 0.5 and 0.3, each with and without, five seeds, all from one trained backbone. With the motion loss GFLOPs
-# changed by +1.5 ± 0.5 %, and accuracy by −1.0 ± 0.3 points (95 % intervals over the seeds). So on these data the motion loss did not
-# lower the cost; it raised it a little. Notebook 8 says what this does and does not mean.
+# *What was measured instead* is what the motion loss does to cost and accuracy, in 40 runs on moving digits over photographs
+# ([docs/results/experiment-table1.md](../docs/results/experiment-table1.md)): R = 1, 0.7, 0.5 and 0.3, each with and without,
+# five seeds, all from one trained backbone. With the motion loss GFLOPs changed by +1.5 ± 0.5 %, and accuracy by −1.0 ± 0.3
+# points (95 % intervals over the seeds). So on these data the motion loss did not lower the cost; it raised it a little.
+# Notebook 8 says what this does and does not mean.
 #
 # ## A trap: when the label is the motion
 #

@@ -264,8 +264,10 @@ print(describe_case(report.cases[0]).split("reproduce")[0])
 # queries, keys and values all agree; its attention is the first step in which a halted token takes part. So the mistake lies
 # between `attn.v` and `attn.y`: in the attention. To find this by hand one would compare a hundred tensors.
 #
-# The last line says that logits and ponder agree with the case. In this case CLS halts in layer 1, so its y is fixed before a
-# halted token could be missed. Who compares logits alone does not see this bug here.
+# The last line says that logits and ponder agree with the case. This case has two joint layers, and CLS halts in layer 1, so its
+# y is fixed before a halted token could be missed. Ponder agrees, too: who is alive in layer 2, the last, halts there whatever
+# its score is. Who compares logits and ponder alone does not see this bug here. (The *error* is the norm of the difference,
+# divided by the norm of the right tensor.)
 #
 # ## Exercises
 #

@@ -88,10 +88,13 @@ def check(
             report.cases.append(found)
             if progress is not None:
                 progress(found)
-        answers = finder.answers()
-        for found in report.cases:
-            found.variant = answers.get(found.name)
-        report.contrast = contrast(report.cases, {case.name: case for case in chosen})
+        try:
+            answers = finder.answers()
+            for found in report.cases:
+                found.variant = answers.get(found.name)
+            report.contrast = contrast(report.cases, {case.name: case for case in chosen})
+        except Exception as error:  # a mistake of refvt costs what all cases say together, and no case
+            report.contrast = _own_mistake(error, "say what the cases have in common")
         if laws:
             report.laws = list(_run_laws(runner, dtype, timeout, law_progress))
     finally:
@@ -221,13 +224,13 @@ def _judge_and_explain(asked: Asked, first: Answer, report: CaseReport, candidat
         report.variant = _variant(asked, report, finder)
 
 
-def _own_mistake(error: Exception) -> str:
-    """An exception of refvt's own while it judges, in one sentence."""
+def _own_mistake(error: Exception, task: str = "judge this case") -> str:
+    """An exception of refvt's own, and what it kept refvt from doing, in one sentence."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return (
-        f"refvt could not judge this case, which is a mistake of refvt: {raised} "
+        f"refvt could not {task}, which is a mistake of refvt: {raised} "
         f"({Path(place.filename).name}, line {place.lineno})"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Case:
     tiny: bool
     describes: str
     sha256: str
-    tensors: dict[str, dict[str, Any]]
+    tensors: dict[str, dict[str, Any]] = field(repr=False)
 
     @property
     def path(self) -> Path:
@@ -101,8 +101,8 @@ def _case(directory: Path, name: str, entry: Any) -> Case:
     check(is_name(name), "", "a name of letters, digits, dots and dashes", name)
     check(isinstance(entry, dict), "", "an object with the fields of a case", entry)
     kinds = {"settings": dict, "margins": dict, "tensors": dict, "tiny": bool, "describes": str, "sha256": str}
-    for field, kind in kinds.items():
-        check(isinstance(entry.get(field), kind), f".{field}", f"a value of type {kind.__name__}", entry.get(field))
+    for key, kind in kinds.items():
+        check(isinstance(entry.get(key), kind), f".{key}", f"a value of type {kind.__name__}", entry.get(key))
     check(entry.get("kind") in ("op", "model", "training"), ".kind", "op, model or training", entry.get("kind"))
     is_op = entry["kind"] == "op"
     check(isinstance(entry.get("operation"), str) == is_op, ".operation", "one for an op alone", entry.get("operation"))

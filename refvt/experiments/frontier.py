@@ -9,11 +9,11 @@ once the halting runs are done. *Fewer frames*: halting switched off, and every 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import NO_HALTING, Grid, Result, Run, without_halting
-from refvt.plots.charts import COLOURS, make_accuracy_chart, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_charts, save_chart
 from refvt.training.recipe import Recipe
 
 __all__ = ["HELP", "frame_runs", "halting_runs", "keep_run", "matching_patches", "measure"]
@@ -168,17 +168,28 @@ def _reading(
 
 
 def _draw(kinds: dict[str, dict[str, list[Result]]], path: Path) -> None:
-    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run", 7.5, 5)
+    middle = median(100 * _of(found)[0].mean for kind in KINDS[:2] for found in kinds[kind].values())
+    titles = "Means over seeds", "Halting and static dropping, with 95 % intervals"
+    figure, (everything, near) = make_accuracy_charts(*titles, width=11)
     for (kind, points), colour, marker in zip(kinds.items(), COLOURS, "os^", strict=False):
-        middles = []
+        # halting is not one curve: β and the ponder weight are two different ways to halt more
+        style = {"marker": marker, "color": colour, "linestyle": "" if kind == KINDS[0] else "-"}
+        middles = sorted((cost.mean, 100 * accuracy.mean) for accuracy, cost in map(_of, points.values()))
+        everything.plot(*zip(*middles, strict=True), **style, markersize=8, label=kind)
         for name, found in points.items():
             accuracy, cost = _of(found)
-            middles.append((cost.mean, 100 * accuracy.mean))
-            axes.plot(cost.values, [100 * a for a in accuracy.values], marker, color=colour, markersize=4, alpha=0.4)
-            axes.annotate(name, middles[-1], (6, 5), textcoords="offset points", fontsize=7, color=colour)
-        line: Any = list(zip(*sorted(middles), strict=True))
-        # halting is not one curve: β and the ponder weight are two different ways to halt more
-        axes.plot(*line, marker, color=colour, markersize=8, label=kind, linestyle="" if kind == "halting" else "-")
-    axes.margins(0.15)
-    axes.legend()
+            x, y = cost.mean, 100 * accuracy.mean
+            if kind == KINDS[2]:
+                everything.annotate(name, (x, y), (8, -3), textcoords="offset points", fontsize=8, color=colour)
+                continue
+            reach = 100 * (accuracy.interval or 0)
+            near.errorbar(x, y, reach, marker=marker, color=colour, markersize=8, capsize=3, elinewidth=1)
+            up = y >= middle  # names above the better half and below the others collide least
+            near.annotate(
+                name, (x, y + reach if up else y - reach), (0, 4 if up else -4), textcoords="offset points",
+                rotation=90, ha="center", va="bottom" if up else "top", color=colour, fontsize=8,
+            )  # fmt: skip
+    for axes in (everything, near):
+        axes.margins(0.2, 0.3)
+    everything.legend()
     save_chart(figure, path)

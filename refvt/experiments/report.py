@@ -38,8 +38,10 @@ class Spread(NamedTuple):
         return self._shown(lambda x: f"{100 * x:+z.1f}", "").replace("± +", "± ")
 
     def number(self) -> str:
-        """Mean ± half the interval, with four figures of the mean."""
+        """Mean ± half the interval, with four figures of the mean; the mean alone if all values are equal."""
         places = max(0, 3 - math.floor(math.log10(abs(self.mean)))) if self.mean else 0
+        if self.interval == 0:
+            return f"{self.mean:.{places}f}"
         return self._shown(lambda x: f"{x:.{places}f}", "")
 
     def _shown(self, form: Callable[[float], str], unit: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from refvt.experiments.report import Findings, Spread, Table, spread
 from refvt.experiments.runs import Grid, Result, Run, without_halting
-from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_charts, plot_runs, save_chart
 from refvt.training.recipe import Recipe
 
 __all__ = ["HELP", "measure", "plan"]
@@ -135,13 +135,13 @@ def _reading(
             said.append(
                 f"The paper credits the Glimpser with 2.5 % accuracy: at R = {R:g} {accuracy.verdict(1)}. Keeping only "
                 f"these patches, against R = 1 (the same Glimpser blocks, nothing selected), changes accuracy by "
-                f"{accuracy.change()} points and GFLOPs by {cost.change()} %."
+                f"{accuracy.change()} points and GFLOPs by {cost.change()} %, mean of with and without the motion loss."
             )
     return said
 
 
 def _draw(cells: dict[tuple[float, bool], list[Result]], rates: list[float], path: Path) -> None:
-    figure, axes = make_accuracy_chart("Large: mean over seeds; small: every run")
+    figure, (axes,) = make_accuracy_charts("Large: mean over seeds; small: every run")
     for motion, colour, marker in ((True, COLOURS[0], "o"), (False, COLOURS[1], "s")):
         for R in rates:
             found = cells[R, motion]

@@ -11,7 +11,7 @@ from typing import Any
 
 from refvt.experiments.report import Findings, Table, spread
 from refvt.experiments.runs import Grid, Run
-from refvt.plots.charts import COLOURS, make_accuracy_chart, plot_runs, save_chart
+from refvt.plots.charts import COLOURS, make_accuracy_charts, plot_runs, save_chart
 
 __all__ = ["HELP", "SWITCHES", "measure"]
 
@@ -112,7 +112,7 @@ def _reading(switch: str, cells: dict[Cell, tuple[list[float], list[float]]]) ->
 
 
 def _draw(cells: dict[Cell, tuple[list[float], list[float]]], path: Path) -> None:
-    figure, axes = make_accuracy_chart("Crosses: switched at test time alone. Large: mean over seeds", 7.5)
+    figure, (axes,) = make_accuracy_charts("Crosses: switched at test time alone. Large: mean over seeds", width=7.5)
     colours = {(switch, value): COLOURS[i] for i, (switch, value, _) in enumerate(list(cells)[::2])}
     for (switch, here, there), (accuracy, cost) in cells.items():
         label = f"{switch}: trained {_name(switch, here)}, tested {_name(switch, there)}"

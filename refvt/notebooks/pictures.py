@@ -11,7 +11,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
-from refvt.plots.charts import make_accuracy_chart, make_chart, plot_runs
+from refvt.plots.charts import make_accuracy_charts, make_chart, plot_runs
 
 __all__ = ["Picture", "draw_alive", "draw_lives", "draw_model", "draw_points"]
 
@@ -134,7 +134,7 @@ def draw_points(title: str, runs: Mapping[str, tuple[Sequence[float], Sequence[f
 
     runs: name → (GFLOPs of each run, accuracy of each run, 0 to 1).
     """
-    figure, axes = make_accuracy_chart(title, 7, 3.8)
+    figure, (axes,) = make_accuracy_charts(title, height=3.8)
     for i, (name, (gflops, top1)) in enumerate(runs.items()):
         middle = plot_runs(axes, gflops, top1, "osD^vP"[i % 6], COLOURS[i // 2 % len(COLOURS)])
         axes.annotate(name, middle, (6, 4), textcoords="offset points", fontsize=8)

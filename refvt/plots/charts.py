@@ -11,28 +11,35 @@ import numpy as np
 
 from refvt.files import MARK, write_whole
 
-__all__ = ["COLOURS", "draw_growth", "make_accuracy_chart", "make_chart", "plot_runs", "save_chart"]
+__all__ = ["COLOURS", "draw_growth", "make_accuracy_charts", "make_chart", "plot_runs", "save_chart"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind eyes
 
 
 def make_chart(width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
     """An empty matplotlib figure and its axes, without matplotlib's global state. Sizes in inches."""
+    figure = _make_figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def _make_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure
 
 
-def make_accuracy_chart(title: str, width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
-    """A chart of accuracy against GFLOPs, for ``plot_runs``."""
-    figure, axes = make_chart(width, height)
-    axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
-    axes.set_ylabel("accuracy on held-out clips [%]")
-    axes.set_title(title, fontsize=10)
-    return figure, axes
+def make_accuracy_charts(*titles: str, width: float = 7, height: float = 4.5) -> tuple[Any, list[Any]]:
+    """Charts of accuracy against GFLOPs side by side, one for each title, for ``plot_runs``. Sizes in inches."""
+    figure = _make_figure(width, height)
+    panels = [figure.add_subplot(1, len(titles), i) for i in range(1, len(titles) + 1)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_xlabel("GFLOPs a clip (10⁹ multiply-adds)")
+        axes.set_ylabel("accuracy on held-out clips [%]")
+        axes.set_title(title, fontsize=10)
+    return figure, panels
 
 
 def plot_runs(

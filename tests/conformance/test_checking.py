@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refvt.conformance import compare_tensor, load_case, load_truth
+from refvt.conformance import checking, compare_tensor, load_case, load_truth
 from refvt.conformance.asking import Asked
 from refvt.conformance.checking import select_cases
 from refvt.ops.attention import reference as attention
@@ -237,6 +237,17 @@ def test_a_mistake_of_refvt_while_it_judges_is_one_case_and_the_others_go_on(mon
         next(case.sentence for case in report.cases if case.status == "error"),
     )
     assert report.exit_code == 1
+
+
+def test_a_mistake_of_refvt_after_the_cases_costs_none_of_them(monkeypatch):
+    def broken(*_):
+        raise IndexError("index -1 is out of bounds")
+
+    monkeypatch.setattr(checking, "contrast", broken)
+    report = check("reference", "float64", "tiny-op-gelu-*")
+    assert report.agrees
+    assert report.cases
+    assert report.contrast.startswith("refvt could not say what the cases have in common, which is a mistake of refvt")
 
 
 def test_a_candidate_that_hangs_is_ended():

@@ -47,6 +47,7 @@ def test_spreads_are_shown_with_their_units():
     assert spread([0.01234]).number() == "0.01234"
     assert spread([0.012, 0.014]).number() == "0.01300 ± 0.01271"
     assert spread([24.2]).number() == "24.20"
+    assert spread([0.04303, 0.04303]).number() == "0.04303"  # a cost that is the same for every seed
     assert spread([0.0]).number() == "0"
     assert spread([-0.1, 0.0]).change() == "-5.0 ± 63.5"
     assert spread([0.012]).change() == "+1.2"

@@ -8,7 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 
-__all__ = ["by_rows", "columns_of", "packable"]
+__all__ = ["by_rows", "columns_of", "packable", "writable"]
 
 
 def by_rows(x: Array) -> Array:
@@ -19,6 +19,11 @@ def by_rows(x: Array) -> Array:
 def packable(weight: Array) -> Array:
     """A weight [D, E] itself if its rows or its columns are contiguous, else a contiguous copy."""
     return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
+
+
+def writable(x: Array) -> Array:
+    """x itself, or a copy of a read-only array, for which Numba would compile every kernel again."""
+    return x if x.flags.writeable else x.copy()
 
 
 def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import by_rows, packable
+from refvt.backends.jit.layouts import by_rows, packable, writable
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, transpose, view
@@ -125,7 +125,7 @@ def pack(b: Array, panels: Array) -> None:
         else:
             transpose(b[:, left:right].T, panels[p, :, : right - left])
         if right - left < wide:
-            fill_rows(panels[p, :, right - left :], 0)
+            fill_rows(panels[p, :, right - left :], 0.0)
 
 
 @kernel
@@ -239,7 +239,7 @@ def linear_tiles(
     epilogue = (
         absent if bias is None else np.ascontiguousarray(bias, x.dtype),
         absent.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
-        absent if gain is None else np.array(gain, x.dtype),  # a copy: for a read-only array Numba would compile again
+        absent if gain is None else writable(np.ascontiguousarray(gain, x.dtype)),
     )
     run(_linear_tiles, cut.tasks, x, weight.T if transposed else weight, transposed, *epilogue, cut, y, scratch=scratch)
     return y
@@ -280,7 +280,7 @@ def _weight_gradients(ticket: Any, scratch: Array, dy: Array, x: Array, cut: Cut
         top, bottom, left, right = edges(i, cut, *dweight.shape)
         for first in range(0, max(n, 1), DEPTH):  # without any row the gradient is zero
             last = min(first + DEPTH, n)
-            panels = pack_panels(x[first:last, left:right], cut, rest, True)
+            panels = pack_panels(x[first:last, left:right], cut, rest, i >= 0)  # a constant would be compiled apart
             for ahead in range(top, bottom, wide):
                 until = min(ahead + wide, bottom)
                 copy_rows(dy[first:last, ahead:until], ready)

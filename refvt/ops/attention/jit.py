@@ -18,7 +18,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.functions import exp2
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import columns_of
+from refvt.backends.jit.layouts import columns_of, writable
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run
 from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, max_rows, transpose, view
@@ -88,7 +88,7 @@ def _load_rows(source: Array, target: Array) -> None:
     """target [≥ m, ≥ d] ← source [m, d], zeros in the rows and columns beyond."""
     m, d = source.shape
     if m < len(target) or d < target.shape[1]:
-        fill_rows(target, 0)
+        fill_rows(target, 0.0)
     copy_rows(source, target)
 
 
@@ -119,17 +119,17 @@ def _load_keys(k: Array, bias: Array, shifted: bool, keys: Array) -> None:
     for j in range(len(bias)):
         keys[j, d] = bias[j] * raised
     if shifted:
-        fill_rows(keys[:, d + min(len(bias), 1) :], 1)
+        fill_rows(keys[:, d + min(len(bias), 1) :], 1.0)
 
 
 @kernel
 def _load_queries(rows: Array, factor: Any, has_bias: bool, panel: Array) -> None:
     """rows [w, d] → panel [d + …, w]: a column for each query, times a factor, and a 1 for the bias of the key."""
     d = rows.shape[1]
-    transpose(rows, panel[:d])
+    transpose(rows, panel[:d, :])
     _scale(panel[:d], factor)
     if has_bias:
-        fill_rows(panel[d : d + 1], 1)
+        fill_rows(panel[d : d + 1], 1.0)
 
 
 @kernel
@@ -209,6 +209,9 @@ def _attend(ticket: Any, scratch: Array, qkv: Qkv, work: Work, key_bias: Array, 
     e = d + 1 if biased else d
     one, zero, raised = q.dtype.type(1), q.dtype.type(0), q.dtype.type(LOG2_E)
     i = next_tile(ticket)
+    no = (
+        i < -1
+    )  # not a constant, and slices of both axes where they could be left out: kernels are compiled once for all
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
             top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
@@ -222,12 +225,12 @@ def _attend(ticket: Any, scratch: Array, qkv: Qkv, work: Work, key_bias: Array, 
             means, start = _carve(scratch, start, tiles * wide, padded)
             states, start = _carve(scratch, start, tiles, 3 * wide)
             logits, start = _carve(scratch, start, 1, min(KEYS, m) * wide)
-            _load_keys(k[first:last, at[1] + left : at[1] + right], bias, False, keys)
+            _load_keys(k[first:last, at[1] + left : at[1] + right], bias, no, keys)
             _load_rows(v[first:last, at[2] + left : at[2] + right], values)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 _load_rows(q[top + a : top + b, at[0] + left : at[0] + right], rows[:w])
-                _load_queries(rows[:w], scale * raised, biased, view(panels[t], 0, e, w))
+                _load_queries(rows[:w, :], scale * raised, biased, view(panels[t], 0, e, w))
                 for r in range(3 * wide):
                     states[t, r] = 0
             for from_key in range(0, max(m, 1), KEYS):
@@ -236,7 +239,7 @@ def _attend(ticket: Any, scratch: Array, qkv: Qkv, work: Work, key_bias: Array, 
                     a, b, w = _tile(t, n, wide, lanes)
                     weights = view(logits[0], 0, to_key - from_key, w)
                     # 1. logits
-                    _multiply(keys[from_key:to_key], view(panels[t], 0, e, w), weights, False)
+                    _multiply(keys[from_key:to_key], view(panels[t], 0, e, w), weights, no)
                     # passes 1–2
                     _softmax(weights, view(states[t], 0, 3, w), means[a:b])
                     # 3. the weighted mean of the values; the division waits until all keys are summed
@@ -328,7 +331,7 @@ def attention_forward(
     padded = -(-d // lanes) * lanes
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
     lse = np.empty((2 if keep else 0, num_heads, len(q)), q.dtype)
-    parts = _parts(query_offsets, key_offsets, VECTORS * lanes, TILES)
+    parts = _parts(writable(query_offsets), writable(key_offsets), VECTORS * lanes, TILES)
     numbers = _scratch_size(parts, lanes, d + 1 + padded, d, d + 4 + padded, 1)
     work, tiles = _work(parts, num_heads, d, q.dtype)
     bias = _or_empty(key_bias, q.dtype)
@@ -377,9 +380,9 @@ def _load_tile(
     # the same numbers, added in the same order, as in the forward pass: logit − shift is then exact near the largest
     _load_queries(rows[:, :d], scale * rows.dtype.type(LOG2_E), e > d, panel)
     _scale(rows, scale)
-    transpose(drows[:, :d], dpanel[:d])
-    fill_rows(panel[e:], 0)
-    fill_rows(dpanel[d:], 0)
+    transpose(drows[:, :d], dpanel[:d, :])
+    fill_rows(panel[e:], 0.0)
+    fill_rows(dpanel[d:], 0.0)
     transpose(y[top : top + n, left : left + d], columns[:, :n])
     for c in range(d):
         for r in range(n):
@@ -412,6 +415,7 @@ def _attend_backward(
     padded = (d + lanes - 1) // lanes * lanes
     e = d + 3 if len(key_bias) > 0 else d + 2
     i = next_tile(ticket)
+    no, yes = i < -1, i >= -1  # not constants, as in _attend
     while i >= 0:
         for job in range(i * group, min((i + 1) * group, len(parts) * num_heads)):
             top, bottom, first, last, head, wide, tiles = _job(parts, job, num_heads, lanes)
@@ -428,10 +432,10 @@ def _attend_backward(
             dqueries, start = _carve(scratch, start, tiles, d * wide)
             logits, start = _carve(scratch, start, 1, min(KEYS, m) * wide)
             dlogits, start = _carve(scratch, start, 1, min(KEYS, m) * wide)
-            _load_keys(k[first:last, at[1] + left : at[1] + right], key_bias[first:last], True, keys)
-            _load_keys(v[first:last, at[2] + left : at[2] + right], key_bias[:0], True, values)
-            fill_rows(dkeys, 0)
-            fill_rows(dvalues, 0)
+            _load_keys(k[first:last, at[1] + left : at[1] + right], key_bias[first:last], yes, keys)
+            _load_keys(v[first:last, at[2] + left : at[2] + right], key_bias[:0], yes, values)
+            fill_rows(dkeys, 0.0)
+            fill_rows(dvalues, 0.0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 mine = slice(top + a, top + b)
@@ -448,20 +452,20 @@ def _attend_backward(
                     a, b, w = _tile(t, n, wide, lanes)
                     weights, dweights = view(logits[0], 0, len(ks), w), view(dlogits[0], 0, len(ks), w)
                     # passes 1–2, again: logits less the shift and the lse of their query
-                    _multiply(ks, view(panels[t], 0, e, w), weights, False)
+                    _multiply(ks, view(panels[t], 0, e, w), weights, no)
                     # 3a. the weighted mean: dweights, less Σ_keys w · dw, as only differences pass the softmax
-                    _multiply(vs, view(dpanels[t], 0, d + 1, w), dweights, False)
+                    _multiply(vs, view(dpanels[t], 0, d + 1, w), dweights, no)
                     # 2. softmax, again and backward
                     _softmax_backward(weights, dweights)
                     # 3b. the weighted mean: dv, which needed the weights
-                    _multiply(weights[:, : b - a], drows[a:b], dvs, True)
+                    _multiply(weights[:, : b - a], drows[a:b], dvs, yes)
                     # 1. logits
-                    _multiply(dweights[:, : b - a], rows[a:b], dks, True)
+                    _multiply(dweights[:, : b - a], rows[a:b], dks, yes)
                     _multiply(ks[:, :d].T, dweights, view(dqueries[t], 0, d, w), from_key > 0)
             for t in range(tiles):
                 a, b, w = _tile(t, n, wide, lanes)
                 _scale(view(dqueries[t], 0, d, w), scale)
-                transpose(view(dqueries[t], 0, d, w), rows[a : a + w, :d])
+                transpose(view(dqueries[t], 0, d, w)[:, :], rows[a : a + w, :d])
                 copy_rows(rows[a:b, :d], dq[top + a : top + b, dat[0] + left : dat[0] + right])
             copy_rows(dkeys[:, :d], dk[first:last, dat[1] + left : dat[1] + right])
             copy_rows(dvalues[:, :d], dv[first:last, dat[2] + left : dat[2] + right])
@@ -473,7 +477,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, shift, lse = cache
     dy, D, dtype = np.ascontiguousarray(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
-    parts = _parts(query_offsets, key_offsets, VECTORS * lanes, max(1, len(q)))
+    parts = _parts(writable(query_offsets), writable(key_offsets), VECTORS * lanes, max(1, len(q)))
     all_have_queries = len(parts) == len(query_offsets) - 1
     make = np.empty if all_have_queries else np.zeros  # keys of a segment without queries get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv: join_columns then copies nothing

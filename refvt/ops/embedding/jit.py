@@ -76,12 +76,14 @@ def _project(
     while i >= 0:
         clip, part = divmod(i, cut.down * cut.across)
         top, bottom, left, right = edges(part, cut, each, len(weight))
-        panels, before = pack_panels(weight[left:right].T, cut, scratch, left != before), left
+        # sliced as in the linear layer, and called like it: both share what is compiled
+        panels, before = pack_panels(weight[left:right, :].T, cut, scratch, left != before), left
         rows, tokens = patches[clip * each : (clip + 1) * each], y[clip, 1:]
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             # 2. project
-            multiply(rows[a:b], panels, tokens[a:b, left:right], bias[left:right], None, None)
+            y_tile = tokens[a:b, left:right]
+            multiply(rows[a:b], panels, y_tile, bias[left:right], bias[:0], y_tile[:0])
             # 3. add the embeddings
             for r in range(a, b):
                 s, t = divmod(r, T)

@@ -98,7 +98,8 @@ def _fc1(
         top, bottom, left, right = edges(i, cut, *hidden.shape)
         part, shift = weight[left:right], bias[left:right]
         unpacked = too_few_to_pack(x, weight)
-        panels, before = pack_panels(part[: 0 if unpacked else right - left].T, cut, scratch, left != before), left
+        packed = weight[left : left if unpacked else right, :].T  # sliced as in the linear layer, and called like it
+        panels, before = pack_panels(packed, cut, scratch, left != before), left
         for a in range(top, bottom, ROWS):
             b = min(a + ROWS, bottom)
             corner = hidden[a:b, left:right]
@@ -106,7 +107,7 @@ def _fc1(
             if unpacked:
                 dots(x[a:b], part, corner, shift, absent, corner[:0])
             else:
-                multiply(x[a:b], panels, corner, shift, None, None)
+                multiply(x[a:b], panels, corner, shift, absent, corner[:0])
             if len(pre_activation) > 0:
                 copy_rows(corner, pre_activation[a:b, left:right])
             # 2. activate; a piece of a row of ``hidden`` is known to be contiguous, a row of ``corner`` is not
