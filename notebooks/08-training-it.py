@@ -185,7 +185,7 @@ for line in log:
 # | (R, β) | Mini-Kinetics: (0.3, 10) and (0.7, 20), of which the figures are known; (0.3, 5), (0.5, 20). ActivityNet: (0.3, 10), (0.5, 10), (0.5, 20), (0.7, 20) |
 # | clips | 8 frames, 32 apart (Mini-Kinetics); 10 frames, 64 apart (ActivityNet); one clip a video |
 # | start | DeiT-S, trained on ImageNet; the temporal layers start as copies of the spatial ones |
-# | optimiser | Adam with 0.9 and 0.999; weight decay 1e-5 (L2), none on `cls_token`, `pos_embed`, `time_embed` |
+# | optimiser | Adam with 0.9 and 0.999; weight decay 1e-5 (L2), none on `cls_token`, `pos_embed`, `time_embed` (in the released code these decay, too) |
 # | learning rate | 1e-5; linear warm-up from 1e-6 over 5 epochs, then a cosine; set once per epoch |
 # | epochs | 20 (Mini-Kinetics), 50 (ActivityNet) |
 # | batch | 16 clips per device; the number of devices is not stated |
@@ -450,7 +450,7 @@ reading(frontier)
 # | --- | --- | --- |
 # | **Narrow evidence**: two data sets, one backbone (DeiT-S), one clip a video, no script that trains. | the released repository has the model, the losses, the static twins and the settings, but only `eval.py` to run them; the class `RandAug` of its settings is missing | other backbones, longer clips, other data: the recipes `paper-…` of refvt |
 # | **GFLOPs are counted, time is not measured**: the released code still computes the tokens that it has halted. | in refvt, which removes halted tokens, the time falls by less than the executed work (notebook 6) | measure time with real removal on your machine, `refvt bench` |
-# | **Nothing keeps a needed patch alive**: through its scores a patch is pushed by the ponder loss alone, towards halting. | the boxed gradient in notebook 5; AUC 0.37 with forty times the paper's ponder weight | a gradient through the presence of a token; `changing_ponder`; the paper's own losses over several seeds |
+# | **Nothing keeps a needed patch alive**: whether a token has halted is a comparison, which has no gradient; through its scores a patch is pushed by the ponder loss alone, towards halting. | the boxed gradient in notebook 5; AUC 0.37 with forty times the paper's ponder weight | a gradient through the presence of a token; `changing_ponder`; the paper's own losses over several seeds |
 # | A token that halts in layer 1 gets no gradient through its score; training can collapse. | the worked example above; with γ = β = 10 hardly any token lived beyond layer 1 after 32 steps from scratch | warm up the ponder weight; start with small scores |
 # | The Glimpser's choice is final, and it is made in the second block. | notebook 3: no later layer has a dropped patch | `fuse_dropped` (the sum of the dropped patches stays as one token per frame); bring dropped patches back later |
 # | A moving camera: everything changes. | the AUC as in notebook 0, model "photographs", on other clips: 0.96 on vtest.avi, where the camera stands still, 0.64 on bikes.mp4, where it moves in parts ([docs/training.md](../docs/training.md#photographs)) | train with moving backgrounds; estimate the camera's motion |

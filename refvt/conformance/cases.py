@@ -13,8 +13,9 @@ The truth of an operation's case has the operation's results by name, then ``d(a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -295,9 +296,29 @@ def _model_truth(case: Case, arrays: Mapping[str, Array]) -> Truth:
     for name in _backward_order(forward, arrays):
         key = f"backward/{name}" if f"backward/{name}" in arrays else f"gradients/{name}"
         add(f"d({name})", key, "backward")
+    for name, tensor in tensors.items():
+        if tensor.entry.get("absolute") and name.endswith((".q)", ".k)")):
+            condition = _size_of_cancelling_terms(tensors, name, config.width // config.num_heads)
+            tensors[name] = replace(tensor, entry={**tensor.entry, "condition": condition})
     return Truth(
         case.name, "model", case.describes, tensors, case.margins, config, None, case.settings, len(arrays["clips"])
     )
+
+
+def _size_of_cancelling_terms(tensors: Mapping[str, TruthTensor], name: str, d: int) -> float | None:
+    """‖Σ|terms|‖ of a gradient of q or k that is zero because its terms cancel; None if it cannot be known.
+
+    With one key, as in temporal attention over one frame, the gradient of the logit is dy·v − Σ w (dy·v) = 0. Many
+    programs compute the second term as dy·y (Dao et al. 2022, FlashAttention), whose rounding differs. The bound:
+    2 ‖dy‖ · max ‖v‖ · max ‖k‖ / √d for the gradient of q, with q in the place of k for that of k.
+    """
+    attention, other = name[2:-3], {"q": "k", "k": "q"}[name[-2]]
+    needed = [f"d({attention}.y)", f"{attention}.v", f"{attention}.{other}"]
+    if not all(n in tensors for n in needed):
+        return None
+    dy, v, o = (tensors[n].value for n in needed)
+    largest_v, largest_o = (float(np.linalg.norm(x, axis=-1).max(initial=0)) for x in (v, o))
+    return 2 * float(np.linalg.norm(dy)) * largest_v * largest_o / math.sqrt(d)
 
 
 _OUTPUTS = ("ponder", "features", "logits", "motion_logits")

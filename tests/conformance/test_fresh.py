@@ -5,8 +5,10 @@ import pytest
 
 from refvt import backends
 from refvt.conformance import check
+from refvt.conformance.cases import truth_of
 from refvt.conformance.fresh import fresh_case
 from refvt.conformance.golden import load_arrays, load_manifest
+from refvt.conformance.judgement import judge
 
 CASES = load_manifest()
 
@@ -19,6 +21,16 @@ def test_no_false_alarm(seed, dtype, backend):
     report = check(backend.name, dtype, "tiny-*", seed=seed)
     assert [case.name for case in report.cases if case.status != "agrees"] == []
     assert report.compared == sum(case.total for case in report.cases)
+
+
+@pytest.mark.parametrize(("error", "status"), [(1e-15, "agrees"), (1e-13, "differs")])
+def test_a_gradient_whose_terms_cancel_may_err_by_the_rounding_of_the_terms(error, status):
+    """Temporal attention over one frame: d(q) and d(k) are zero, but dy·v and dy·y are rounded apart (their size: 19)."""
+    case = CASES["tiny-model-masked"]
+    truth = truth_of(case, load_arrays(case))
+    value = truth["d(blocks.0.temporal_attn.k)"].value
+    assert not value.any()
+    assert judge(truth, "d(blocks.0.temporal_attn.k)", value + error, "float64").status == status
 
 
 def test_fresh_inputs_are_other_inputs_with_the_decisions_of_the_reference():
