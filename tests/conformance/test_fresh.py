@@ -25,7 +25,7 @@ def test_no_false_alarm(seed, dtype, backend):
 
 @pytest.mark.parametrize(("error", "status"), [(1e-15, "agrees"), (1e-13, "differs")])
 def test_a_gradient_whose_terms_cancel_may_err_by_the_rounding_of_the_terms(error, status):
-    """Temporal attention over one frame: d(q) and d(k) are zero, but dy·v and dy·y are rounded apart (their size: 19)."""
+    """Temporal attention over one frame: d(q) and d(k) are zero, but dy·v and dy·y (size 19) are rounded apart."""
     case = CASES["tiny-model-masked"]
     truth = truth_of(case, load_arrays(case))
     value = truth["d(blocks.0.temporal_attn.k)"].value
