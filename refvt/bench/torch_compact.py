@@ -170,6 +170,9 @@ class TorchCompact:
         return self._heads(self._F.linear(x, self._p[f"{name}qkv.weight"][:D], self._p[f"{name}qkv.bias"][:D]))
 
     def _attend(self, q: Any, k: Any, v: Any, bias: Any = None) -> Any:
+        if q.dim() == 3:  # one clip: PyTorch's fused kernel wants an axis for the batch, and without it is not chosen
+            q, k, v = q[None], k[None], v[None]
+            return self._attend(q, k, v, None if bias is None else bias[None])[0]
         return self._F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(-3, -2).flatten(-2)
 
     def _project(self, y: Any, name: str) -> Any:
