@@ -27,7 +27,7 @@ from refvt.cli.progress import ProgressBar, TrainingBar
 from refvt.environment import describe_machine
 from refvt.experiments import figure3, frontier, table1, variants
 from refvt.experiments.report import Findings, file_names, render_page, write
-from refvt.experiments.runs import Grid, Run
+from refvt.experiments.runs import Grid, Result, Run
 from refvt.files import locked, refuse_strangers
 from refvt.training.batches import steps_per_epoch
 from refvt.training.recipe import Recipe, find_recipe, make_moving_digits
@@ -174,8 +174,18 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "start": grid.start_sentence,
         "figures": findings.figures,
         "reading": findings.reading,
-        "runs": [result.as_dict() for result in grid.results],
+        "runs": _runs(grid.results),
     }
+
+
+def _runs(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The figures of every run once: one that has several names gets them all."""
+    found: dict[Path, dict[str, Any]] = {}
+    for result in results:
+        known = found.setdefault(result.folder, result.as_dict())
+        if result.run not in known["run"].split(" = "):
+            known["run"] += f" = {result.run}"
+    return list(found.values())
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -175,7 +175,7 @@ def _reading(figures: dict[str, Any], tokens: int, layers: int) -> list[str]:
     said = [
         f"The model is right on {100 * figures['top1']:.1f} % of {figures['test_clips']} clips. Of {tokens} tokens "
         f"that enter the first joint layer {last:.1f} ({100 * last / tokens:.1f} %) enter the last of {layers}; CLS "
-        f"halts in layer {figures['cls_layers']:.2f} on average."
+        f"halts in layer {figures['cls_layers']:.2f} on average, of {layers}."
     ]
     moving, still = figures["layers_lived_moving"], figures["layers_lived_still"]
     if moving is None or still is None:
@@ -193,8 +193,9 @@ def _reading(figures: dict[str, Any], tokens: int, layers: int) -> list[str]:
         )
         said.append(
             f"A patch that holds the digit lives longer than one that never holds it with probability "
-            f"{found['auc']:.2f}, ties counted half (the AUC, mean over clips; 0.5 is chance). Layer by layer "
-            f"{object_alive} of the first and {background_alive} of the second are alive."
+            f"{found['auc']:.2f}, ties counted half (the AUC, mean over clips; 0.5 is chance). Alive in layers 1 to "
+            f"{layers}: of the patches that hold it (a fifth of their pixels or more) {object_alive}; of those that "
+            f"never hold it {background_alive}."
         )
     return said
 

@@ -8,6 +8,7 @@ once the halting runs are done. *Fewer frames*: halting switched off, and every 
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +23,11 @@ HELP = "Accuracy against GFLOPs by β and ponder weight, with static token dropp
 CENTRES, QUICK_CENTRES = (2 / 3, 1.0, 4 / 3), (2 / 3, 1.0)  # times the recipe's β
 PONDER_WEIGHTS, QUICK_PONDER_WEIGHTS = (0.25, 4.0), (4.0,)  # times the recipe's
 EVERY, QUICK_EVERY = (2, 4), (2,)  # every second frame, every fourth
+VERDICTS = {
+    "confirmed": "above zero: halting is ahead",
+    "contradicted": "below zero: halting is behind",
+    "not told apart from zero": "not told apart from zero",
+}
 KINDS = ("halting", "static dropping", "fewer frames")
 
 
@@ -89,7 +95,8 @@ def measure(grid: Grid, quick: bool) -> Findings:
             "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a "
             f"clip cost nearest to what it costs with halting; keep{here} keeps {here} of them, and is the recipe "
             "without halting. *Fewer frames*: nothing halts, and the model sees every second or every fourth of the "
-            f"{recipe.config.num_frames} frames of the same clips, with the recipe's keep rate; framesN sees N frames."
+            f"{recipe.config.num_frames} frames of the same clips, with the recipe's keep rate; framesN sees N frames. "
+            + ("" if recipe.static_twins else "No run has static twins, so none has a motion loss.")
         ),
         figures={
             "points": [
@@ -144,18 +151,22 @@ def _reading(
 ) -> list[str]:
     said = []
     for one, other in pairs:
-        change = spread([a.top1 - b.top1 for a, b in zip(halting[one], static[other], strict=True)])
-        dearer = _of(halting[one])[1].mean / _of(static[other])[1].mean - 1
+        both = list(zip(halting[one], static[other], strict=True))
+        change, dearer = spread([a.top1 - b.top1 for a, b in both]), spread([a.gflops / b.gflops - 1 for a, b in both])
         said.append(
-            f"{one} against {other}: {change.change()} points of accuracy for halting, at {100 * dearer:+z.1f} % of "
-            f"GFLOPs. That halting is ahead is {change.verdict(1)}."
+            f"{one} against {other}: {change.change()} points of accuracy for halting, at {dearer.change()} % of "
+            f"GFLOPs. The difference in accuracy is {VERDICTS[change.verdict(1)]}."
         )
+    shared = {other: n for other, n in Counter(other for _, other in pairs).items() if n > 1}
     said.append(
-        f"The paper puts halting ahead of dropping tokens in advance. The {len(pairs)} comparisons are not "
-        f"independent: they share {len({other for _, other in pairs})} runs without halting."
-    )
+        "The paper puts halting ahead of dropping tokens in advance."
+        + "".join(f" {n} of these comparisons share the runs of {other}: they are not independent."
+                  for other, n in shared.items())
+    )  # fmt: skip
     accuracy, cost = _of(static[unhalted])
-    said.append(f"The same model without halting ({unhalted}): {accuracy.percent()} at {cost.number()} GFLOPs.")
+    said.append(
+        f"The same recipe trained without halting ({unhalted}): {accuracy.percent()} at {cost.number()} GFLOPs."
+    )
     for name, found in frames.items():
         accuracy, cost = _of(found)
         as_cheap = [halted for halted in map(_of, halting.values()) if halted[1].mean <= cost.mean]

@@ -102,7 +102,7 @@ def render_page(report: dict[str, Any], findings: Findings) -> str:
     e = report["environment"]
     packages = ", ".join(f"{name} {found}" for name, found in e["packages"].items())
     lines = [f"# {findings.title}", "", findings.about, "", "## Reading", ""]
-    lines += [f"- {sentence}" for sentence in findings.reading]
+    lines += [f"- {sentence}" for sentence in [*findings.reading, *_cautions(report)]]
     for extra in findings.pictures:
         lines += ["", f"![{findings.title}](experiment-{report['experiment']}{extra}.png)"]
     for table in findings.tables:
@@ -115,6 +115,30 @@ def render_page(report: dict[str, Any], findings: Findings) -> str:
     ]
     lines += _runs_section(report)
     return "\n".join([*lines, ""])
+
+
+def _cautions(report: dict[str, Any]) -> list[str]:
+    """What the numbers do not say, made from the recipe and the runs."""
+    said, recipe, runs = [], report["recipe"], report["runs"]
+    if recipe["changing_ponder"] != 1:
+        said.append(
+            "The ponder loss is refvt's variant `changing_ponder`, which rewards patches that change for living. That "
+            "halting follows what moves is therefore no test of the paper's ponder loss: with its form it did not, in "
+            "a shorter run (docs/training.md, photographs)."
+        )
+    if runs:
+        top1 = sum(run["top1"] for run in runs) / len(runs)
+        chance = 196 * math.sqrt(top1 * (1 - top1) / recipe["data_settings"]["test_clips"])
+        said.append(
+            "± covers the seed of the runs alone, not other test clips or another start: by the choice of the "
+            f"{recipe['data_settings']['test_clips']} test clips alone an accuracy is uncertain by ±{chance:.1f} "
+            "points."
+        )
+    changes = [run["last_change"] for run in runs if run["last_change"] is not None]
+    if changes:
+        mean = 100 * sum(changes) / len(changes)
+        said.append(f"In the last epoch accuracy changed by {mean:+z.1f} points, mean of all runs; see *last change*.")
+    return said
 
 
 def _runs_section(report: dict[str, Any]) -> list[str]:
@@ -130,8 +154,9 @@ def _runs_section(report: dict[str, Any]) -> list[str]:
         f"{', '.join(map(str, report['seeds']))}; ± is half the width of the 95 % interval of a mean over seeds "
         "(Student's t). A change between two settings is taken seed by seed, then averaged. Accuracy is top-1 on the "
         "held-out clips after the last epoch; *last change* is its change in the last epoch, in points. GFLOPs are 10⁹ "
-        "multiply-adds a clip, counted as the paper counts; a clip is done when its CLS has halted. The recipe that "
-        "the runs change:",
+        "multiply-adds a clip, counted as the paper counts; a clip is done when its CLS has halted. *Saved by "
+        "halting* is of the joint blocks alone. The seconds (s) are of a machine that may have done other work, too. "
+        "The recipe that the runs change:",
         "",
         *recipe,
     ]

@@ -32,7 +32,8 @@ def measure(grid: Grid, quick: bool) -> Findings:  # fewer seeds and epochs are 
             "The released model sets halted tokens to zero and leaves them as keys (`zero`); the text says they are "
             "removed (`masked`). The released model loses the skip connection of CLS where the Glimpser selects "
             "(`cls_skip` off); a text-book block keeps it (on). Trained with each, and each trained model tested with "
-            f"both, on moving digits, {grid.recipe.epochs} epochs."
+            f"both, on moving digits, {grid.recipe.epochs} epochs. The runs that change nothing of the recipe stand in "
+            "both comparisons."
         ),
         figures={
             "cells": [

@@ -9,7 +9,7 @@ REPORT = {
     "command": "refvt experiment trial --seeds 2",
     "refvt": "1.2.3",
     "environment": {"date": "2031-01-02", "cpu": "abacus", "cores": 5, "threads": 3, "packages": {"numpy": "7"}},
-    "recipe": {"epochs": 9},
+    "recipe": {"epochs": 9, "changing_ponder": -2.0, "data_settings": {"test_clips": 100}},
     "seeds": [0, 1],
     "jobs": 2,
     "trained": 3,
@@ -72,10 +72,20 @@ def test_the_page_holds_what_the_report_says():
         "refvt 1.2.3, 2031-01-02, abacus, 5 cores, 3 threads; numpy 7",
         "3 runs, 10 minutes",
         "from nothing. Seeds 0, 1;",
+        "variant `changing_ponder`",
+        "the 100 test clips alone an accuracy is uncertain by ±9.5 points",  # 1.96 √(0.625 · 0.375 / 100)
+        "In the last epoch accuracy changed by -1.2 points",
     ):
         assert words in page
     cells = [cell.strip() for cell in page.rstrip().splitlines()[-1].strip("|").split("|")]
     assert cells == ["only", "1", "62.5 %", "-1.2", "0.01234", "25.0 %", "9.0 4.2", "60"]
+
+
+def test_a_page_of_the_papers_own_losses_names_no_variant():
+    recipe = {**REPORT["recipe"], "changing_ponder": 1.0}
+    page = render_page({**REPORT, "recipe": recipe, "runs": []}, findings(None))
+    assert "changing_ponder`" not in page
+    assert "last epoch" not in page
 
 
 def test_files_are_written_and_replaced(tmp_path):
