@@ -104,7 +104,7 @@ def of_pytorch(seeds: int) -> Iterator[tuple[Row, Callable[[Row], Row]]]:
         return torch_port.HaltingVT(config)
 
     def compiled(config: Any, parameters: Any) -> Any:
-        return torch.compile(torch_port.HaltingVT(config))
+        return torch.compile(torch_port.HaltingVT(config), dynamic=False)  # else Inductor fails on model-zero
 
     eager, names = wrap(adapters.torch_model(module), "eager"), list(MODELS)
     inductor = wrap(adapters.torch_model(compiled), "compiled")
