@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -281,6 +282,7 @@ def _death(code: int | None) -> str:
 
 def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> None:
     """The child: load the candidate, say so, and answer until the parent is gone."""
+    gc.freeze()  # the parent's garbage is not collected here: PyAV's frames would wait for threads of the parent
     other_end.close()
     os.setsid()
     warnings.resetwarnings()  # a test runner may have turned warnings into errors

@@ -1,5 +1,6 @@
 """``check`` on candidates of every form: what agrees, what differs and where, what is not given, what fails."""
 
+import gc
 import os
 import re
 import sys
@@ -248,6 +249,32 @@ def test_a_mistake_of_refvt_after_the_cases_costs_none_of_them(monkeypatch):
     assert report.agrees
     assert report.cases
     assert report.contrast.startswith("refvt could not say what the cases have in common, which is a mistake of refvt")
+
+
+class Owner:
+    """Garbage that can be collected only by the process that made it, such as a frame of PyAV with its threads."""
+
+    def __init__(self):
+        self.itself, self.process = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            time.sleep(60)
+
+
+def test_garbage_of_this_process_does_not_stop_that_of_the_candidate():
+    def collect(case):
+        gc.collect()
+        return run(case)
+
+    gc.collect()
+    gc.disable()
+    try:
+        Owner()
+        report = check(collect, cases=TINY, timeout=20)
+    finally:
+        gc.enable()
+    assert {case.status for case in report.cases} == {"agrees"}
 
 
 def test_a_candidate_that_hangs_is_ended():

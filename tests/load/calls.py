@@ -94,6 +94,6 @@ def answer_of(backend):
 def in_processes(method, processes, backend="jit"):
     """The same call in that many processes, while this one has a pool of threads; returns the wrong answers."""
     right = answer_of(backend)
-    with multiprocessing.get_context(method).Pool(min(processes, 4)) as pool:
+    with multiprocessing.get_context(method).Pool(min(processes, 4), gc.freeze) as pool:  # see kills.py
         found = pool.map_async(answer_of, [backend] * processes).get(600)
     return sum(answer != right for answer in found)

@@ -4,6 +4,7 @@ Every attempt is a forked process, so that no time goes into imports. All run on
 every number in the same order each time.
 """
 
+import gc
 import os
 import random
 import signal
@@ -67,6 +68,7 @@ def _fork(work, folder):
     child = os.fork()
     if child:
         return child
+    gc.freeze()  # the parent's garbage is not collected here: frames of PyAV would wait for threads of the parent
     code = 1
     try:
         work(folder)
