@@ -158,7 +158,7 @@ def _track(runs: Sequence[tuple[Run, int]]) -> Iterator[tuple[Run, int]]:
 
 
 def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict[str, Any]:
-    trained = {result.folder: result.seconds for result in grid.results}  # two names may be one run
+    runs = _runs(grid.results)
     return {
         "experiment": options.experiment,
         "command": _command(options),
@@ -169,12 +169,12 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),
         "jobs": grid.jobs,
-        "trained": len(trained),
-        "seconds": sum(trained.values()),
+        "trained": len(runs),
+        "seconds": sum(run["seconds"] for run in runs),
         "start": grid.start_sentence,
         "figures": findings.figures,
         "reading": findings.reading,
-        "runs": _runs(grid.results),
+        "runs": runs,
     }
 
 
