@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["NotFiniteError", "at_most", "brief", "check_int", "is_number", "is_whole", "printable"]
+__all__ = ["NotFiniteError", "at_most", "brief", "check_int", "is_number", "is_whole", "printable", "words_of"]
 
 _BRIEF, _LISTED = 200, 20  # characters of a value, and items of a list, in a message
+_WORDS = 1000  # characters of an error of others in a message
 
 
 class NotFiniteError(ValueError):
@@ -48,6 +49,12 @@ def brief(value: Any) -> str:
         text = f"a large {type(value).__name__}"
     text = printable(text)
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}… ({len(text)} characters)"
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error of others says, and not megabytes of it; the name of its type if it says nothing."""
+    text = printable(str(error)) or type(error).__name__
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]}… ({len(text)} characters)"
 
 
 def printable(text: str) -> str:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from refvt.checks import words_of
 from refvt.limits import JSON_BYTES
 
 __all__ = [
@@ -305,7 +306,7 @@ def decode_json(content: bytes | str, expected: str, constants: bool = False) ->
     except RecursionError:
         raise ValueError(f"{expected}, got one that is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{expected}, got another text: {str(error)[:200]}") from None
+        raise ValueError(f"{expected}, got another text: {words_of(error)}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{expected}, an object with names, got {type(found).__name__}")
     return found

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
-from refvt import backends
+from refvt import backends, files
 
 settings.register_profile("refvt", derandomize=True, deadline=None, max_examples=30, database=None)
 settings.load_profile("refvt")
@@ -21,6 +21,12 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 @pytest.fixture(params=[name for name in backends.available() if not (SIMULATED and name == "cuda")])
 def backend(request):
     return backends.get(request.param)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A lock that another holds is refused almost at once."""
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
 
 
 def pytest_terminal_summary(terminalreporter):

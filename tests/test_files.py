@@ -174,7 +174,7 @@ def test_pictures_and_pages_carry_the_mark(tmp_path):
 # ---- locks
 
 
-def test_a_second_holder_is_refused_in_this_process_and_another(tmp_path):
+def test_a_second_holder_is_refused_in_this_process_and_another(tmp_path, impatient):
     lock = tmp_path / ".refvt.lock"
     code = (
         "import sys; from pathlib import Path; from refvt.files import locked\n"
@@ -200,7 +200,7 @@ def test_a_second_holder_is_refused_in_this_process_and_another(tmp_path):
 
 
 @POSIX
-def test_a_killed_holder_leaves_no_lock(tmp_path):
+def test_a_killed_holder_leaves_no_lock(tmp_path, impatient):
     lock = tmp_path / ".refvt.lock"
     code = (
         "import sys, time; from pathlib import Path; from refvt.files import locked\n"

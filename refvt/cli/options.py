@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refvt import backends
-from refvt.checks import NotFiniteError, at_most, brief
+from refvt.checks import NotFiniteError, at_most, brief, words_of
 from refvt.files import read_json
 from refvt.model.config import PRESETS, HaltingVTConfig
 from refvt.training.recipe import Recipe
@@ -92,7 +92,7 @@ def read_config(options: argparse.Namespace) -> tuple[HaltingVTConfig, Recipe | 
             raise ValueError(f"unknown: {', '.join(at_most(unknown))}; expected some of {', '.join(sorted(known))}")
         return HaltingVTConfig(**values), None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected a configuration or a recipe as JSON: {str(error)[:500]}") from None
+        raise ValueError(f"{path}: expected a configuration or a recipe as JSON: {words_of(error)}") from None
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refvt.array import Array
-from refvt.checks import brief, is_number, is_whole
+from refvt.checks import brief, is_number, is_whole, words_of
 from refvt.files import read_json, read_regular
 from refvt.limits import GOLDEN_BYTES
 from refvt.model.checkpoints import read_checkpoint
@@ -157,7 +157,7 @@ def load_arrays(case: Case) -> dict[str, Array]:
     try:
         tensors = read_checkpoint(case.path)  # which checks every size before it takes memory
     except ValueError as error:
-        raise GoldenError(f"{case.path}: expected a readable .npz file ({str(error)[:500]})") from error
+        raise GoldenError(f"{case.path}: expected a readable .npz file ({words_of(error)})") from error
     arrays = dict(tensors)
     for name, entry in case.tensors.items():
         found = arrays.get(name)

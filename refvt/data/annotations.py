@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refvt.array import Array
-from refvt.checks import check_int
+from refvt.checks import check_int, words_of
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
@@ -176,7 +176,7 @@ class AnnotatedVideos:
         except ImportError:
             raise  # not a fault of this video
         except Exception as error:  # a decoder may raise anything on a broken file; other videos can still be read
-            raise UnreadableClipError(f"{video.where}: {error or type(error).__name__}") from error
+            raise UnreadableClipError(f"{video.where}: {words_of(error)}") from error
 
     def _read(self, video: AnnotatedVideo, place: float | None) -> Frames:
         """Read the frames of a clip and compare their number with what the list declares."""

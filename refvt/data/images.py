@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from refvt.checks import words_of
 from refvt.data.display import EXIF_ORIENTATIONS, Pixels, check_opaque, turn
 from refvt.files import check_regular
 from refvt.limits import check_frames
@@ -109,7 +110,7 @@ def read_image(path: Path, count: int = 1) -> Pixels:
             orientation = image.getexif().get(_ORIENTATION, 1)
             image.load()  # the pixels stay when the file is closed
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: expected a readable image ({error})") from error
+        raise ValueError(f"{path}: expected a readable image ({words_of(error)})") from error
     if pictures > 1:
         raise ValueError(f"{path}: expected one picture a file in a folder of frames, got an animation of {pictures}")
     try:
@@ -140,7 +141,7 @@ def count_pictures(path: Path) -> int:
             check_frames("its pixels", 1, *image.size, path.stat().st_size)
             return int(getattr(image, "n_frames", 1))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: expected a readable image ({error})") from error
+        raise ValueError(f"{path}: expected a readable image ({words_of(error)})") from error
 
 
 def read_pictures(path: Path, wanted: Sequence[int]) -> Pixels:

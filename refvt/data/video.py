@@ -5,6 +5,7 @@ So a file is decoded from start to end, and only the wanted frames are converted
 finds damage is refused: a clip with wrong frames looks like any other clip.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -82,12 +83,12 @@ def read_frames(
 
     # The number of packets is quick to count and nearly always the number of frames: good enough to guess which frames
     # are wanted. Decoding to the end gives the true number.
-    stream, packets = _find_stream(path)
+    stream, packets = _find_stream(path, num_frames)
     guess = _guess(packets, wish)
-    found = _decode(path, stream, guess, square_pixels)
+    found = _decode(path, stream, guess, num_frames, square_pixels)
     stride, indices = _choose(path, found.num_available, wish)
     if not np.array_equal(indices, guess):
-        found = _decode(path, stream, indices, square_pixels)
+        found = _decode(path, stream, indices, num_frames, square_pixels)
     order = np.unique(indices, return_inverse=True)[1]  # a looped clip may use a frame twice
     images = found.images if np.array_equal(order, range(len(found.images))) else found.images[order]
     return Frames(images, indices, found.num_available, found.rate, stride)
@@ -175,7 +176,7 @@ class _Decoded(NamedTuple):
     rate: float | None
 
 
-def _find_stream(path: Path) -> tuple[int, int]:
+def _find_stream(path: Path, num_frames: int) -> tuple[int, int]:
     """Return which of the video streams is the video, and its number of packets that will be shown; decodes nothing.
 
     ValueError if there is none, or if several could be it.
@@ -183,14 +184,14 @@ def _find_stream(path: Path) -> tuple[int, int]:
     av = _import_av()
     count = 0
     try:
-        with _open(av, path) as container:
+        with _open(av, path, num_frames) as container:
             streams = container.streams.video
             moving = [i for i, s in enumerate(streams) if not any(_is_marked(av, s, mark) for mark in _STILL)]
             if not moving:
                 raise ValueError(f"{path}: no video stream in it, only {len(streams)} attached pictures")
             counts, corrupt = dict.fromkeys(moving, 0), dict.fromkeys(moving, False)
             number_of = {streams[i].index: i for i in moving}
-            for packet in container.demux([streams[i] for i in moving]):
+            for packet in _packets(path, container, [streams[i] for i in moving]):
                 i = number_of[packet.stream.index]
                 corrupt[i] |= packet.is_corrupt
                 counts[i] += packet.size > 0 and not packet.is_discard
@@ -211,7 +212,7 @@ def _choose_stream(av: Any, path: Path, streams: Any, counts: dict[int, int]) ->
     found = [i for i, count in counts.items() if count > 1 or longest <= 1]
     marked = [i for i in found if _is_marked(av, streams[i], "default")]
     if len(found) > 1 and len(marked) != 1:
-        listed = ", ".join(f"0:v:{i} ({streams[i].width}×{streams[i].height}, {counts[i]} frames)" for i in found)
+        listed = ", ".join(f"0:v:{i} ({_size(streams[i])}{counts[i]} frames)" for i in found)
         raise ValueError(
             f"{path}: several video streams and none is marked as the one default: {listed}; keep one of them, for "
             f"example: ffmpeg -i FILE -map 0:v:{found[0]} -c copy OUT"
@@ -219,34 +220,49 @@ def _choose_stream(av: Any, path: Path, streams: Any, counts: dict[int, int]) ->
     return found[0] if len(found) == 1 else marked[0]
 
 
+def _size(stream: Any) -> str:
+    """Return "width×height, ", nothing if FFmpeg has no decoder for the stream."""
+    context = stream.codec_context
+    return "" if context is None else f"{context.width}×{context.height}, "
+
+
+def _packets(path: Path, container: Any, streams: Any) -> Iterator[Any]:
+    """Return the packets of some streams. ValueError for one of a stream that PyAV did not see at the beginning."""
+    try:
+        yield from container.demux(streams)
+    except IndexError:
+        raise ValueError(f"{path}: the video is damaged: a stream begins in the middle of it") from None
+
+
 def _is_marked(av: Any, stream: Any, mark: str) -> bool:
     return bool(stream.disposition & av.stream.Disposition[mark])
 
 
-def _decode(path: Path, number: int, wanted: NDArray[np.int64], square_pixels: bool) -> _Decoded:
-    """Decode all frames of video stream ``number``, keep the wanted ones. ValueError at the first sign of damage."""
+def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int, square_pixels: bool) -> _Decoded:
+    """Decode all frames of video stream ``number``, keep the wanted ones. ValueError at the first sign of damage.
+
+    num_frames: of the whole clip, which decides how large they may be.
+    """
     av = _import_av()
     keep = set(wanted.tolist())
     images: NDArray[np.uint8] | None = None
     kept = count = 0
     stored = path.stat().st_size
-    limit = min(most_pixels(len(keep), stored), 2**31 - 1)
     try:
-        with _open(av, path) as container:
+        with _open(av, path, num_frames) as container:
             stream = container.streams.video[number]
-            check_frames(str(path), len(keep), stream.codec_context.width, stream.codec_context.height, stored)
-            # some formats say only here how large a frame is: the decoder must not take memory for it
-            stream.codec_context.options = {"max_pixels": str(limit)}
+            check_frames(str(path), num_frames, stream.codec_context.width, stream.codec_context.height, stored)
+            stream.codec_context.options = _bound(path, num_frames)
             aspect = stream.sample_aspect_ratio if square_pixels else None
             # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
             # decoder could conceal.
             stream.thread_type = "NONE"
-            for packet in container.demux(stream):
+            for packet in _packets(path, container, stream):
                 _refuse_damage(path, packet, count)
                 for frame in packet.decode():
                     _refuse_damage(path, frame, count)
                     if count in keep:
-                        check_frames(str(path), len(keep), frame.width, frame.height, stored)
+                        check_frames(str(path), num_frames, frame.width, frame.height, stored)
                         image = _upright(path, frame, aspect)
                         if images is None:
                             images = np.empty((len(keep), *image.shape), np.uint8)
@@ -261,8 +277,8 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], square_pixels: b
         if count > 0:
             raise _damaged(path, count, error) from error
         raise ValueError(
-            f"{path}: expected frames of at most {limit} pixels in a file of {stored} bytes, got larger or damaged "
-            f"ones ({_reason(error)})"
+            f"{path}: expected frames of at most {most_pixels(num_frames, stored)} pixels in a file of {stored} bytes, "
+            f"got larger or damaged ones ({_reason(error)})"
         ) from error
     except av.error.FFmpegError as error:
         raise _damaged(path, count, error) from error
@@ -281,11 +297,18 @@ def _import_av() -> Any:
     return av
 
 
-def _open(av: Any, path: Path) -> Any:
-    """Open a container that has a video stream."""
+def _bound(path: Path, num_frames: int) -> dict[str, str]:
+    """Return FFmpeg's option for the largest frame: some formats say only in the stream how large a frame is."""
+    return {"max_pixels": str(min(most_pixels(num_frames, path.stat().st_size), 2**31 - 1))}
+
+
+def _open(av: Any, path: Path, num_frames: int) -> Any:
+    """Open a container that has a video stream, of which ``num_frames`` frames are wanted."""
     try:
         # "file:": a colon in the name must not be read as a protocol
-        container = av.open(f"file:{path}", metadata_errors="replace")  # tags may have any encoding
+        # opening decodes a frame already. metadata_errors: tags may have any encoding
+        bound = _bound(path, num_frames)
+        container = av.open(f"file:{path}", options=bound, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: expected a readable video ({_reason(error)})") from error
     # FFmpeg "decodes" a text file to pictures of its text

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refvt.checks import brief
+from refvt.checks import brief, words_of
 from refvt.files import check_regular, decode_json, write_whole
 
 _MOST_BYTES = 16 << 30  # of the file of an evaluation: a million clips of a thousand classes
@@ -95,7 +95,7 @@ class Journal:
             if _line(record) != line + b"\n":
                 raise ValueError(f"{_CRC}: expected that of the line, got {brief(stored)}: the line was changed")
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{where}: not a line of an evaluation ({str(error)[:500]})") from None
+            raise ValueError(f"{where}: not a line of an evaluation ({words_of(error)})") from None
         return record
 
 

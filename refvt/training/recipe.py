@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from refvt.checks import at_most, brief
+from refvt.checks import at_most, brief, words_of
 from refvt.data.annotations import RELEASED_VIDEOS
 from refvt.data.moving_digits import MovingDigits
 from refvt.files import read_json
@@ -359,7 +359,7 @@ def find_recipe(name_or_file: str) -> Recipe:
     except RecursionError:
         raise ValueError(f"{path}: backbone: expected a few in one another, got too many") from None
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {str(error)[:2000]}") from None
+        raise type(error)(f"{path}: {words_of(error)}") from None
 
 
 def make_moving_digits(recipe: Recipe) -> tuple[MovingDigits, MovingDigits]:

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from refvt.array import Array
-from refvt.checks import at_most, brief, is_number, is_whole
+from refvt.checks import at_most, brief, is_number, is_whole, words_of
 from refvt.files import check_regular, decode_json, write_whole
 from refvt.model.checkpoints import CheckpointError
 from refvt.model.checkpoints.checksum import CHECKSUM, checksum
@@ -81,7 +81,7 @@ def read_progress(path: Path, recipe: Recipe, clips: int | None, dtype: str | No
     except CheckpointError:
         raise
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        what = str(error)[:500] or type(error).__name__
+        what = words_of(error)
         raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({what})") from error
     now = recipe.as_dict()
     if names := difference(stored, now):
@@ -173,7 +173,7 @@ def read_state(path: Path, progress: Progress, parameters: Vector, optimiser: Ad
                         raise CheckpointError(f"{path}: {group}/{name}: expected {expected}, got others")
                     vector.ops.arrays.write(array, value)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from error
+        raise CheckpointError(f"{path}: damaged ({words_of(error)})") from error
     optimiser.steps = progress.steps
 
 

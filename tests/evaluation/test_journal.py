@@ -79,7 +79,7 @@ def test_a_line_that_is_no_record_is_refused(file, line):
     refused(file, "not a line of an evaluation")
 
 
-def test_two_evaluations_in_one_file_are_refused(file):
+def test_two_evaluations_in_one_file_are_refused(file, impatient):
     with locked(file.with_name(f".{file.name}.lock"), "it"), pytest.raises(BlockingIOError, match="to be alone"):
         evaluate(model(), DIGITS, 4, out=file, resume=True)
     evaluate(model(), DIGITS, 4, out=file, resume=True)

@@ -2,7 +2,8 @@
 
 Each reader runs in a process of its own, so that a crash is counted as one. ``--round`` says for how long a process
 lives; with more time than that there are more rounds, each with a seed of its own. Files that show a finding are
-written to ``--out``.
+written to ``--out``. ``--guided DIR``: guided by coverage (``pip install atheris``); files that reach new branches of
+refvt are kept in a folder of DIR for each reader, and the next round begins with them.
 """
 
 import argparse
@@ -12,7 +13,23 @@ import time
 from pathlib import Path
 
 from tests.fuzz.rounds import one_round
-from tests.fuzz.targets import targets
+
+READERS = (
+    "torch zip",
+    "torch legacy",
+    "npz",
+    "safetensors",
+    "manifest",
+    "golden npz",
+    "exchange index",
+    "exchange result",
+    "annotation list",
+    "recipe",
+    "journal",
+    "run state",
+    "container",
+    "video",
+)
 
 
 def main():
@@ -21,17 +38,20 @@ def main():
     parser.add_argument("--round", type=float, default=30, help="seconds of a process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="*", default=None, metavar="NAME")
+    parser.add_argument("--guided", type=Path, default=None, metavar="DIR")
     parser.add_argument("--out", type=Path, default=None, help="folder for files that show a finding, and the figures")
     options = parser.parse_args()
-    names = options.targets or list(targets())
+    names = options.targets or READERS
     total = {name: {"runs": 0, "read": 0, "refused": 0, "seconds": 0.0, "grown": 0, "answers": 0} for name in names}
     findings: dict[tuple[str, str], int] = {}
     end, seed = time.monotonic() + options.seconds, options.seed
     while time.monotonic() < end:
         for name in names:
-            figures, killer = one_round(name, seed, options.round)
+            reached = None if options.guided is None else options.guided / name.replace(" ", "-")
+            figures, killer, said = one_round(name, seed, options.round, reached)
             if figures is None:
                 found = {"the process died": (1, killer)}
+                print(f"{name}, seed {seed}: the process died: …{said}", file=sys.stderr)
             else:
                 row = total[name]
                 for key, value in zip(("runs", "read", "refused", "seconds"), figures, strict=False):

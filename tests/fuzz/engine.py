@@ -21,6 +21,7 @@ from pathlib import Path
 SECONDS = 20
 GROWTH = 64 << 20  # bytes that a process may grow by in one run, more than any seed needs
 POOL = 400  # files kept for further changes
+LARGEST_KEPT = 1 << 14  # bytes of such a file
 EXECUTES = (
     "os.system",
     "subprocess.Popen",
@@ -119,29 +120,41 @@ def _place(error):
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
 
 
+class Fuzzing:
+    """One reader under changed files: runs each, tallies what came of it, and keeps the file of each finding."""
+
+    def __init__(self, target, folder):
+        self.target, self.tally = target, Tally()
+        self.path = folder / (target.suffix if not target.suffix.startswith(".") else f"fuzzed{target.suffix}")
+        self.start = time.perf_counter()
+
+    def run(self, data):
+        """Read one file; returns whether the answer was of a new kind."""
+        tally = self.tally
+        self.path.write_bytes(data)
+        wrong, shape = judge(self.target, self.path, tally)
+        if wrong is not None:
+            key = re.sub(r"0x[0-9a-f]+|\d{4,}", "#", wrong)
+            tally.counts[key] += 1
+            tally.findings.setdefault(key, data)
+        tally.seconds = time.perf_counter() - self.start
+        new = shape not in tally.shapes
+        tally.shapes.add(shape)
+        return new
+
+
 def fuzz(target, folder, seed, seconds=None, runs=None, corpus=()):
     """Change and read files until the time or the number of runs is over; returns the tally."""
-    rng, tally = random.Random(f"{seed} {target.name}"), Tally()
-    path = folder / (target.suffix if not target.suffix.startswith(".") else f"fuzzed{target.suffix}")
-    pool = [*target.seeds, *corpus]
-    start = time.perf_counter()
-    while (runs is None or tally.runs < runs) and (seconds is None or time.perf_counter() - start < seconds):
+    rng, fuzzing = random.Random(f"{seed} {target.name}"), Fuzzing(target, folder)
+    tally, pool = fuzzing.tally, [*target.seeds, *corpus]
+    while (runs is None or tally.runs < runs) and (seconds is None or tally.seconds < seconds):
         if tally.runs < len(pool):
             data = pool[tally.runs]
         else:
             # the valid files half of the time, else one whose answer was new
             chosen = rng.choice(target.seeds) if rng.random() < 0.5 else rng.choice(pool)
             data = target.change(chosen, rng)
-        path.write_bytes(data)
-        wrong, shape = judge(target, path, tally)
-        if wrong is not None:
-            key = re.sub(r"0x[0-9a-f]+|\d{4,}", "#", wrong)
-            tally.counts[key] += 1
-            tally.findings.setdefault(key, data)
-        if shape not in tally.shapes:
-            tally.shapes.add(shape)
-            if len(pool) < POOL and len(data) < 1 << 14:
-                pool.append(data)
-    tally.seconds = time.perf_counter() - start
-    path.unlink(missing_ok=True)
+        if fuzzing.run(data) and len(pool) < POOL and len(data) < LARGEST_KEPT:
+            pool.append(data)
+    fuzzing.path.unlink(missing_ok=True)
     return tally

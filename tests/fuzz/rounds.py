@@ -6,42 +6,50 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.engine import SECONDS, fuzz
-from tests.fuzz.targets import prepare, targets
-
-CORPUS = Path(__file__).parent / "corpus"
+SAID = ".stderr"
 
 
-def corpus_of(name):
-    """Files that once showed a fault of a reader."""
-    folder = CORPUS / name.replace(" ", "-")
-    return [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
-
-
-def _work(name, seed, seconds, folder, sender):
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg complains about every damaged video
-    target = targets(video=name in ("container", "video"))[name]
+def _work(name, seed, seconds, folder, reached, sender):
     folder = Path(folder)
+    os.dup2(os.open(folder.with_suffix(SAID), os.O_WRONLY | os.O_CREAT), 2)
+
+    def done(tally):
+        found = {what: (tally.counts[what], data) for what, data in tally.findings.items()}
+        sender.send((tally.runs, tally.read, tally.refused, tally.seconds, tally.largest, len(tally.shapes), found))
+
+    hang = 2 * seconds + 100
+    faulthandler.dump_traceback_later(hang, exit=True)  # counts as a crash
+    if reached is not None:
+        from tests.fuzz.guided import fuzz_guided
+
+        fuzz_guided(name, folder, seed, seconds, reached, done)
+    from tests.fuzz.engine import fuzz
+    from tests.fuzz.targets import corpus_of, prepare, targets
+
     prepare(folder)
-    faulthandler.dump_traceback_later(2 * seconds + 5 * SECONDS, exit=True)  # a run that hangs counts as a crash
-    tally = fuzz(target, folder, seed, seconds=seconds, corpus=corpus_of(name))
-    found = {what: (tally.counts[what], data) for what, data in tally.findings.items()}
-    sender.send((tally.runs, tally.read, tally.refused, tally.seconds, tally.largest, len(tally.shapes), found))
+    target = targets(video=name in ("container", "video"))[name]
+    done(fuzz(target, folder, seed, seconds=seconds, corpus=corpus_of(name)))
 
 
-def one_round(name, seed, seconds):
-    """One process on one reader; its figures, or None and the file that was being read when it died."""
+def one_round(name, seed, seconds, reached=None):
+    """One process on one reader; its figures, or None, the file that was being read when it died, and its last words.
+
+    reached: guided by coverage, with this folder of files that reach new branches.
+    """
     spawn = multiprocessing.get_context("spawn")
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="refvt-fuzz-", dir=shared) as folder:
         receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=_work, args=(name, seed, seconds, folder, sender))
+        process = spawn.Process(target=_work, args=(name, seed, seconds, folder, reached, sender))
         process.start()
         sender.close()
+        said = Path(folder).with_suffix(SAID)
         try:
-            return receiver.recv(), None
+            return receiver.recv(), b"", ""
         except EOFError:
-            left = [p.read_bytes() for p in Path(folder).iterdir() if p.name.startswith("fuzzed")]
-            return None, left[0] if left else b""
+            left = [path for path in Path(folder).iterdir() if path.is_file()]
+            killer = max(left, key=lambda path: path.stat().st_mtime_ns).read_bytes() if left else b""
+            return None, killer, said.read_text(encoding="utf-8", errors="replace")[-2000:]
         finally:
             process.join()
+            said.unlink(missing_ok=True)

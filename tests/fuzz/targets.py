@@ -27,6 +27,7 @@ from refvt.training.run_state import FORMAT, KEY, read_progress
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_safetensors, mutate_text, mutate_zip
 from tests.support.checkpoint_files import ORDERED_DICT, dict_of, storage, stored, tensor, text, zip_of
 
+CORPUS = Path(__file__).parent / "corpus"
 TENSORS = {"a.weight": np.arange(6, dtype="f4").reshape(2, 3), "b": np.ones(2, "f8")}
 JOURNAL_HEADER = {"format": 1, "clips": 4, "classes": 3}
 RECORD = {"index": 0, "labels": [1], "notes": [], "problem": None, "logits": [0.5, 1.0, -1.0], "gflops": 0.1}
@@ -265,3 +266,12 @@ def prepare(folder):
         (folder / name).write_bytes(b"x")
     (folder / "folder").mkdir(exist_ok=True)
     return random.Random(0)
+
+
+def corpus_of(name):
+    """Files of that reader that reached a new branch, or once showed a fault, in the order of their names."""
+    path = CORPUS / f"{name.replace(' ', '-')}.zip"
+    if not path.exists():
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(member) for member in sorted(archive.namelist())]

@@ -5,8 +5,7 @@ import mmap
 import pytest
 
 from tests.fuzz.engine import fuzz, judge
-from tests.fuzz.rounds import corpus_of
-from tests.fuzz.targets import Target, prepare, targets
+from tests.fuzz.targets import Target, corpus_of, prepare, targets
 
 TARGETS = targets()
 

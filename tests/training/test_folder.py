@@ -91,7 +91,7 @@ def test_a_backbone_of_somebody_else_is_not_touched(tmp_path):
         assert contents(tmp_path) == before
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
+def test_two_runs_in_one_folder_are_refused(tmp_path, impatient):
     with locked(tmp_path / LOCK, "a run"):
         for how in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(BlockingIOError, match="expected to be alone there"):

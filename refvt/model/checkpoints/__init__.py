@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from refvt.array import Array
-from refvt.checks import at_most
+from refvt.checks import at_most, words_of
 from refvt.files import writing
 from refvt.limits import check_unpacked
 from refvt.model.checkpoints.checksum import CHECKSUM, checksum
@@ -100,7 +100,7 @@ def read_checkpoint(path: str | os.PathLike[str], weights_key: str | None = None
     except MemoryError:
         raise MemoryError(f"{path}: its tensors need more memory than there is") from None
     except Exception as error:  # a hostile file may cause any error in a parser: for the caller it is a bad file
-        raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
+        raise CheckpointError(f"{path}: {words_of(error)}") from error
 
 
 def _read(path: Path, weights_key: str | None) -> Tensors:
