@@ -50,7 +50,7 @@ def test_demo_fails_when_the_golden_files_do_not_hold(tmp_path, capsys, monkeypa
     copy = tmp_path / "golden"
     shutil.copytree(golden_directory(), copy)
     (copy / "tiny-op-gelu-basic.npz").write_bytes(b"nothing")
-    monkeypatch.setattr(demo, "CHECK", (*demo.CHECK, "--golden", str(copy)))
+    monkeypatch.setattr(demo, "CHECK", (*demo.CHECK, "--tiny", "--golden", str(copy)))
     monkeypatch.setattr(demo, "show", lambda *_: print("the rest of the demo"))
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out

@@ -65,6 +65,7 @@ def container(tmp_path):
             path.chmod(path.stat().st_mode | 0o200)
 
 
+@pytest.mark.slow  # every process compiles its kernels: there is no folder to keep them in
 def test_the_demo_works(container):
     done = container.run("-m", "refvt", "demo")
     assert done.returncode == 0, done.stderr

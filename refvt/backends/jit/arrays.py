@@ -8,6 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.matmul import linear_tiles
 from refvt.backends.jit.threads import next_tile, run, session, span
 from refvt.backends.jit.workspace import keep_freed_memory
@@ -110,7 +111,7 @@ def _scale_rows(ticket: Any, x: Array, gain: Array | None, parts: int, y: Array)
 
 def scale_rows(x: Array, gain: Array | None) -> Array:
     """gain · x, row by row; x [n, D], gain [n] → [n, D]. Without a gain it is a copy."""
-    y = np.empty(x.shape, x.dtype)
+    x, y = contiguous(x), np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
     run(_scale_rows, parts, x, None if gain is None else np.array(gain), parts, y)
     return y

@@ -1,4 +1,7 @@
-"""Memory layouts that generated code can read, rows as vectors; arrays of any other layout are copied."""
+"""Memory layouts that kernels are compiled for; arrays of any other layout are copied first.
+
+Numba compiles a kernel again for every layout that it meets, which takes seconds; a copy takes less than the kernel.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,17 @@ import numpy as np
 
 from refvt.array import Array
 
-__all__ = ["by_rows", "columns_of", "packable", "writable"]
+__all__ = ["columns_of", "contiguous", "packable"]
 
 
-def by_rows(x: Array) -> Array:
-    """x [n, D] itself if its rows are contiguous, else a contiguous copy."""
-    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+def contiguous(x: Array) -> Array:
+    """x itself if it is contiguous (and writable: to Numba a read-only array is of another type), else a copy."""
+    return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
 
 
 def packable(weight: Array) -> Array:
-    """A weight [D, E] itself if its rows or its columns are contiguous, else a contiguous copy."""
-    return weight if weight.itemsize in weight.strides else np.ascontiguousarray(weight)
-
-
-def writable(x: Array) -> Array:
-    """x itself, or a copy of a read-only array, for which Numba would compile every kernel again."""
-    return x if x.flags.writeable else x.copy()
+    """A weight [D, E] itself if it or its transpose is contiguous, else a copy."""
+    return weight if weight.flags.f_contiguous and weight.flags.writeable else contiguous(weight)
 
 
 def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:
@@ -35,24 +33,24 @@ def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:
     matrices, starts = [], []
     for part in parts:
         base, start = part.base, 0
-        if part.flags.c_contiguous:
-            base = part
-        elif _is_contiguous_matrix(base) and (base.dtype, len(base), base.strides) == (
-            part.dtype,
-            len(part),
-            part.strides,
-        ):
+        if not part.flags.c_contiguous and _holds_columns(base, part):
             start = (_address(part) - _address(base)) // part.itemsize
         else:
-            base = np.ascontiguousarray(part)
+            base = contiguous(part)
         matrices.append(base)
         starts.append(start)
     return matrices, tuple(starts)
 
 
-def _is_contiguous_matrix(base: object) -> TypeGuard[Array]:
-    """Whether this is a contiguous array of two axes."""
-    return isinstance(base, np.ndarray) and base.ndim == 2 and base.flags.c_contiguous
+def _holds_columns(base: object, part: Array) -> TypeGuard[Array]:
+    """Whether ``part`` [n, D] is columns of ``base`` [n, m], a matrix that needs no copy."""
+    return (
+        isinstance(base, np.ndarray)
+        and base.ndim == 2
+        and base.flags.c_contiguous
+        and base.flags.writeable
+        and (base.dtype, len(base), base.strides) == (part.dtype, len(part), part.strides)
+    )
 
 
 def _address(x: Array) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import by_rows, packable, writable
+from refvt.backends.jit.layouts import contiguous, packable
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, transpose, view
@@ -230,16 +230,16 @@ def linear_tiles(
 
     x [n, E], weight [D, E] of any strides, bias [D], residual [n, D], gain [n] → [n, D].
     """
-    weight = packable(weight)
+    x, weight = contiguous(x), packable(weight)
     y = np.empty((len(x), len(weight)), x.dtype)
     cut = grid(len(x), len(weight), x.shape[1], x.itemsize)
     scratch = (panel_size(cut, *weight.shape), x.dtype)
     transposed = weight.strides[1] != weight.itemsize  # its columns are contiguous, as in a weight's transpose
     absent = np.empty(0, x.dtype)
     epilogue = (
-        absent if bias is None else np.ascontiguousarray(bias, x.dtype),
-        absent.reshape(0, 0) if residual is None else by_rows(residual.astype(x.dtype, copy=False)),
-        absent if gain is None else writable(np.ascontiguousarray(gain, x.dtype)),
+        absent if bias is None else contiguous(bias.astype(x.dtype, copy=False)),
+        absent.reshape(0, 0) if residual is None else contiguous(residual.astype(x.dtype, copy=False)),
+        absent if gain is None else contiguous(gain.astype(x.dtype, copy=False)),
     )
     run(_linear_tiles, cut.tasks, x, weight.T if transposed else weight, transposed, *epilogue, cut, y, scratch=scratch)
     return y
@@ -295,7 +295,7 @@ def _weight_gradients(ticket: Any, scratch: Array, dy: Array, x: Array, cut: Cut
 
 def weight_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """The gradients of weight and bias, dweight = dyᵀ x and dbias = Σ dy: dy [n, D], x [n, E] → [D, E], [D]."""
-    dy, x = by_rows(dy), by_rows(x)
+    dy, x = contiguous(dy), contiguous(x)
     dweight, dbias = np.empty((dy.shape[1], x.shape[1]), x.dtype), np.empty(dy.shape[1], x.dtype)
     cut = _weight_grid(dy.shape[1], x.shape[1], x.itemsize)
     scratch = (panel_size(cut, x.shape[1], DEPTH) + AHEAD * (DEPTH + 1) * ROWS, x.dtype)

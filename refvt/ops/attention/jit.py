@@ -18,7 +18,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.functions import exp2
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import columns_of, writable
+from refvt.backends.jit.layouts import columns_of, contiguous
 from refvt.backends.jit.microkernel import ROWS, tile
 from refvt.backends.jit.threads import next_tile, run
 from refvt.backends.jit.vectors import VECTOR, VECTORS, add_rows, copy_rows, fill_rows, max_rows, transpose, view
@@ -296,7 +296,7 @@ def _scratch_size(parts: Array, lanes: int, of_key: int, of_tile: int, of_query:
 
 def _or_empty(key_bias: Array | None, dtype: Any) -> Array:
     """The bias [m] itself, or an empty array if there is none."""
-    return np.empty(0, dtype) if key_bias is None else key_bias
+    return np.empty(0, dtype) if key_bias is None else contiguous(key_bias)
 
 
 def _work(parts: Array, num_heads: int, d: int, dtype: Any) -> tuple[Work, int]:
@@ -331,7 +331,7 @@ def attention_forward(
     padded = -(-d // lanes) * lanes
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
     lse = np.empty((2 if keep else 0, num_heads, len(q)), q.dtype)
-    parts = _parts(writable(query_offsets), writable(key_offsets), VECTORS * lanes, TILES)
+    parts = _parts(contiguous(query_offsets), contiguous(key_offsets), VECTORS * lanes, TILES)
     numbers = _scratch_size(parts, lanes, d + 1 + padded, d, d + 4 + padded, 1)
     work, tiles = _work(parts, num_heads, d, q.dtype)
     bias = _or_empty(key_bias, q.dtype)
@@ -475,9 +475,9 @@ def _attend_backward(
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Returns dq, dk, dv: side by side in one array where n = m. The weights are formed again, as in reference.py."""
     q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, shift, lse = cache
-    dy, D, dtype = np.ascontiguousarray(dy), q.shape[1], q.dtype
+    dy, D, dtype = contiguous(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
-    parts = _parts(writable(query_offsets), writable(key_offsets), VECTORS * lanes, max(1, len(q)))
+    parts = _parts(contiguous(query_offsets), contiguous(key_offsets), VECTORS * lanes, max(1, len(q)))
     all_have_queries = len(parts) == len(query_offsets) - 1
     make = np.empty if all_have_queries else np.zeros  # keys of a segment without queries get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv: join_columns then copies nothing

@@ -8,7 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import packable
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.matmul import Cut, edges, grid, multiply, pack_panels, panel_size, weight_gradients
 from refvt.backends.jit.microkernel import ROWS
 from refvt.backends.jit.threads import next_tile, run, span
@@ -108,12 +108,12 @@ def embed_forward(
     time_embed [1, T, D] → y [B·(1+S·T), D]. H and W must be multiples of P (ValueError if not).
     Source: HaltingVT section 3.1.
     """
-    clips = np.ascontiguousarray(clips)
+    clips = contiguous(clips)
     B, _, T, H, W = clips.shape
     D, _, P, _ = weight.shape
     check_frames(clips, P)
     S = (H // P) * (W // P)
-    flat = packable(weight.reshape(D, -1))
+    flat = contiguous(weight.reshape(D, -1))
     size = (B * S * T, flat.shape[1])  # [B*S*T, C*P*P]
     patches = np.empty(size, clips.dtype) if keep else workspace("embed.patches", size, clips.dtype)
     y = np.empty((B, 1 + S * T, D), clips.dtype)  # [B, N, D]
@@ -123,8 +123,8 @@ def embed_forward(
     # passes 2–3
     cut = grid(S * T, D, flat.shape[1], clips.itemsize)
     scratch = (panel_size(cut, *flat.shape), clips.dtype)
-    bias = np.ascontiguousarray(bias, clips.dtype)
-    run(_project, B * cut.tasks, patches, flat, bias, pos_embed[0, 1:], time_embed[0], cut, y, scratch=scratch)
+    bias, pos, time = (contiguous(x.astype(clips.dtype, copy=False)) for x in (bias, pos_embed[0, 1:], time_embed[0]))
+    run(_project, B * cut.tasks, patches, flat, bias, pos, time, cut, y, scratch=scratch)
     # 3. put CLS in front
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]
     return y.reshape(-1, D), EmbedCache(patches, weight, B, S, T) if keep else None

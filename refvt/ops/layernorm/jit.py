@@ -8,6 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.ops.layernorm import EPS
 
@@ -65,6 +66,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, keep: bool = True) -
 
     x [n, D], weight [D], bias [D] → y [n, D]. Source: Ba, Kiros, Hinton 2016.
     """
+    x, weight, bias = contiguous(x), contiguous(weight), contiguous(bias)
     y, mean, inverse_std = (np.empty(shape, x.dtype) for shape in (x.shape, len(x), len(x)))
     parts = -(-len(x) // ROWS)
     # passes 1–3
@@ -134,6 +136,7 @@ def _backward(
 def layernorm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Returns dx, dweight, dbias."""
     x, mean, inverse_std, weight = cache
+    dy = contiguous(dy)
     parts = -(-len(x) // ROWS)
     dx = np.empty(x.shape, x.dtype)
     dweight, dbias = (np.zeros((parts, x.shape[1]), x.dtype) for _ in range(2))  # one row per tile

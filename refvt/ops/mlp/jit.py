@@ -11,7 +11,7 @@ from refvt.array import Array
 from refvt.backends.jit.arrays import copy, scale_rows
 from refvt.backends.jit.functions import gaussian_and_tail
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import packable
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.matmul import (
     Cut,
     dots,
@@ -133,8 +133,8 @@ def mlp_forward(
 
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
-    fc1_weight, fc2_weight = packable(fc1_weight), packable(fc2_weight)
-    fc1_bias = np.ascontiguousarray(fc1_bias, x.dtype)
+    x, fc1_weight, fc2_weight = contiguous(x), contiguous(fc1_weight), contiguous(fc2_weight)
+    fc1_bias = contiguous(fc1_bias.astype(x.dtype, copy=False))
     n, F = len(x), len(fc1_bias)
     pre_activation = np.empty((n if keep else 0, F), x.dtype)
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
@@ -198,7 +198,7 @@ def _fc2_backward(
 def mlp_backward(dy: Array, cache: MlpCache) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Returns dx, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, dresidual (None if there was no residual)."""
     x, fc1_weight, fc2_weight, pre_activation, gain, has_residual = cache
-    n, F = pre_activation.shape
+    dy, (n, F) = contiguous(dy), pre_activation.shape
     # 4. the skip connection and the DropPath scale
     dresidual = copy(dy) if has_residual else None
     dproduct = dy

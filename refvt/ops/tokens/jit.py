@@ -9,7 +9,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import writable
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.threads import next_tile, run, span
 from refvt.ops.tokens import segment_lengths
 
@@ -53,7 +53,7 @@ def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, Ga
     y = np.empty((len(index), *x.shape[1:]), dtype=x.dtype)
     parts = -(-len(index) // ROWS)
     # pass 1
-    run(_gather, parts, _flat(x), writable(index), parts, _flat(y))
+    run(_gather, parts, _flat(x), contiguous(index), parts, _flat(y))
     return y, GatherCache(index, x.shape) if keep else None
 
 
@@ -89,7 +89,7 @@ def gather_backward(dy: Array, cache: GatherCache) -> Array:
     target = _flat(dx)
     parts = -(-target.shape[1] // COLUMNS)
     # pass 1
-    run(_scatter, parts, _flat(dy), writable(index), parts, target)
+    run(_scatter, parts, _flat(dy), contiguous(index), parts, target)
     return dx
 
 
