@@ -83,7 +83,7 @@ def read_frames(
 
     # The number of packets is quick to count and nearly always the number of frames: good enough to guess which frames
     # are wanted. Decoding to the end gives the true number.
-    stream, packets = _find_stream(path, num_frames)
+    stream, packets = _find_stream(path)
     guess = _guess(packets, wish)
     found = _decode(path, stream, guess, num_frames, square_pixels)
     stride, indices = _choose(path, found.num_available, wish)
@@ -176,7 +176,7 @@ class _Decoded(NamedTuple):
     rate: float | None
 
 
-def _find_stream(path: Path, num_frames: int) -> tuple[int, int]:
+def _find_stream(path: Path) -> tuple[int, int]:
     """Return which of the video streams is the video, and its number of packets that will be shown; decodes nothing.
 
     ValueError if there is none, or if several could be it.
@@ -184,7 +184,7 @@ def _find_stream(path: Path, num_frames: int) -> tuple[int, int]:
     av = _import_av()
     count = 0
     try:
-        with _open(av, path, num_frames) as container:
+        with _open(av, path) as container:
             streams = container.streams.video
             moving = [i for i, s in enumerate(streams) if not any(_is_marked(av, s, mark) for mark in _STILL)]
             if not moving:
@@ -248,11 +248,13 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int,
     images: NDArray[np.uint8] | None = None
     kept = count = 0
     stored = path.stat().st_size
+    limit = min(most_pixels(num_frames, stored), 2**31 - 1)
     try:
-        with _open(av, path, num_frames) as container:
+        with _open(av, path) as container:
             stream = container.streams.video[number]
             check_frames(str(path), num_frames, stream.codec_context.width, stream.codec_context.height, stored)
-            stream.codec_context.options = _bound(path, num_frames)
+            # some formats say only here how large a frame is: the decoder must not take memory for it
+            stream.codec_context.options = {"max_pixels": str(limit)}
             aspect = stream.sample_aspect_ratio if square_pixels else None
             # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
             # decoder could conceal.
@@ -277,7 +279,7 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int,
         if count > 0:
             raise _damaged(path, count, error) from error
         raise ValueError(
-            f"{path}: expected frames of at most {most_pixels(num_frames, stored)} pixels in a file of {stored} bytes, "
+            f"{path}: expected frames of at most {limit} pixels in a file of {stored} bytes, "
             f"got larger or damaged ones ({_reason(error)})"
         ) from error
     except av.error.FFmpegError as error:
@@ -297,18 +299,11 @@ def _import_av() -> Any:
     return av
 
 
-def _bound(path: Path, num_frames: int) -> dict[str, str]:
-    """Return FFmpeg's option for the largest frame: some formats say only in the stream how large a frame is."""
-    return {"max_pixels": str(min(most_pixels(num_frames, path.stat().st_size), 2**31 - 1))}
-
-
-def _open(av: Any, path: Path, num_frames: int) -> Any:
-    """Open a container that has a video stream, of which ``num_frames`` frames are wanted."""
+def _open(av: Any, path: Path) -> Any:
+    """Open a container that has a video stream."""
     try:
         # "file:": a colon in the name must not be read as a protocol
-        # opening decodes a frame already. metadata_errors: tags may have any encoding
-        bound = _bound(path, num_frames)
-        container = av.open(f"file:{path}", options=bound, metadata_errors="replace")
+        container = av.open(f"file:{path}", metadata_errors="replace")  # tags may have any encoding
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: expected a readable video ({_reason(error)})") from error
     # FFmpeg "decodes" a text file to pictures of its text

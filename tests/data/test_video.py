@@ -118,7 +118,7 @@ def test_more_packets_than_frames(encode: Encode, tmp_path: Path) -> None:
     path = tmp_path / "late.h264"
     path.write_bytes(b"".join(packets[3:]))
     assert len(packets) == 60
-    assert video._find_stream(path, 8) == (0, 57)
+    assert video._find_stream(path) == (0, 57)
     frames = read_frames(path, 8, 7)
     assert frames.num_available == 50
     assert frames.indices.tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
@@ -152,7 +152,7 @@ def test_header_counts_frames_that_are_not_shown(encode: Encode, tmp_path: Path)
                 out.mux(packet)
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 60
-    assert video._find_stream(path, 8) == (0, 50)
+    assert video._find_stream(path) == (0, 50)
     frames = read_frames(path, 5, 10)
     assert frames.num_available == 50
     assert [number_of(image) for image in frames.images] == [14, 24, 34, 44, 54]
