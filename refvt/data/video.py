@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refvt.checks import check_int
+from refvt.checks import at_most, check_int
 from refvt.data.containers import missing_bytes
 from refvt.data.display import Pixels, check_opaque, make_square, size_of, turn
 from refvt.data.images import count_pictures, list_frames, read_image, read_pictures
@@ -212,7 +212,7 @@ def _choose_stream(av: Any, path: Path, streams: Any, counts: dict[int, int]) ->
     found = [i for i, count in counts.items() if count > 1 or longest <= 1]
     marked = [i for i in found if _is_marked(av, streams[i], "default")]
     if len(found) > 1 and len(marked) != 1:
-        listed = ", ".join(f"0:v:{i} ({_size(streams[i])}{counts[i]} frames)" for i in found)
+        listed = ", ".join(at_most(f"0:v:{i} ({_size(streams[i])}{counts[i]} frames)" for i in found))
         raise ValueError(
             f"{path}: several video streams and none is marked as the one default: {listed}; keep one of them, for "
             f"example: ffmpeg -i FILE -map 0:v:{found[0]} -c copy OUT"
