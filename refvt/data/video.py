@@ -303,7 +303,9 @@ def _open(av: Any, path: Path) -> Any:
     """Open a container that has a video stream."""
     try:
         # "file:": a colon in the name must not be read as a protocol
-        container = av.open(f"file:{path}", metadata_errors="replace")  # tags may have any encoding
+        # tags may have any encoding, which PyAV before 19 refuses unless it is told
+        lenient = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+        container = av.open(f"file:{path}", **lenient)
     except av.error.FFmpegError as error:
         raise ValueError(f"{path}: expected a readable video ({_reason(error)})") from error
     # FFmpeg "decodes" a text file to pictures of its text
