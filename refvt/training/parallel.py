@@ -138,7 +138,7 @@ def open_communicator() -> Iterator[Communicator]:
         here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine
         processors = threads
         if hasattr(os, "sched_getaffinity"):  # each rank may be bound to processors of its own
-            processors = len(set().union(*here.allgather(os.sched_getaffinity(0))))
+            processors = workspace.share_of(len(set().union(*here.allgather(os.sched_getaffinity(0)))))
         workspace.set_num_threads(max(1, processors // here.Get_size()))
         here.Free()
     try:

@@ -10,16 +10,22 @@ import ctypes
 import math
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refvt.array import Array
 
-__all__ = ["keep_freed_memory", "num_threads", "set_num_threads", "workspace"]
+__all__ = ["keep_freed_memory", "num_threads", "set_num_threads", "share_of", "workspace"]
 
 LINE = 64  # bytes of a cache line
 MOST_THREADS = 1024
+# where Linux writes what share of the processors a container has, in its two versions
+CPU_SHARES = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 MOST_KEPT = 1 << 29  # bytes of freed memory kept for later results
 LARGEST_KEPT = 1 << 25  # bytes of an array; larger ones glibc always returns at once
 
@@ -28,16 +34,28 @@ _local = threading.local()
 
 
 def num_threads() -> int:
-    """Number of threads that share the work: REFVT_NUM_THREADS, or the processors this process may use.
+    """Number of threads that share the work: REFVT_NUM_THREADS, or as many as this process may use processors.
 
     Raises ValueError if REFVT_NUM_THREADS is no whole number from 1 to MOST_THREADS.
     """
     global _threads
     if _threads == 0:
         setting = os.environ.get("REFVT_NUM_THREADS", "").strip()
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _threads = _read_number(setting) if setting else available
+        bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _threads = _read_number(setting) if setting else share_of(bound)
     return _threads
+
+
+def share_of(processors: int) -> int:
+    """How many of the processors a container may use: all, or its share of their time, rounded up."""
+    for files in CPU_SHARES:
+        try:  # microseconds of processor time in each period, and the period
+            time, period = map(int, " ".join(Path(file).read_text(encoding="ascii") for file in files).split())
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        if time > 0 and period > 0:
+            processors = min(processors, -(-time // period))
+    return processors
 
 
 def _read_number(setting: str) -> int:

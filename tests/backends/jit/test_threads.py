@@ -24,6 +24,35 @@ def set_threads():
     workspace.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("written", "processors"),
+    [
+        (["max 100000"], 8),
+        (["250000 100000"], 3),
+        (["10000 100000"], 1),
+        (["1600000", "100000"], 8),
+        (["200000\n", "100000\n"], 2),
+        (["-1", "100000"], 8),
+        (["", "100000"], 8),
+    ],
+)
+def test_a_container_gets_threads_for_its_share_of_the_processors(monkeypatch, tmp_path, written, processors):
+    files = [tmp_path / str(i) for i in range(len(written))]
+    for file, text in zip(files, written, strict=True):
+        file.write_text(text)
+    monkeypatch.setattr(workspace, "CPU_SHARES", [("no such file",), files])
+    assert workspace.share_of(8) == processors
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_process_bound_to_one_processor_uses_one_thread():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from refvt.backends.jit import workspace; print(workspace.num_threads())"
+    environment = {key: value for key, value in os.environ.items() if key != "REFVT_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 @kernel
 def count_tiles(ticket, done):
     i = next_tile(ticket)
