@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["NotFiniteError", "at_most", "brief", "check_int", "is_number", "is_whole", "printable", "words_of"]
 
 _BRIEF, _LISTED = 200, 20  # characters of a value, and items of a list, in a message
-_WORDS = 1000  # characters of an error of others in a message
+_WORDS = 1000  # characters of an error from another library in a message
 
 
 class NotFiniteError(ValueError):
@@ -52,7 +52,7 @@ def brief(value: Any) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """Return what an error of others says, and not megabytes of it; the name of its type if it says nothing."""
+    """Return what an error from another library says, shortened; the name of its type if it says nothing."""
     text = printable(str(error)) or type(error).__name__
     return text if len(text) <= _WORDS else f"{text[:_WORDS]}… ({len(text)} characters)"
 

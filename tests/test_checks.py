@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refvt.checks import check_int
+from refvt.checks import check_int, words_of
 
 
 def test_integers_of_every_kind_pass() -> None:
@@ -17,3 +17,10 @@ def test_the_message_names_the_argument() -> None:
         check_int("stride", 2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
         check_int("stride", 0)
+
+
+def test_what_another_library_says_is_shortened() -> None:
+    assert words_of(ValueError("too short")) == "too short"
+    assert words_of(KeyError()) == "KeyError"
+    assert words_of(ValueError("\x1b[2J")) == "\\x1b[2J"
+    assert words_of(ValueError("x" * 5000)) == "x" * 1000 + "… (5000 characters)"

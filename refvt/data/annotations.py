@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refvt.array import Array
-from refvt.checks import check_int, words_of
+from refvt.checks import at_most, check_int, words_of
 from refvt.data.augmentation import rand_augment, random_flip, random_scale_and_crop
 from refvt.data.clips import normalise, resize_and_crop
 from refvt.data.dataset import UnreadableClipError
@@ -116,7 +116,7 @@ class AnnotatedVideos:
         self.videos: Sequence[AnnotatedVideo] = videos
         self.problems: Sequence[str] = problems
         if strict and problems:
-            raise ValueError(f"{len(problems)} lines cannot be used:\n" + "\n".join(problems))
+            raise ValueError(f"{len(problems)} lines cannot be used:\n" + "\n".join(at_most(problems)))
 
     def __repr__(self) -> str:
         lines = "\n".join(f"{v.name} {_span(v)} {v.labels}" for v in self.videos)

@@ -155,4 +155,4 @@ def read_pictures(path: Path, wanted: Sequence[int]) -> Pixels:
                 found[place] = to_rgb(image, image.format)
             return found
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {words_of(error)}") from error

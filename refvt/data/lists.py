@@ -22,7 +22,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from refvt.checks import brief
+from refvt.checks import brief, words_of
 from refvt.files import read_regular
 from refvt.limits import LIST_BYTES
 
@@ -67,9 +67,9 @@ def read_annotations(
             if text and not text.startswith("#"):
                 videos.append(_parse(where, text, root, num_classes, multi_label, with_offset))
         except UnicodeDecodeError as error:
-            problems.append(f"{where}: {error}: save the list as UTF-8")
+            problems.append(f"{where}: {words_of(error)}: save the list as UTF-8")
         except (ValueError, OSError) as error:
-            problems.append(f"{where}: {error}")
+            problems.append(f"{where}: {words_of(error)}")
     if not videos and not problems:
         raise ValueError(f"{annotations}: no line in it names a video")
     return videos, problems

@@ -191,7 +191,7 @@ def _find_stream(path: Path) -> tuple[int, int]:
                 raise ValueError(f"{path}: no video stream in it, only {len(streams)} attached pictures")
             counts, corrupt = dict.fromkeys(moving, 0), dict.fromkeys(moving, False)
             number_of = {streams[i].index: i for i in moving}
-            for packet in _packets(path, container, [streams[i] for i in moving]):
+            for packet in _packets(container, [streams[i] for i in moving]):
                 i = number_of[packet.stream.index]
                 corrupt[i] |= packet.is_corrupt
                 counts[i] += packet.size > 0 and not packet.is_discard
@@ -226,12 +226,14 @@ def _size(stream: Any) -> str:
     return "" if context is None else f"{context.width}×{context.height}, "
 
 
-def _packets(path: Path, container: Any, streams: Any) -> Iterator[Any]:
-    """Return the packets of some streams. ValueError for one of a stream that PyAV did not see at the beginning."""
+def _packets(container: Any, streams: Any) -> Iterator[Any]:
+    """Yield the packets of some streams."""
     try:
         yield from container.demux(streams)
-    except IndexError:
-        raise ValueError(f"{path}: the video is damaged: a stream begins in the middle of it") from None
+    except (
+        IndexError
+    ):  # at the end, PyAV 18 asks for what is left of streams that began late and that it has not listed
+        return
 
 
 def _is_marked(av: Any, stream: Any, mark: str) -> bool:
@@ -241,7 +243,7 @@ def _is_marked(av: Any, stream: Any, mark: str) -> bool:
 def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int, square_pixels: bool) -> _Decoded:
     """Decode all frames of video stream ``number``, keep the wanted ones. ValueError at the first sign of damage.
 
-    num_frames: of the whole clip, which decides how large they may be.
+    num_frames: frames of the clip; the more there are, the smaller each must be.
     """
     av = _import_av()
     keep = set(wanted.tolist())
@@ -259,7 +261,7 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int,
             # One thread: with frames in parallel, errors of the last frames are lost; with slices, errors that the
             # decoder could conceal.
             stream.thread_type = "NONE"
-            for packet in _packets(path, container, stream):
+            for packet in _packets(container, stream):
                 _refuse_damage(path, packet, count)
                 for frame in packet.decode():
                     _refuse_damage(path, frame, count)

@@ -23,7 +23,7 @@ import numpy as np
 
 from refvt import backends
 from refvt.array import Array
-from refvt.checks import NotFiniteError
+from refvt.checks import NotFiniteError, words_of
 from refvt.data.change import change_of_patches
 from refvt.data.dataset import Dataset, ShowsObject
 from refvt.evaluation import Evaluation, compute_records, summarise
@@ -153,7 +153,7 @@ def _run(run: _Run, observer: Observer, checkpoint_every: int, log_every: int) -
             observer.on_start(run.steps, run.done)
             return run.run(observer, checkpoint_every, log_every)
     except BaseException as error:
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else words_of(error)
         finite = not isinstance(error, NotFiniteError)
         message = f"{what}; {run.resume_hint(finite)}"
         if communicator.size > 1:

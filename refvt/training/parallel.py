@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from refvt.array import Array
+from refvt.checks import words_of
 from refvt.training.errors import TrainingError
 
 __all__ = ["Communicator", "MpiCommunicator", "SingleProcess", "call_on_all", "open_communicator"]
@@ -109,7 +110,7 @@ def call_on_all(communicator: Communicator, function: Callable[[], T]) -> T:
     try:
         result = function()
     except Exception as error:
-        communicator.first_error(str(error))
+        communicator.first_error(words_of(error))
         raise
     problem = communicator.first_error(None)
     if problem is not None:

@@ -141,3 +141,39 @@ def test_an_animated_webp_and_a_png(tmp_path: Path) -> None:
         frames = read_frames(tmp_path / name, 3, 2)
         assert frames.num_available == 6
         assert frames.images[:, 20, 20, 1].tolist() == [20, 60, 100]
+
+
+def test_streams_that_ffmpeg_cannot_decode(tmp_path: Path) -> None:
+    for count, said in (
+        (1, "FFmpeg has no decoder for its video stream"),
+        (2, r"0:v:0 \(3 frames\), 0:v:1 \(3 frames\)"),
+    ):
+        path = tmp_path / f"{count}.avi"
+        writer = Writer(path)
+        for _ in range(count):
+            writer.add(3, GREY)
+        writer.close()
+        path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZQ9"))
+        with pytest.raises(ValueError, match=said):
+            read_frames(path, 2, 1)
+
+
+def test_of_many_streams_some_are_listed(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "a.mkv")
+    for _ in range(25):
+        writer.add(2, GREY, mark="forced")
+    writer.close()
+    with pytest.raises(ValueError, match=r"0:v:19 \(64×48, 2 frames\), … and 5 more; keep one of them"):
+        read_frames(tmp_path / "a.mkv", 2, 1)
+
+
+def test_the_clip_that_is_asked_for_bounds_the_size_of_its_frames(tmp_path: Path) -> None:
+    """Also where the file has fewer frames than the clip, so that none of them will be kept."""
+    path = tmp_path / "a.gif"
+    Image.new("P", (16, 16)).save(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x2c\0\0\0\0\x10\0\x10\0")
+    data[6:10] = data[at + 5 : at + 9] = struct.pack("<HH", 3600, 8749)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"pixels in each of 4 frames of a file of .* bytes, got 3600×8749"):
+        read_frames(path, 4, 1)

@@ -37,5 +37,6 @@ def fuzz_guided(name, folder, seed, seconds, reached, done):
 
     reached.mkdir(parents=True, exist_ok=True)
     arguments = ["-max_len=65536", "-timeout=100000", "-rss_limit_mb=0", "-detect_leaks=0", f"-seed={seed + 1}"]
+    arguments.append(f"-artifact_prefix={folder}/")  # not in the current folder
     atheris.Setup(["fuzz", *arguments, str(reached)], one, custom_mutator=change)
     atheris.Fuzz()

@@ -4,16 +4,18 @@ DIR is what ``python -m tests.fuzz --guided DIR`` wrote. A file is kept, the sho
 line that no file before it ran. What the corpus holds already stays in it.
 """
 
+import os
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import refvt
 from tests.fuzz.engine import Fuzzing
 from tests.fuzz.targets import CORPUS, corpus_of, prepare, targets
 
 LARGEST = 4096  # bytes of a file in the corpus
-MARK = f"{Path('refvt')}/"
+MARK = os.path.dirname(refvt.__file__) + os.sep
 
 
 class _Lines:
@@ -23,7 +25,7 @@ class _Lines:
         self.seen = set()
 
     def _trace(self, frame, event, _):
-        if MARK not in frame.f_code.co_filename:
+        if not frame.f_code.co_filename.startswith(MARK):
             return None
         self.seen.add((frame.f_code.co_filename, frame.f_lineno))
         return self._trace

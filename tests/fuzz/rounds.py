@@ -17,8 +17,8 @@ def _work(name, seed, seconds, folder, reached, sender):
         found = {what: (tally.counts[what], data) for what, data in tally.findings.items()}
         sender.send((tally.runs, tally.read, tally.refused, tally.seconds, tally.largest, len(tally.shapes), found))
 
-    hang = 2 * seconds + 100
-    faulthandler.dump_traceback_later(hang, exit=True)  # counts as a crash
+    # a run that hangs counts as a crash; a round may end later by some slow runs
+    faulthandler.dump_traceback_later(2 * seconds + 100, exit=True)
     if reached is not None:
         from tests.fuzz.guided import fuzz_guided
 

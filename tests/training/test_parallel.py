@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refvt.backends.jit.workspace import share_of
 from refvt.training import parallel
 from refvt.training.folder import CHECKPOINT, MODEL
 from tests.support.sliding_bars import small_recipe
@@ -169,8 +170,8 @@ def test_the_command_under_mpiexec(tmp_path):
     assert found.stderr.count("refvt: ") == 1
     code, printed, _ = together("from refvt.backends.jit import workspace; say(workspace.num_threads())", tmp_path)
     assert code == 0
-    share = str(max(1, len(os.sched_getaffinity(0)) // 2)) if not os.environ.get("REFVT_NUM_THREADS") else None
-    assert printed.split() == [share or os.environ["REFVT_NUM_THREADS"]] * 2
+    share = max(1, share_of(len(os.sched_getaffinity(0))) // 2)
+    assert printed.split() == [os.environ.get("REFVT_NUM_THREADS") or str(share)] * 2
 
 
 def test_more_ranks_than_shares_are_refused(tmp_path):

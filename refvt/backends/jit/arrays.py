@@ -83,12 +83,9 @@ def add(*terms: Array | None) -> Array:
     present = [term for term in terms if term is not None]
     total = present[0]
     for term in present[1:]:
-        if not (total.flags.c_contiguous and term.flags.c_contiguous and total.shape == term.shape):
-            total = total + term
-            continue
         more = np.empty(total.shape, total.dtype)
         parts = -(-total.size // NUMBERS)
-        run(_add, parts, total.reshape(-1), term.reshape(-1), parts, more.reshape(-1))
+        run(_add, parts, contiguous(total).reshape(-1), contiguous(term).reshape(-1), parts, more.reshape(-1))
         total = more
     return total
 
@@ -113,7 +110,7 @@ def scale_rows(x: Array, gain: Array | None) -> Array:
     """gain · x, row by row; x [n, D], gain [n] → [n, D]. Without a gain it is a copy."""
     x, y = contiguous(x), np.empty(x.shape, x.dtype)
     parts = -(-x.size // NUMBERS)
-    run(_scale_rows, parts, x, None if gain is None else np.array(gain), parts, y)
+    run(_scale_rows, parts, x, None if gain is None else contiguous(gain), parts, y)
     return y
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from numba.core import caching
 
 from refvt.backends.progress import note
+from refvt.checks import words_of
 
 __all__ = ["KernelCache", "attach_cache"]
 
@@ -81,7 +82,7 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            reason = (error.strerror if isinstance(error, OSError) else None) or words_of(error)
             note(f"compiled kernels cannot be kept in {self.cache_path} ({reason}): {ADVICE}")
 
     def _forget(self) -> None:

@@ -1,6 +1,7 @@
-"""Memory layouts that kernels are compiled for; arrays of any other layout are copied first.
+"""Memory layouts that kernels are compiled for; other arrays are copied first, and so are read-only ones.
 
-Numba compiles a kernel again for every layout that it meets, which takes seconds; a copy takes less than the kernel.
+To Numba these are arrays of other types, for which it would compile a kernel again. That takes seconds; a copy takes
+less time than the kernel itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["columns_of", "contiguous", "packable"]
 
 
 def contiguous(x: Array) -> Array:
-    """x itself if it is contiguous (and writable: to Numba a read-only array is of another type), else a copy."""
+    """x itself if it is contiguous and writable, else a copy."""
     return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
 
 
@@ -27,8 +28,8 @@ def packable(weight: Array) -> Array:
 def columns_of(*parts: Array) -> tuple[list[Array], tuple[int, ...]]:
     """Contiguous matrices that contain these arrays [n, D] as columns, and the columns at which they begin.
 
-    q, k and v, or their gradients, are mostly columns of one qkv. A kernel is compiled for every layout it meets; in
-    this form there is only one.
+    q, k and v, or their gradients, are mostly columns of one qkv: in this form a kernel takes them without a copy. A
+    part that is no column of such a matrix is copied.
     """
     matrices, starts = [], []
     for part in parts:

@@ -228,7 +228,8 @@ def linear_tiles(
 ) -> Array:
     """The linear layer in tiles: residual + gain · (x Wᵀ + bias), row by row.
 
-    x [n, E], weight [D, E] of any strides, bias [D], residual [n, D], gain [n] → [n, D].
+    x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → [n, D]. Arrays that are not contiguous are copied; of
+    a weight it is enough that its transpose is.
     """
     x, weight = contiguous(x), packable(weight)
     y = np.empty((len(x), len(weight)), x.dtype)

@@ -34,7 +34,7 @@ _local = threading.local()
 
 
 def num_threads() -> int:
-    """Number of threads that share the work: REFVT_NUM_THREADS, or as many as this process may use processors.
+    """Number of threads that share the work: REFVT_NUM_THREADS, or the number of processors this process may use.
 
     Raises ValueError if REFVT_NUM_THREADS is no whole number from 1 to MOST_THREADS.
     """
@@ -47,7 +47,10 @@ def num_threads() -> int:
 
 
 def share_of(processors: int) -> int:
-    """How many of the processors a container may use: all, or its share of their time, rounded up."""
+    """How many of the processors a container may use: all, or its share of their time, rounded up.
+
+    Inside a container the files of ``CPU_SHARES`` hold its own limits; elsewhere there are none.
+    """
     for files in CPU_SHARES:
         try:  # microseconds of processor time in each period, and the period
             time, period = map(int, " ".join(Path(file).read_text(encoding="ascii") for file in files).split())

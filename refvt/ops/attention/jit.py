@@ -307,7 +307,7 @@ def _work(parts: Array, num_heads: int, d: int, dtype: Any) -> tuple[Work, int]:
 
 
 def _qkv(q: Array, k: Array, v: Array) -> Qkv:
-    """q [n, D], k and v [m, D], of any strides, as columns of contiguous matrices."""
+    """q [n, D], k and v [m, D] as columns of contiguous matrices, copied if they are not."""
     matrices, at = columns_of(q, k, v)
     return Qkv(matrices[0], matrices[1], matrices[2], (at[0], at[1], at[2]))
 

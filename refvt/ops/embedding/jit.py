@@ -141,7 +141,7 @@ def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array, A
     dtime_embed = dprojected.sum(axis=(0, 1))  # [T, D]
     dpos_embed = np.concatenate([dcls[None], dprojected.sum(axis=(0, 2))])  # [1+S, D]
     # 2. the projection
-    flat = np.ascontiguousarray(dprojected.reshape(-1, D))  # [B*S*T, D]
+    flat = dprojected.reshape(-1, D)  # [B*S*T, D]
     dweight, dbias = weight_gradients(flat, patches)
     # 1. clips have no gradient
     return dweight.reshape(weight.shape), dbias, dcls.reshape(1, 1, D).copy(), dpos_embed[None], dtime_embed[None]

@@ -10,7 +10,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.functions import exp
 from refvt.backends.jit.kernel import kernel
-from refvt.backends.jit.layouts import columns_of
+from refvt.backends.jit.layouts import columns_of, contiguous
 from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.glimpser import check_k, equal_lengths
 
@@ -132,11 +132,11 @@ def _scores_backward(
 
 def cls_scores_backward(dscores: Array, cache: ClsScoresCache) -> tuple[Array, Array]:
     """Returns dq (zero but for the CLS rows) and dk."""
-    q, k, num_heads, weights = cache
+    q, k, num_heads, weights = contiguous(cache.q), contiguous(cache.k), cache.num_heads, cache.weights
     scale = k.dtype.type(1 / math.sqrt(k.shape[1] // num_heads))
     dq, dk = np.zeros(q.shape, q.dtype), np.zeros(k.shape, k.dtype)
     # passes 3–1
-    run(_scores_backward, len(weights), dscores, q, k, weights, scale, dq, dk)
+    run(_scores_backward, len(weights), contiguous(dscores), q, k, weights, scale, dq, dk)
     return dq, dk
 
 
@@ -166,7 +166,7 @@ def top_k(scores: Array, k: int) -> Array:
     check_k(scores, k)
     kept = np.empty((len(scores), k), np.int64)
     # pass 1
-    run(_choose, len(scores), scores, kept)
+    run(_choose, len(scores), contiguous(scores), kept)
     return kept
 
 
@@ -205,11 +205,11 @@ def fuse_dropped_forward(
     x [segments·S, D], scores [segments, S], kept [segments, k] int64 → fused [segments, D]; zero if none is dropped.
     Source: EViT equation 4.
     """
-    segments, S = scores.shape
+    x, scores, (segments, S) = contiguous(x), contiguous(scores), scores.shape
     dropped = np.empty((segments, S), np.bool_)
     fused = np.empty((segments, x.shape[1]), x.dtype)
     # passes 1–2
-    run(_fuse, segments, x, scores, kept, dropped, fused)
+    run(_fuse, segments, x, scores, contiguous(kept), dropped, fused)
     return fused, FuseDroppedCache(x, scores, dropped) if keep else None
 
 
@@ -236,5 +236,5 @@ def fuse_dropped_backward(dfused: Array, cache: FuseDroppedCache) -> tuple[Array
     x, scores, dropped = cache
     dx, dscores = np.empty_like(x), np.empty_like(scores)
     # passes 2–1
-    run(_fuse_backward, len(scores), dfused, x, scores, dropped, dx, dscores)
+    run(_fuse_backward, len(scores), contiguous(dfused), x, scores, dropped, dx, dscores)
     return dx, dscores

@@ -9,6 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.functions import logistic
 from refvt.backends.jit.kernel import kernel
+from refvt.backends.jit.layouts import contiguous
 from refvt.ops.halting import check_states
 
 
@@ -68,17 +69,17 @@ def halt_forward(
     scale γ, center β, epsilon ε, last: is this layer L; forced [n] bool replaces the comparison.
     Source: HaltingVT equations 4–6, in the local form.
     """
-    number = used.dtype.type
+    used, number = contiguous(used), used.dtype.type
     score, weight, used_next = (np.empty_like(used) for _ in range(3))
     halted = np.empty(len(used), dtype=np.bool_)
     # passes 1–3
     _halt(
-        None if last else np.ascontiguousarray(logit),
+        None if last else contiguous(logit),
         used,
         number(scale),
         number(center),
         number(1 - epsilon),
-        forced,
+        None if forced is None else contiguous(forced),
         score,
         weight,
         used_next,
@@ -105,6 +106,7 @@ def _halt_backward(
 def halt_backward(dweight: Array, dused_next: Array, cache: HaltCache) -> tuple[Array, Array]:
     """Returns dlogit, dused."""
     score, halted, scale, last = cache
+    dweight, dused_next = contiguous(dweight), contiguous(dused_next)
     dlogit, dused = np.empty_like(score), np.empty_like(score)
     # passes 3–1
     _halt_backward(dweight, dused_next, score, halted, score.dtype.type(0 if last else scale), dlogit, dused)
@@ -129,6 +131,7 @@ def _accumulate(y: Array, x: Array, weight: Array, y_next: Array) -> None:
 
 def accumulate_forward(y: Array, x: Array, weight: Array, keep: bool = True) -> tuple[Array, AccumulateCache | None]:
     """One term of the mean state: y_next = y + weight · x, row by row. y, x [n, D], weight [n] → y_next [n, D]."""
+    y, x, weight = contiguous(y), contiguous(x), contiguous(weight)
     y_next = np.empty_like(y)
     # pass 1
     _accumulate(y, x, weight, y_next)
@@ -150,7 +153,7 @@ def _accumulate_backward(dy_next: Array, x: Array, weight: Array, dy: Array, dx:
 
 def accumulate_backward(dy_next: Array, cache: AccumulateCache) -> tuple[Array, Array, Array]:
     """Returns dy, dx, dweight."""
-    x, weight = cache
+    dy_next, (x, weight) = contiguous(dy_next), cache
     dy, dx, dweight = np.empty_like(dy_next), np.empty_like(x), np.empty_like(weight)
     # pass 1
     _accumulate_backward(dy_next, x, weight, dy, dx, dweight)
@@ -222,12 +225,13 @@ def halt_tokens_forward(
     ValueError if states is not [L, N, D] or ε not in (0, 1). Source: HaltingVT equations 4–8.
     """
     check_states(states, epsilon)
-    L, N, D = states.shape
+    states, (L, N, D) = contiguous(states), states.shape
     number = states.dtype.type
     y, ponder, score = (np.zeros(shape, states.dtype) for shape in ((N, D), N, (L, N)))
     halting_layer = np.zeros(N, dtype=np.int64)
     # passes 1–4
     limit = number(1 - epsilon)
+    forced = None if forced is None else contiguous(forced)
     _halt_tokens(states, number(scale), number(center), limit, forced, y, ponder, halting_layer, score)
     cache = HaltTokensCache(states, halting_layer, score, scale) if keep else None
     return (y, ponder, halting_layer), cache
@@ -264,6 +268,7 @@ def _halt_tokens_backward(
 def halt_tokens_backward(dy: Array, dponder: Array, cache: HaltTokensCache) -> Array:
     """Returns dstates [L, N, D]; zero where a token had already halted."""
     states, halting_layer, score, scale = cache
+    dy, dponder = contiguous(dy), contiguous(dponder)
     dstates = np.zeros(states.shape, dtype=dy.dtype)
     # passes 4–1
     _halt_tokens_backward(dy, dponder, states, halting_layer, score, dy.dtype.type(scale), dstates)

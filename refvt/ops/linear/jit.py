@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from refvt.array import Array
 from refvt.backends.jit.arrays import copy, scale_rows
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.matmul import linear_tiles, weight_gradients
 
 
@@ -30,6 +31,7 @@ def linear_forward(
 
     x [n, E], weight [D, E], bias [D], residual [n, D], gain [n] → y [n, D].
     """
+    x = contiguous(x)
     # passes 1–3
     y = linear_tiles(x, weight, bias, residual, gain)  # [tokens, D]
     return y, LinearCache(x, weight, gain, residual is not None) if keep else None
@@ -38,6 +40,7 @@ def linear_forward(
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array, Array | None]:
     """Returns dx, dweight, dbias, dresidual (None if there was no residual)."""
     x, weight, gain, has_residual = cache
+    dy = contiguous(dy)
     # 3. the skip connection passes the gradient on unchanged
     dresidual = copy(dy) if has_residual else None
     # 2. the DropPath scale

@@ -9,6 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends.jit.functions import exp
 from refvt.backends.jit.kernel import kernel
+from refvt.backends.jit.layouts import contiguous
 
 
 class CrossEntropyCache(NamedTuple):
@@ -60,7 +61,7 @@ def cross_entropy_forward(
         target[...] = targets
     probability = np.empty_like(target)
     # passes 1–3
-    loss = _cross_entropy(logits, target, logits.dtype.type(label_smoothing), probability)
+    loss = _cross_entropy(contiguous(logits), target, logits.dtype.type(label_smoothing), probability)
     return np.asarray(loss, dtype=logits.dtype), CrossEntropyCache(probability, target) if keep else None
 
 

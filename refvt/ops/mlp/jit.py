@@ -50,7 +50,7 @@ def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
     """GELU, y = x · Φ(x), element by element; x of any shape. Source: Hendrycks, Gimpel 2016."""
     y = np.empty(x.shape, x.dtype)
     # pass 1
-    _gelu(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
+    _gelu(contiguous(x).reshape(-1), y.reshape(-1))
     return y, GeluCache(x) if keep else None
 
 
@@ -69,7 +69,7 @@ def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     (x,) = cache
     dx = np.empty(x.shape, x.dtype)
     # pass 1
-    _gelu_backward(np.ascontiguousarray(dy).reshape(-1), np.ascontiguousarray(x).reshape(-1), dx.reshape(-1))
+    _gelu_backward(contiguous(dy).reshape(-1), contiguous(x).reshape(-1), dx.reshape(-1))
     return dx
 
 

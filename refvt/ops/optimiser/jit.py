@@ -10,6 +10,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.jit.kernel import kernel
+from refvt.backends.jit.layouts import contiguous
 from refvt.backends.jit.threads import next_tile, run
 from refvt.ops.optimiser import step_factors
 
@@ -33,7 +34,7 @@ def _squared_norm(ticket: Any, x: Array, sums: Array) -> None:
 def squared_norm(x: Array) -> float:
     """Σ x², added in double precision; x [n]."""
     sums = np.zeros(-(-len(x) // TILE))
-    run(_squared_norm, len(sums), x, sums)
+    run(_squared_norm, len(sums), contiguous(x), sums)
     return float(sums.sum())
 
 
@@ -91,4 +92,4 @@ def adam_step(
     """One step in place: as ``reference``."""
     factors = step_factors(step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled, clip)
     edges, decay = _tiles(tuple(run_offsets.tolist()), tuple(decays.tolist()))
-    run(_adam_step, len(edges), edges, decay, w, m, v, gradient, tuple(map(float, factors)))
+    run(_adam_step, len(edges), edges, decay, w, m, v, contiguous(gradient), tuple(map(float, factors)))

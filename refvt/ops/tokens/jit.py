@@ -44,8 +44,8 @@ def _gather(ticket: Any, x: Array, index: Array, parts: int, y: Array) -> None:
 
 
 def _flat(x: Array) -> Array:
-    """[n, …] → [n, columns], a view where the layout allows one."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
+    """[n, …] → [n, columns], contiguous; x itself, seen in another shape, if it is."""
+    return contiguous(x).reshape(len(x), math.prod(x.shape[1:]))
 
 
 def gather_forward(x: Array, index: Array, keep: bool = True) -> tuple[Array, GatherCache | None]:
@@ -132,7 +132,7 @@ def segment_mean_forward(x: Array, offsets: Array, keep: bool = True) -> tuple[A
     y = np.empty((len(lengths), x.shape[1]), dtype=x.dtype)
     parts = -(-len(lengths) // ROWS)
     # passes 1–2
-    run(_means, parts, x, offsets, parts, y)
+    run(_means, parts, contiguous(x), contiguous(offsets), parts, y)
     return y, SegmentMeanCache(offsets, len(x)) if keep else None
 
 
@@ -156,5 +156,5 @@ def segment_mean_backward(dy: Array, cache: SegmentMeanCache) -> Array:
     dx = np.empty((cache.rows, dy.shape[1]), dtype=dy.dtype)
     parts = -(-len(dy) // ROWS)
     # passes 2–1
-    run(_spread, parts, dy, cache.offsets, parts, dx)
+    run(_spread, parts, contiguous(dy), contiguous(cache.offsets), parts, dx)
     return dx

@@ -42,6 +42,10 @@ def test_a_container_gets_threads_for_its_share_of_the_processors(monkeypatch, t
         file.write_text(text)
     monkeypatch.setattr(workspace, "CPU_SHARES", [("no such file",), files])
     assert workspace.share_of(8) == processors
+    monkeypatch.delenv("REFVT_NUM_THREADS", raising=False)
+    monkeypatch.setattr(workspace, "_threads", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
+    assert workspace.num_threads() == processors
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
