@@ -171,5 +171,5 @@ def test_tags_of_another_encoding_do_not_hide_a_healthy_video(tmp_path):
     content = path.read_bytes()
     assert b"Caf@ cr@me" in content
     for wrong in (b"\xe9", b"\xff", b"\x80", b"\xc3"):
-        path.write_bytes(content.replace(b"@", wrong))
+        path.write_bytes(content.replace(b"Caf@ cr@me", b"Caf%b cr%bme" % (wrong, wrong)))
         assert read_frames(path, 4).num_available == 8
