@@ -6,12 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
-SAID = ".stderr"
+
+def _said(folder):
+    """Where a process writes what it says: on the disk, for FFmpeg says much; the folder may lie in memory."""
+    return Path(tempfile.gettempdir(), f"{Path(folder).name}.stderr")
 
 
 def _work(name, seed, seconds, folder, reached, sender):
     folder = Path(folder)
-    os.dup2(os.open(folder.with_suffix(SAID), os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(os.open(_said(folder), os.O_WRONLY | os.O_CREAT), 2)
 
     def done(tally):
         found = {what: (tally.counts[what], data) for what, data in tally.findings.items()}
@@ -43,7 +46,7 @@ def one_round(name, seed, seconds, reached=None):
         process = spawn.Process(target=_work, args=(name, seed, seconds, folder, reached, sender))
         process.start()
         sender.close()
-        said = Path(folder).with_suffix(SAID)
+        said = _said(folder)
         try:
             return receiver.recv(), b"", ""
         except EOFError:
