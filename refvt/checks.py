@@ -47,14 +47,17 @@ def brief(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # a whole number of thousands of digits, or a deep nest
         text = f"a large {type(value).__name__}"
-    text = printable(text)
-    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}… ({len(text)} characters)"
+    return _cut(text, _BRIEF)
 
 
 def words_of(error: BaseException) -> str:
     """Return what an error from another library says, shortened; the name of its type if it says nothing."""
-    text = printable(str(error)) or type(error).__name__
-    return text if len(text) <= _WORDS else f"{text[:_WORDS]}… ({len(text)} characters)"
+    return _cut(str(error) or type(error).__name__, _WORDS)
+
+
+def _cut(text: str, most: int) -> str:
+    text = printable(text)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def printable(text: str) -> str:

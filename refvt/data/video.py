@@ -230,9 +230,7 @@ def _packets(container: Any, streams: Any) -> Iterator[Any]:
     """Yield the packets of some streams."""
     try:
         yield from container.demux(streams)
-    except (
-        IndexError
-    ):  # at the end, PyAV 18 asks for what is left of streams that began late and that it has not listed
+    except IndexError:  # from PyAV's last step, for a stream that began late: all packets have come
         return
 
 
@@ -281,8 +279,8 @@ def _decode(path: Path, number: int, wanted: NDArray[np.int64], num_frames: int,
         if count > 0:
             raise _damaged(path, count, error) from error
         raise ValueError(
-            f"{path}: expected frames of at most {limit} pixels in a file of {stored} bytes, "
-            f"got larger or damaged ones ({_reason(error)})"
+            f"{path}: expected frames of at most {limit} pixels in a file of {stored} bytes, got larger or damaged "
+            f"ones ({_reason(error)})"
         ) from error
     except av.error.FFmpegError as error:
         raise _damaged(path, count, error) from error

@@ -81,8 +81,8 @@ def read_progress(path: Path, recipe: Recipe, clips: int | None, dtype: str | No
     except CheckpointError:
         raise
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        what = words_of(error)
-        raise CheckpointError(f"{path}: not the checkpoint of a training run, or damaged ({what})") from error
+        what = "not the checkpoint of a training run, or damaged"
+        raise CheckpointError(f"{path}: {what} ({words_of(error)})") from error
     now = recipe.as_dict()
     if names := difference(stored, now):
         lines = (f"  {n}: the checkpoint has {brief(_at(stored, n))}, now {brief(_at(now, n))}" for n in names)

@@ -14,23 +14,6 @@ from pathlib import Path
 
 from tests.fuzz.rounds import one_round
 
-READERS = (
-    "torch zip",
-    "torch legacy",
-    "npz",
-    "safetensors",
-    "manifest",
-    "golden npz",
-    "exchange index",
-    "exchange result",
-    "annotation list",
-    "recipe",
-    "journal",
-    "run state",
-    "container",
-    "video",
-)
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,7 +24,9 @@ def main():
     parser.add_argument("--guided", type=Path, default=None, metavar="DIR")
     parser.add_argument("--out", type=Path, default=None, help="folder for files that show a finding, and the figures")
     options = parser.parse_args()
-    names = options.targets or READERS
+    from tests.fuzz.targets import targets  # not in the children, which run this file, too: see guided.py
+
+    names = options.targets or list(targets())
     total = {name: {"runs": 0, "read": 0, "refused": 0, "seconds": 0.0, "grown": 0, "answers": 0} for name in names}
     findings: dict[tuple[str, str], int] = {}
     end, seed = time.monotonic() + options.seconds, options.seed

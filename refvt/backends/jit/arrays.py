@@ -83,6 +83,9 @@ def add(*terms: Array | None) -> Array:
     present = [term for term in terms if term is not None]
     total = present[0]
     for term in present[1:]:
+        if total.shape != term.shape:
+            total = total + term
+            continue
         more = np.empty(total.shape, total.dtype)
         parts = -(-total.size // NUMBERS)
         run(_add, parts, contiguous(total).reshape(-1), contiguous(term).reshape(-1), parts, more.reshape(-1))

@@ -6,7 +6,7 @@ less time than the kernel itself.
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from refvt.array import Array
 __all__ = ["columns_of", "contiguous", "packable"]
 
 
-def contiguous(x: Array) -> Array:
-    """x itself if it is contiguous and writable, else a copy."""
-    return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
+def contiguous(x: Array, dtype: Any = None) -> Array:
+    """x itself if it is contiguous, writable and of this dtype (None: of any), else a copy."""
+    fits = x.flags.c_contiguous and x.flags.writeable and (dtype is None or x.dtype == dtype)
+    return x if fits else np.array(x, dtype, order="C")
 
 
 def packable(weight: Array) -> Array:

@@ -238,9 +238,9 @@ def linear_tiles(
     transposed = weight.strides[1] != weight.itemsize  # its columns are contiguous, as in a weight's transpose
     absent = np.empty(0, x.dtype)
     epilogue = (
-        absent if bias is None else contiguous(bias.astype(x.dtype, copy=False)),
-        absent.reshape(0, 0) if residual is None else contiguous(residual.astype(x.dtype, copy=False)),
-        absent if gain is None else contiguous(gain.astype(x.dtype, copy=False)),
+        absent if bias is None else contiguous(bias, x.dtype),
+        absent.reshape(0, 0) if residual is None else contiguous(residual, x.dtype),
+        absent if gain is None else contiguous(gain, x.dtype),
     )
     run(_linear_tiles, cut.tasks, x, weight.T if transposed else weight, transposed, *epilogue, cut, y, scratch=scratch)
     return y

@@ -123,7 +123,7 @@ def embed_forward(
     # passes 2–3
     cut = grid(S * T, D, flat.shape[1], clips.itemsize)
     scratch = (panel_size(cut, *flat.shape), clips.dtype)
-    bias, pos, time = (contiguous(x.astype(clips.dtype, copy=False)) for x in (bias, pos_embed[0, 1:], time_embed[0]))
+    bias, pos, time = (contiguous(x, clips.dtype) for x in (bias, pos_embed[0, 1:], time_embed[0]))
     run(_project, B * cut.tasks, patches, flat, bias, pos, time, cut, y, scratch=scratch)
     # 3. put CLS in front
     y[:, 0] = cls_token[0, 0] + pos_embed[0, 0]

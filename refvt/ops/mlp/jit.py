@@ -48,9 +48,9 @@ def _gelu(x: Array, y: Array) -> None:
 
 def gelu_forward(x: Array, keep: bool = True) -> tuple[Array, GeluCache | None]:
     """GELU, y = x · Φ(x), element by element; x of any shape. Source: Hendrycks, Gimpel 2016."""
-    y = np.empty(x.shape, x.dtype)
+    x, y = contiguous(x), np.empty(x.shape, x.dtype)
     # pass 1
-    _gelu(contiguous(x).reshape(-1), y.reshape(-1))
+    _gelu(x.reshape(-1), y.reshape(-1))
     return y, GeluCache(x) if keep else None
 
 
@@ -69,7 +69,7 @@ def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     (x,) = cache
     dx = np.empty(x.shape, x.dtype)
     # pass 1
-    _gelu_backward(contiguous(dy).reshape(-1), contiguous(x).reshape(-1), dx.reshape(-1))
+    _gelu_backward(contiguous(dy).reshape(-1), x.reshape(-1), dx.reshape(-1))
     return dx
 
 
@@ -134,7 +134,7 @@ def mlp_forward(
     x [n, D], fc1_weight [F, D], fc1_bias [F], fc2_weight [D, F], fc2_bias [D], residual [n, D], gain [n] → y [n, D].
     """
     x, fc1_weight, fc2_weight = contiguous(x), contiguous(fc1_weight), contiguous(fc2_weight)
-    fc1_bias = contiguous(fc1_bias.astype(x.dtype, copy=False))
+    fc1_bias = contiguous(fc1_bias, x.dtype)
     n, F = len(x), len(fc1_bias)
     pre_activation = np.empty((n if keep else 0, F), x.dtype)
     hidden = workspace("mlp.hidden", (n, F), x.dtype)
