@@ -279,12 +279,8 @@ class Compact:
     def imposed(self, layer: int) -> Array | None:
         """bool [n], which of the living tokens halt in this layer, if decisions are imposed; else None."""
         layers = self._execution.halting_layer
-        if layers is None:
-            return None
-        alive = layers >= layer
-        if self._execution.leave_early:
-            alive &= layers[:, :1] >= layer
-        return np.asarray(layers[alive] == layer)
+        # imposed decisions are on the host, and so are the living tokens that ``compact`` found with them
+        return None if layers is None else np.asarray(layers.ravel()[self._survivors.tokens] == layer)
 
     def advance(self, halted: Array, layer: int) -> None:
         """Go on to the next block; halted bool [n]."""

@@ -11,6 +11,7 @@ work queue is a group of jobs.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from refvt.backends.jit.workspace import num_threads
 from refvt.ops.attention import LOG2_E
 
 TILES = 16  # tiles of queries in one part of the forward pass, at most
+ALL = 1 << 40  # the same in the backward: all tiles of a segment
 KEYS = 256  # keys at a time: their rows, and the logits of a tile, stay in the second cache
 FEW = 24  # jobs per thread beyond which several are grouped
 LARGE = 80.0  # 2^±80, and a sum of thousands of them, are far from the limits of float32
@@ -299,11 +301,32 @@ def _or_empty(key_bias: Array | None, dtype: Any) -> Array:
     return np.empty(0, dtype) if key_bias is None else contiguous(key_bias)
 
 
-def _work(parts: Array, num_heads: int, d: int, dtype: Any) -> tuple[Work, int]:
-    """The jobs in groups, and the number of groups."""
+def _bytes_of(offsets: Array) -> bytes:
+    """Offsets as int64 [segments+1], in a form that can be looked up."""
+    return np.asarray(offsets, np.int64).tobytes()
+
+
+@lru_cache(maxsize=256)  # the segments of Glimpser blocks and of dense execution are always the same
+def _work(
+    offsets: tuple[bytes, bytes],
+    most: int,
+    sizes: tuple[int, int, int, int],
+    num_heads: int,
+    d: int,
+    dtype: Any,
+    threads: int,
+) -> tuple[Work, int, int]:
+    """The jobs in groups, the number of groups, and the scratch memory for one; most: as in ``_parts``.
+
+    offsets: of queries and keys, as ``_bytes_of`` gives them; sizes: the last four arguments of ``_scratch_size``.
+    """
+    lanes = VECTOR // dtype.itemsize
+    queries, keys = (np.array(np.frombuffer(each, np.int64)) for each in offsets)
+    parts = _parts(queries, keys, VECTORS * lanes, most)
     jobs = len(parts) * num_heads
-    group = max(1, -(-jobs // (FEW * num_threads())))
-    return Work(parts, group, num_heads, dtype.type(1 / math.sqrt(d))), -(-jobs // group)
+    group = max(1, -(-jobs // (FEW * threads)))
+    work = Work(parts, group, num_heads, dtype.type(1 / math.sqrt(d)))
+    return work, -(-jobs // group), _scratch_size(parts, lanes, *sizes)
 
 
 def _qkv(q: Array, k: Array, v: Array) -> Qkv:
@@ -331,9 +354,9 @@ def attention_forward(
     padded = -(-d // lanes) * lanes
     y = np.empty(q.shape, q.dtype)  # [tokens, D]
     lse = np.empty((2 if keep else 0, num_heads, len(q)), q.dtype)
-    parts = _parts(contiguous(query_offsets), contiguous(key_offsets), VECTORS * lanes, TILES)
-    numbers = _scratch_size(parts, lanes, d + 1 + padded, d, d + 4 + padded, 1)
-    work, tiles = _work(parts, num_heads, d, q.dtype)
+    sizes = (d + 1 + padded, d, d + 4 + padded, 1)
+    offsets = _bytes_of(query_offsets), _bytes_of(key_offsets)
+    work, tiles, numbers = _work(offsets, TILES, sizes, num_heads, d, q.dtype, num_threads())
     bias = _or_empty(key_bias, q.dtype)
     # passes 1–3
     run(_attend, tiles, _qkv(q, k, v), work, bias, y, lse, scratch=(numbers, q.dtype))
@@ -477,8 +500,11 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     q, k, v, query_offsets, key_offsets, num_heads, key_bias, y, shift, lse = cache
     dy, D, dtype = contiguous(dy), q.shape[1], q.dtype
     d, lanes = D // num_heads, VECTOR // q.itemsize
-    parts = _parts(contiguous(query_offsets), contiguous(key_offsets), VECTORS * lanes, max(1, len(q)))
-    all_have_queries = len(parts) == len(query_offsets) - 1
+    padded = -(-d // lanes) * lanes
+    sizes = (2 * d + 4 + 2 * padded, 0, 2 * padded + 3 * d + 4, 2)
+    offsets = _bytes_of(query_offsets), _bytes_of(key_offsets)
+    work, tiles, numbers = _work(offsets, ALL, sizes, num_heads, d, dtype, num_threads())
+    all_have_queries = len(work.parts) == len(query_offsets) - 1
     make = np.empty if all_have_queries else np.zeros  # keys of a segment without queries get no gradient
     if len(q) == len(k):  # side by side, as the gradient of one qkv: join_columns then copies nothing
         dqkv = make((len(q), 3 * D), dtype)
@@ -486,9 +512,6 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     else:
         dq, dkv = np.empty(q.shape, dtype), make((len(k), 2 * D), dtype)
         dk, dv = dkv[:, :D], dkv[:, D:]
-    padded = -(-d // lanes) * lanes
-    numbers = _scratch_size(parts, lanes, 2 * d + 4 + 2 * padded, 0, 2 * padded + 3 * d + 4, 2)
-    work, tiles = _work(parts, num_heads, d, dtype)
     bias, gradients = _or_empty(key_bias, dtype), _qkv(dq, dk, dv)
     # passes 3–1
     run(_attend_backward, tiles, dy, y, _qkv(q, k, v), shift, lse, work, bias, gradients, scratch=(numbers, dtype))

@@ -134,7 +134,7 @@ class Survivors(NamedTuple):
             key_bias = bias.astype(dtype)
         queries = np.minimum(tokens, 1) if cls_only else tokens
         one_clip = views and len(rows) == 1
-        if not np.array_equal(queries, rows):
+        if (queries != rows).any():
             query_rows = slice(int(queries[0])) if one_clip else self.query_rows
             query_offsets = offsets_of(queries)
         cls_tokens: Array | slice = slice(1)
