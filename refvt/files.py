@@ -70,8 +70,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield path
         return
     sweep(path)
-    temporary = _fresh_name(path)
-    held = _create(temporary)
+    temporary, held = _create(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -81,6 +80,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
             held = -1
         os.replace(temporary, path)
     except BaseException:
+        if sys.platform == "win32" and held >= 0:  # which removes no open file either
+            os.close(held)
+            held = -1
         temporary.unlink(missing_ok=True)
         raise
     finally:
@@ -108,9 +110,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target)
-    lock = _fresh_name(target)
+    lock, held = _create(target)
     folder = _folder_of(lock)
-    held = _create(lock)
     try:
         folder.mkdir()
         yield folder
@@ -140,20 +141,22 @@ def sweep(path: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-def _fresh_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.refvt")
-
-
 def _folder_of(lock: Path) -> Path:
     return lock.with_name(lock.name + ".d")
 
 
-def _create(path: Path) -> int:
-    """Create a file and lock it. Returns its open descriptor."""
-    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    with suppress(OSError):  # a file system without locks
-        _lock(held)
-    return held
+def _create(target: Path) -> tuple[Path, int]:
+    """Create a temporary file for ``target`` and lock it. Returns its path and its open descriptor."""
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(8)}.refvt")
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            mine = _lock(held)
+        except OSError:  # a file system without locks
+            mine = True
+        if mine:
+            return path, held
+        os.close(held)  # another writer's ``sweep`` was faster, and removes it as a dead writer's
 
 
 # ---- overwriting

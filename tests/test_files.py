@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from refvt import files
 from refvt.files import (
     MARK,
     locked,
@@ -33,6 +34,22 @@ def test_a_file_is_written_and_replaced(tmp_path):
         write_whole(place, content)
         assert place.read_bytes() == content
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_temporary_file_that_another_writer_sweeps_is_made_again(tmp_path, monkeypatch):
+    """Between its creation and its lock another writer may have taken it for a dead writer's."""
+    lock, answers = files._lock, [False]
+
+    def slow(held):
+        return answers.pop() if answers else lock(held)
+
+    monkeypatch.setattr(files, "_lock", slow)
+    with writing(tmp_path / "page.md") as temporary:
+        left = [name for name in os.listdir(tmp_path) if tmp_path / name != temporary]
+        os.unlink(tmp_path / left[0])  # what the other one does
+        temporary.write_bytes(b"whole")
+    assert not answers
+    assert os.listdir(tmp_path) == ["page.md"]
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

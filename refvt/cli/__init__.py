@@ -1,8 +1,9 @@
 """The command line ``refvt``: a file per command, each with ``HELP``, ``add_arguments`` and ``run``.
 
-Nothing else in refvt prints. Exit codes: 0 done; 1 a check failed; 2 it could not be done, because the request or its
-input was wrong or the machine lacks something, in one line on stderr; 130 interrupted; 141 the reader of stdout has
-closed it.
+Nothing else in refvt prints, but for a line about compilation (``backends/progress.py``) and the scripts of
+``refvt/bench`` that run as modules. Exit codes: 0 done; 1 a check failed; 2 it could not be done, because the request
+or its input was wrong or the machine lacks something, in one line on stderr; 130 interrupted; 141 the reader of stdout
+has closed it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,16 @@ from importlib.util import find_spec
 from typing import TextIO
 
 from refvt.checks import printable
-from refvt.conformance.report import STATUSES, CaseReport, Divergence, LawReport, Report, quoted, variant_lines
+from refvt.conformance.report import (
+    STATUSES,
+    CaseReport,
+    Divergence,
+    LawReport,
+    Report,
+    quoted,
+    share_text,
+    variant_lines,
+)
 
 __all__ = ["Printer"]
 
@@ -42,7 +51,7 @@ class Printer:
             self._hidden += 1
             return
         compared = f"{case.compared:4d} of {case.total:3d}" if case.status != "error" else "–"
-        share = f"{_share(case.share):>8s}" if case.compared else " " * 8
+        share = f"{share_text(case.share):>8s}" if case.compared else " " * 8
         self._write(f"{case.status:10s} {case.name:32s} {compared:>11s} {share}  {_remark(case)}", COLOURS[case.status])
 
     def law(self, text: str) -> None:
@@ -97,7 +106,7 @@ class Printer:
             counts = [str(sum(case.status == status for case in group) or "") for status in STATUSES]
             share = max((case.share for case in group), default=0.0)
             if group:
-                table.add_row(label, *counts, str(sum(case.compared for case in group)), _share(share))
+                table.add_row(label, *counts, str(sum(case.compared for case in group)), share_text(share))
         Console(file=self._stream).print(table)
 
 
@@ -134,13 +143,6 @@ def _others(cases: list[CaseReport]) -> str:
     if first is None or cases[0].variant is not None:
         return f"the same in {more}"
     return f"{first.tensor} differs first in {more}"
-
-
-def _share(share: float) -> str:
-    """The share of a budget for people: 12 %, 3.1×, ∞."""
-    if not math.isfinite(share):
-        return "∞"
-    return f"{share:.0%}" if share < 10 else f"{share:.3g}×"
 
 
 def _remark(case: CaseReport) -> str:
@@ -187,7 +189,7 @@ def _divergence(first: Divergence) -> list[str]:
     if math.isfinite(first.error):
         of = "relative L2 error" if first.allowed else "wrong elements:"
         allowed = f", allowed {first.allowed:.3g}" if first.allowed else ""
-        lines.append(f"   size             {of} {first.error:.3g}{allowed}; {_share(first.share)} of the budget")
+        lines.append(f"   size             {of} {first.error:.3g}{allowed}; {share_text(first.share)} of the budget")
     return [line for line in lines if line]
 
 

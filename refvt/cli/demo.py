@@ -134,8 +134,8 @@ def show(out: Path, backend: str | None = None) -> Path:
     assert found is not None
     print(f"   A patch with the digit in it lives longer than one that never has it: AUC {found.auc:.2f} (0.5: chance)")
     print("   The model was trained without the motion loss and with a variant of the paper's ponder loss: a patch")
-    print("   whose pixels change gets a gradient that makes it halt later. With the paper's ponder loss halting did not")
-    print("   follow what moves in our runs (docs/training.md, changing_ponder).")
+    print("   whose pixels change gets a gradient that makes it halt later. With the paper's ponder loss halting did")
+    print("   not follow what moves in our runs (docs/training.md, changing_ponder).")
     print(f"   as seen from the digit: {draw_following(states, shares, data, c.patch_size, out)}")
 
     return _show_scene(model, out)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from refvt.array import Array
-from refvt.conformance.cases import AnyCase, Truth, base_name, model_case, operation_case, training_case
+from refvt.conformance.cases import DECISIONS, AnyCase, Truth, base_name, model_case, operation_case, training_case
 from refvt.conformance.golden import Case
 from refvt.conformance.isolation import Answer, Request, Runner
-from refvt.conformance.judgement import judge, left_early
+from refvt.conformance.judgement import judge_early
 from refvt.conformance.report import TensorReport
 
 __all__ = ["Asked"]
@@ -53,7 +51,7 @@ class Asked:
         return self.runner.ask(Request(self.what(force), self.names, forced))
 
     def _forced(self) -> dict[str, Array] | None:
-        decision = {"halt": "halted", "halt_tokens": "halting_layer"}.get(self.truth.operation or "")
+        decision = DECISIONS.get(self.truth.operation or "")
         return None if decision is None else {"forced": self.truth[decision].value.copy()}
 
     def judge(self, answer: Answer) -> list[TensorReport]:
@@ -63,22 +61,4 @@ class Asked:
         return [self._judge_one(key, answer.tensors[key]) for key in found]
 
     def _judge_one(self, key: str, value: Array) -> TensorReport:
-        name = base_name(key)
-        report = judge(self.truth, name, value, self.dtype)
-        if report.status == "differs":
-            other = left_early(self.truth, name)
-            if other is not None and other.shape == value.shape and _same_holes(other, value):
-                patched = np.where(_holes(other, self.truth[name].value), self.truth[name].value, value)
-                report = judge(self.truth, name, patched, self.dtype)
-        return replace(report, name=key)
-
-
-def _holes(early: Array, full: Array) -> Array:
-    return np.asarray(np.isnan(early) if early.dtype.kind == "f" else early != full)
-
-
-def _same_holes(early: Array, value: Array) -> bool:
-    """True if a candidate's value has the holes of a clip that left early, and only these."""
-    if early.dtype.kind == "f":
-        return value.dtype.kind == "f" and bool((np.isnan(early) == np.isnan(value)).all())
-    return bool((early == value).all())
+        return replace(judge_early(self.truth, base_name(key), value, self.dtype), name=key)

@@ -30,11 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from refvt.array import Array
-
-__all__ = ["DTYPES", "FLOOR", "MULTIPLE", "Budget", "Comparison", "budget_of", "compare"]
+__all__ = ["DTYPES", "FLOOR", "MULTIPLE", "Budget", "budget_of"]
 
 MULTIPLE = 8.0  # of PyTorch's own error
 FLOOR = 4.0  # units of rounding on Σ|terms|
@@ -73,42 +69,3 @@ def _measured(entry: Mapping[str, Any], dtype: str, size: int) -> tuple[float, f
     error = float(entry.get(f"{dtype}_error") or 0.0)
     spread = 1.0 if entry.get("absolute") else math.sqrt(max(size, 1))
     return error, float(entry.get(f"{dtype}_peak", error * spread))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Error of one tensor (relative L2, or absolute if the truth is zero), and the error that is allowed."""
-
-    name: str
-    error: float
-    allowed: float
-
-    @property
-    def share(self) -> float:
-        """The error as a share of the allowed error: above 1 the comparison fails, NaN counts as infinite."""
-        return self.error / self.allowed if self.error == self.error else float("inf")
-
-    @property
-    def holds(self) -> bool:
-        """True if the error is within the budget."""
-        return self.share <= 1
-
-
-def compare(name: str, actual: Any, truth: Array, entry: dict[str, Any], eps: float) -> Comparison:
-    """Compare one tensor with its golden value.
-
-    entry: the tensor's entry in the manifest; eps: the unit of rounding of the candidate's dtype. A wrong shape counts
-    as an infinite error. Integers and booleans must be equal: their error is the number of differing elements.
-    """
-    unit = float(np.finfo(np.float32).eps)
-    torch_error = float(entry.get("float32_error") or 0.0) * (eps / unit)
-    allowed = MULTIPLE * torch_error + FLOOR * eps * float(entry.get("condition") or 1.0)
-    actual = np.asarray(actual)
-    if actual.shape != truth.shape:
-        return Comparison(f"{name} (shape {list(actual.shape)}, expected {list(truth.shape)})", float("inf"), allowed)
-    if truth.dtype.kind in "biu":  # decisions and indices must be exact
-        wrong = float(np.not_equal(actual, truth).sum())
-        return Comparison(name, wrong, 0.5)
-    difference = float(np.linalg.norm(actual.astype(np.float64) - truth))
-    norm = float(np.linalg.norm(truth))
-    return Comparison(name, difference / norm if norm > 0 else difference, allowed)

@@ -28,6 +28,7 @@ from refvt.model.drop_path import DropPath, draw_drop_path
 from refvt.ops import operations
 
 __all__ = [
+    "DECISIONS",
     "AnyCase",
     "ModelCase",
     "OperationCase",
@@ -42,6 +43,7 @@ __all__ = [
     "truth_of",
 ]
 
+DECISIONS = {"halt": "halted", "halt_tokens": "halting_layer"}  # operation: the result that ``forced`` imposes
 LOSS_SETTINGS = ("ponder_weight", "motion_weight", "label_smoothing")
 
 

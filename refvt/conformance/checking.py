@@ -72,6 +72,8 @@ def check(
         raise ValueError(f"timeout: expected a number of seconds above 0, got {timeout}")
     if laws and find_spec("hypothesis") is None:
         raise ModuleNotFoundError('laws: expected Hypothesis to be installed: pip install "refvt[check]"')
+    if laws and folder is not None:
+        raise ValueError("laws: expected a candidate that can be called, got an exchange folder")
     if laws:
         import_module("refvt.conformance.strategies")  # before the candidate's process starts: it need not be repeated
     start = time.perf_counter()
@@ -122,11 +124,13 @@ def law_report(runner: Runner, operation: str, law: str, dtype: str, timeout: fl
 def _run_laws(
     runner: Runner, dtype: str, timeout: float, progress: Callable[[str], None] | None
 ) -> Iterator[LawReport]:
-    """The laws of the candidate's operations; none for an exchange folder."""
+    """The laws of the candidate's operations."""
     from refvt.conformance.law_runs import laws_for
 
     pairs = runner.call(laws_for)
-    pairs = [] if isinstance(pairs, Answer) else pairs
+    if isinstance(pairs, Answer):
+        yield LawReport("candidate", "its operations", "error", pairs.sentence)
+        return
     for number, (operation, law) in enumerate(pairs, 1):
         if progress is not None:
             progress(f"law {number} of {len(pairs)}: {operation}, {law}")
@@ -282,7 +286,7 @@ def _explain(asked: Asked, report: CaseReport, candidate: str) -> None:
         return
     name, given = base_name(report.first.tensor), asked.given[report.first.tensor]
     value, _, _ = arrange(asked.truth, name, given)
-    phrase = explain(name, given, None, asked.truth, asked.dtype)
+    phrase = explain(name, given, asked.truth, asked.dtype)
     if name == "embed" and value is not None and asked.truth.kind == "model":
         phrase = embedding_places(asked.truth, _parameters(asked), value) or phrase
     if phrase:

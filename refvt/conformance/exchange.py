@@ -4,8 +4,10 @@
 
     DIR/exchange.json                  format, dtype, and the names of the cases
     DIR/<case>/case.json               what the case is: configuration, settings, names and shapes of everything
-    DIR/<case>/given/<name>.npy        inputs: clips, labels, motion_labels, parameters (model); arguments and, in
-                                       given/cotangent/<result>.npy, cotangents (operation)
+    DIR/<case>/given/<name>.npy        inputs of a model: clips, labels, motion_labels; parameters/<name>;
+                                       decisions/kept.<g> and decisions/halting_layer, those of the truth;
+                                       drop_path/…, the scales of stochastic depth, in a few cases. Of an operation:
+                                       its arguments; cotangent/<result>
     DIR/<case>/results/                empty: the other program writes its results here, <name>.npy
 
 The names of results are those of the named tensors (``blocks.3.attn.q``, ``loss.total``, ``d(head.weight)``) or of the

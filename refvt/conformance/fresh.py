@@ -7,7 +7,8 @@ the budgets are derived: the error of a tensor is taken as the larger of PyTorch
 operations and sizes are the same, and the reference's own float32 error on the fresh inputs, over three orders of the
 batch's rounding (the inputs scaled by 1 ± eps). ``budgets`` then allows its multiple.
 
-Inputs whose decisions are nearer to a threshold than a thousandth are drawn again, as for the golden files.
+Inputs whose decisions are nearer to a threshold than a thousandth are drawn again, as for the golden files; after 50
+draws the last is taken as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.conformance.candidates import Candidate
-from refvt.conformance.cases import model_case, operation_case, truth_of
+from refvt.conformance.cases import DECISIONS, model_case, operation_case, truth_of
 from refvt.conformance.golden import Case
 from refvt.conformance.own_backends import backend_candidate
 
@@ -97,7 +98,7 @@ def _answers(
     """Every tensor of the case by a backend; forced: results whose decisions are imposed."""
     if case.kind == "op":
         given = None
-        decision = {"halt": "halted", "halt_tokens": "halting_layer"}.get(case.operation or "")
+        decision = DECISIONS.get(case.operation or "")
         if forced is not None and decision is not None:
             given = {"forced": forced[decision]}
         return candidate.answer_operation(operation_case(case, arrays, dtype), given)

@@ -84,7 +84,7 @@ def runner_for(load: Callable[[], Candidate], timeout: float, isolate: bool = Tr
     """A runner for the candidate that ``load`` returns. CannotLoad if it cannot be loaded."""
     if isolate and _fork_is_safe():
         return Isolated(load, timeout)
-    return InProcess(load(), timeout if isolate else None)
+    return InProcess(_loaded(load), timeout) if isolate else InProcess(load(), None)
 
 
 def _fork_is_safe() -> bool:
@@ -123,8 +123,6 @@ def _answer(candidate: Candidate, request: Request) -> Answer:
         return Answer("error", known, f"its backward raised {_sentence(failed.__cause__ or failed)}")
     except KeyboardInterrupt:
         raise
-    except SystemExit as error:
-        return Answer("error", sentence=f"it called sys.exit({error.code})")
     except BaseException as error:
         return Answer("error", sentence=_sentence(error))
     after = _inputs(case)
@@ -153,6 +151,8 @@ def _inputs(case: AnyCase) -> dict[str, Array]:
 
 def _sentence(error: BaseException) -> str:
     """The exception in one line, with the place in the candidate's code where it was raised."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code})"
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "…"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/refvt/conformance/" not in f.filename]
@@ -161,10 +161,24 @@ def _sentence(error: BaseException) -> str:
 
 
 def _guarded(candidate: Candidate, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """``function(candidate, *arguments)``. Every exception but KeyboardInterrupt becomes an answer."""
     try:
         return function(candidate, *arguments)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return Answer("error", sentence=_sentence(error))
+
+
+def _loaded(load: Callable[[], Candidate]) -> Candidate:
+    """The candidate. Every exception but KeyboardInterrupt becomes CannotLoad."""
+    try:
+        return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        own = isinstance(error, (ValueError, TypeError)) and str(error).startswith("candidate: ")
+        raise CannotLoad(str(error) if own else f"candidate: it could not be loaded: {_sentence(error)}") from error
 
 
 # ---- in this process
@@ -254,13 +268,13 @@ class Isolated:
         try:
             limit = max(LOADING_TIME, self.timeout)
             ready = self._connection.poll(limit)
-            problem = self._connection.recv() if ready else f"it could not be loaded within {limit:g} s"
+            problem = self._connection.recv() if ready else f"candidate: it could not be loaded within {limit:g} s"
         except (EOFError, OSError):
             self._process.join(5)
-            problem = f"while it was loaded, {_death(self._process.exitcode)}"
+            problem = f"candidate: while it was loaded, {_death(self._process.exitcode)}"
         if problem is not None:
             self._end(Answer("error"))
-            raise CannotLoad(f"candidate: {problem}")
+            raise CannotLoad(problem)
 
     def _end(self, found: Answer) -> Answer:
         process, self._process = self._process, None
@@ -298,11 +312,9 @@ def _serve(connection: Any, other_end: Any, load: Callable[[], Candidate]) -> No
 
 def _load_and_answer(connection: Any, load: Callable[[], Candidate]) -> None:
     try:
-        candidate = load()
-    except BaseException as error:
-        own = isinstance(error, (ValueError, TypeError)) and str(error).startswith("candidate: ")
-        said = str(error).removeprefix("candidate: ") if own else f"it could not be loaded: {_sentence(error)}"
-        connection.send(said)
+        candidate = _loaded(load)
+    except CannotLoad as error:
+        connection.send(str(error))
         return
     connection.send(None)
     while True:

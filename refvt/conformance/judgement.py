@@ -21,7 +21,7 @@ from refvt.conformance.cases import Truth
 from refvt.conformance.layouts import LayoutError, rearrange
 from refvt.conformance.report import TensorReport
 
-__all__ = ["POISON", "arrange", "judge", "layers_outside", "left_early"]
+__all__ = ["POISON", "arrange", "judge", "judge_early", "layers_outside"]
 
 POISON = 0xFE
 """Every byte of memory that a candidate's process was given and did not write (see ``isolation``)."""
@@ -65,7 +65,7 @@ def arrange(truth: Truth, name: str, value: Array) -> tuple[Array | None, Array 
     if expected.size == 1 and value.size == 1:
         return value.reshape(expected.shape), None, ""
     try:
-        arranged, rows = rearrange(name, value, None, truth)
+        arranged, rows = rearrange(name, value, truth)
     except LayoutError:
         return None, None, f"shape {list(value.shape)}, expected {list(expected.shape)}"
     return arranged, rows, ""
@@ -76,7 +76,20 @@ def _as_rows(mask: Array, value: Array) -> Array:
     return mask if mask.ndim == value.ndim else mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
 
 
-def left_early(truth: Truth, name: str) -> Array | None:
+def judge_early(truth: Truth, name: str, value: Any, dtype: str) -> TensorReport:
+    """As ``judge``; what a model gives whose clips leave once CLS has halted is right too."""
+    report, early, value = judge(truth, name, value, dtype), _left_early(truth, name), np.asarray(value)
+    if report.status != "differs" or early is None or early.shape != value.shape:
+        return report
+    if early.dtype.kind != "f":
+        return judge(truth, name, truth[name].value, dtype) if (early == value).all() else report
+    unknown = np.isnan(early)
+    if value.dtype.kind != "f" or (np.isnan(value) != unknown).any():
+        return report
+    return judge(truth, name, np.where(unknown, truth[name].value, value), dtype)
+
+
+def _left_early(truth: Truth, name: str) -> Array | None:
     """Another right answer of a model whose clips leave once CLS has halted; None if this tensor has none.
 
     The ponder of tokens still alive then is NaN and their halting layer 0, and nobody is alive later.
@@ -100,12 +113,12 @@ def left_early(truth: Truth, name: str) -> Array | None:
 def layers_outside(truth: Truth, name: str, value: Array) -> str:
     """A sentence if halting layers of a candidate are not among 1 … L; else an empty text.
 
-    value: in the layout of the truth. A model's layer may be 0 where the clip has left before (``left_early``).
+    value: in the layout of the truth. A model's layer may be 0 where the clip has left before (``_left_early``).
     """
     if not name.endswith("halting_layer") or truth.kind == "training":
         return ""
     L = len(truth["d(states)"].value) if truth.config is None else truth.config.joint_depth
-    early = left_early(truth, name)
+    early = _left_early(truth, name)
     may_be_0 = False if early is None else early == 0
     outside = value[((value < 1) & ~(may_be_0 & (value == 0))) | (value > L)]
     if not outside.size:

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -34,12 +33,12 @@ class LayoutError(ValueError):
     """An array that is no layout of the named tensor; the message says what was expected and what came."""
 
 
-def rearrange(name: str, value: Array, case: Any, truth: Truth) -> tuple[Array, Array | None]:
+def rearrange(name: str, value: Array, truth: Truth) -> tuple[Array, Array | None]:
     """(the array in the truth's layout, the rows that count [rows] bool; None: all).
 
     Rows that the candidate did not compute are filled with zero and do not count: those of halted tokens in a joint
-    block, and in the last joint block every row but the class token's, where only that one was given. ``case`` is not
-    read. LayoutError if the shape is no layout of the tensor.
+    block, and in the last joint block every row but the class token's, where only that one was given. LayoutError if
+    the shape is no layout of the tensor.
     """
     expected, value = truth[name], np.asarray(value)
     if value.shape == expected.value.shape:
@@ -115,12 +114,12 @@ def geometry_of(truth: Truth) -> Geometry:
 # ---- what an array that differs is
 
 
-def explain(name: str, value: Array, case: Any, truth: Truth, dtype: str = "float32") -> str | None:
+def explain(name: str, value: Array, truth: Truth, dtype: str = "float32") -> str | None:
     """A short phrase that says what a wrong array is, or None if nothing is known.
 
     For example "the right tensor, transposed", "the right tensor, frame-major token order", "the right tensor scaled by
     1/√d", "the right tensor without its skip connection", "equals blocks.3.attn.q". dtype: that of the candidate, which
-    sets the budget. ``case`` is not read.
+    sets the budget.
     """
     value = np.asarray(value)
     expected = truth[name]
@@ -131,7 +130,7 @@ def explain(name: str, value: Array, case: Any, truth: Truth, dtype: str = "floa
         return None
     judge = _Judge(truth, dtype)
     try:
-        stored, counts = rearrange(name, value, case, truth)
+        stored, counts = rearrange(name, value, truth)
     except LayoutError:
         pass
     else:
@@ -167,7 +166,7 @@ def _phrases(name: str, value: Array, judge: _Judge) -> Iterator[str]:
     expected = judge.truth[name]
     if value.shape != expected.value.shape:
         try:
-            value, _ = rearrange(name, value, None, judge.truth)
+            value, _ = rearrange(name, value, judge.truth)
         except LayoutError:
             yield from _equal_tensors(name, value, judge)
             return

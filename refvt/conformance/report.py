@@ -284,7 +284,7 @@ def describe_law(law: LawReport) -> str:
 
 
 def share_text(share: float) -> str:
-    """A share of a budget for people: 12 %, 3.1×, ∞."""
+    """A share of a budget for people: <1 %, 12 %, 310 %, 12×, 10^6×, ∞."""
     if not math.isfinite(share):
         return "∞"
     if share < 10:

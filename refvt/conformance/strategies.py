@@ -24,7 +24,7 @@ Inputs = dict[str, Any]
 
 EDGES = {
     "ties": "equal values: scores that are equal, logits, keys and queries that are all the same",
-    "near the threshold": "a halting score that brings the sum to 1 − ε exactly, or misses it by 1e-6 or 1e-3, above or below",
+    "near the threshold": "a halting score that brings the sum to 1 − ε exactly, or misses it by 1e-6 or 1e-3",
     "large": "floats of both signs, 100 to 10 000 times as large as usual",
     "denormal": "floats below the smallest normal number of the dtype, and zeros of both signs",
     "one patch": "one token, one patch, one row",

@@ -10,7 +10,7 @@ decision is ambiguous: it neither passes nor fails by luck, and the rest is comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from refvt.conformance.checking import check_case
 from refvt.conformance.golden import Case
@@ -21,19 +21,9 @@ from refvt.conformance.report import CaseReport
 __all__ = ["verify", "verify_case"]
 
 
-def verify(
-    cases: Iterable[Case],
-    backend: str = "reference",
-    dtype: str = "float64",
-    progress: Callable[[CaseReport], None] | None = None,
-) -> list[CaseReport]:
+def verify(cases: Iterable[Case], backend: str = "reference", dtype: str = "float64") -> list[CaseReport]:
     """Check several cases; one that raises an exception has the status "error", and the remaining cases still run."""
-    results = []
-    for case in cases:
-        results.append(verify_case(case, backend, dtype))
-        if progress is not None:
-            progress(results[-1])
-    return results
+    return [verify_case(case, backend, dtype) for case in cases]
 
 
 def verify_case(case: Case, backend: str = "reference", dtype: str = "float64") -> CaseReport:

@@ -107,16 +107,21 @@ def read_image(path: Path, count: int = 1) -> Pixels:
             pictures = (
                 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             )  # MPO: a photograph and its previews
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            upright = _upright(image)
             image.load()  # the pixels stay when the file is closed
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: expected a readable image ({words_of(error)})") from error
     if pictures > 1:
         raise ValueError(f"{path}: expected one picture a file in a folder of frames, got an animation of {pictures}")
     try:
-        return turn(to_rgb(image, image.format), EXIF_ORIENTATIONS.get(orientation, EXIF_ORIENTATIONS[1]))
+        return turn(to_rgb(image, image.format), upright)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _upright(image: Image.Image) -> tuple[int, int, int, int]:
+    """The matrix that turns an image upright, as its EXIF data say."""
+    return EXIF_ORIENTATIONS.get(image.getexif().get(_ORIENTATION, 1), EXIF_ORIENTATIONS[1])
 
 
 def to_rgb(image: Image.Image, format: str | None = None) -> Pixels:
@@ -149,10 +154,10 @@ def read_pictures(path: Path, wanted: Sequence[int]) -> Pixels:
     try:
         with Image.open(path) as image:
             check_frames("its pixels", len(wanted), *image.size, path.stat().st_size)
-            found = np.empty((len(wanted), image.size[1], image.size[0], 3), np.uint8)
-            for place, number in enumerate(wanted):
+            upright, found = _upright(image), []
+            for number in wanted:
                 image.seek(number)
-                found[place] = to_rgb(image, image.format)
-            return found
+                found.append(turn(to_rgb(image, image.format), upright))
+            return np.stack(found)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: {words_of(error)}") from error

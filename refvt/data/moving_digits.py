@@ -270,7 +270,7 @@ class MovingDigits:
         return out
 
     def _level(self, background: NDArray[np.uint8], draw: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the digits' grey level, [n]: 64 to 160 above or below the mean of their background, at random.
+        """Return the digits' grey level, [n]: 64 to 127 above or below the mean of their background, at random.
 
         Where only one of the two is within 0 to 255 it is that one.
         """

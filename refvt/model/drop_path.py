@@ -9,7 +9,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.model.config import HaltingVTConfig
 
-__all__ = ["DropPath", "GlimpserDropPath", "draw_drop_path"]
+__all__ = ["DropPath", "GlimpserDropPath", "check_scales", "draw_drop_path"]
 
 
 class GlimpserDropPath(NamedTuple):
@@ -25,6 +25,25 @@ class DropPath(NamedTuple):
 
     glimpser: list[GlimpserDropPath]
     joint: Array  # [L, 2, B] attention and MLP of every joint block; a unit is a clip
+
+
+def check_scales(drop_path: DropPath, config: HaltingVTConfig, B: int) -> None:
+    """ValueError unless these are the finite scales of B clips, with the shapes that ``draw_drop_path`` gives."""
+    S, T = config.patches_entering(), config.num_frames
+    if len(drop_path.glimpser) != config.glimpser_depth:
+        raise ValueError(
+            f"drop_path: expected the scales of {config.glimpser_depth} Glimpser blocks, got {len(drop_path.glimpser)}"
+        )
+    expected: dict[str, tuple[Array, tuple[int, ...]]] = {"joint": (drop_path.joint, (config.joint_depth, 2, B))}
+    for g, block in enumerate(drop_path.glimpser):
+        shapes = {"temporal": (B, S[g]), "spatial": (B, T), "mlp": (B,)}
+        expected |= {f"glimpser[{g}].{name}": (getattr(block, name), shape) for name, shape in shapes.items()}
+    for name, (scales, shape) in expected.items():
+        scales = np.asarray(scales)
+        fits = scales.shape == shape and scales.dtype.kind in "fiu"
+        if not fits or not np.isfinite(scales).all():
+            got = scales[~np.isfinite(scales)][0] if fits else f"{scales.dtype} {list(scales.shape)}"
+            raise ValueError(f"drop_path.{name}: expected finite numbers {list(shape)}, got {got}")
 
 
 def draw_drop_path(config: HaltingVTConfig, B: int, drop_path: float, rng: np.random.Generator) -> DropPath:

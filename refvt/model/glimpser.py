@@ -63,7 +63,7 @@ def glimpser_forward(
 ) -> tuple[Array, Array | None, GlimpserCache | None]:
     """Glimpser block i on the state x [B·(1+S·T), D].
 
-    Returns the state [B·(1+S'·T), D] that leaves it; the places [B·T, S'] of the kept patches among those that entered,
+    Returns the state [B·(1+S'·T), D] that leaves it; the places [B·T, k] of the kept patches among those that entered,
     None if all go on in their places; and the cache.
     """
     block, T = f"blocks.{i}", config.num_frames

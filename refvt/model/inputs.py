@@ -9,9 +9,10 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends import Backend
 from refvt.backends.reference import arrays as numpy_arrays
+from refvt.checks import brief
 from refvt.model.config import HaltingVTConfig
 from refvt.model.decisions import Decisions, check_decisions, kept_places
-from refvt.model.drop_path import DropPath, draw_drop_path
+from refvt.model.drop_path import DropPath, check_scales, draw_drop_path
 from refvt.model.plan import Execution
 
 __all__ = ["LossWeights", "check_clips", "check_drop_path", "check_execution", "check_labels", "check_loss_weights"]
@@ -51,7 +52,7 @@ def check_clips(clips: Array, config: HaltingVTConfig, ops: Backend, dtype: str)
     height, width = tuple(clips.shape)[3:]
     if height % c.patch_size or width % c.patch_size:
         raise ValueError(
-            f"clips: height and width must be multiples of patch_size {c.patch_size}, got {height}×{width}"
+            f"clips: expected height and width that are multiples of patch_size {c.patch_size}, got {height}×{width}"
         )
     if tuple(clips.shape)[1:] != (c.channels, c.num_frames, *c.image_size):
         raise ValueError(f"clips: expected {expected}, got shape {list(clips.shape)}")
@@ -78,7 +79,8 @@ def check_labels(
         labels = labels.astype(np.int64)
     elif labels.shape == (B, K) and np.issubdtype(labels.dtype, np.floating):
         if not np.isfinite(labels).all() or labels.min() < 0:
-            raise ValueError("labels: expected finite soft labels of at least 0")
+            wrong = labels[~np.isfinite(labels) | (labels < 0)][0]
+            raise ValueError(f"labels: expected finite soft labels of at least 0, got {wrong}")
         with np.errstate(over="ignore"):
             labels = labels.astype(dtype)
         if not np.isfinite(labels).all():
@@ -90,11 +92,10 @@ def check_labels(
     if motion_labels is None:
         return labels, None
     motion_labels = np.asarray(motion_labels)
-    if motion_labels.shape != (B,) or not np.isin(motion_labels, (0, 1)).all():
-        raise ValueError(
-            f"motion_labels: expected {B} numbers, 1 for moving and 0 for static, "
-            f"got {motion_labels.dtype} {list(motion_labels.shape)}"
-        )
+    fits = motion_labels.shape == (B,)
+    if not fits or not np.isin(motion_labels, (0, 1)).all():
+        got = brief(motion_labels.tolist()) if fits else f"{motion_labels.dtype} {list(motion_labels.shape)}"
+        raise ValueError(f"motion_labels: expected {B} numbers, 1 for moving and 0 for static, got {got}")
     return labels, motion_labels.astype(np.int64)
 
 
@@ -120,11 +121,14 @@ def check_loss_weights(
     if patch_ponder is not None:
         patch_ponder = np.asarray(patch_ponder)
         shape = (B, config.num_frames, config.patches_per_frame)
-        if patch_ponder.shape != shape or patch_ponder.dtype.kind not in "fiu" or not np.isfinite(patch_ponder).all():
+        if patch_ponder.shape != shape or patch_ponder.dtype.kind not in "fiu":
             raise ValueError(
                 f"patch_ponder_weights: expected finite numbers {list(shape)}, got {patch_ponder.dtype} "
                 f"{list(patch_ponder.shape)}"
             )
+        if not np.isfinite(patch_ponder).all():
+            wrong = patch_ponder[~np.isfinite(patch_ponder)][0]
+            raise ValueError(f"patch_ponder_weights: expected finite numbers {list(shape)}, got {wrong}")
         with np.errstate(over="ignore"):
             patch_ponder = patch_ponder.astype(dtype)
         if not np.isfinite(patch_ponder).all():
@@ -135,8 +139,12 @@ def check_loss_weights(
 def check_drop_path(
     drop_path: float | DropPath, rng: np.random.Generator | None, config: HaltingVTConfig, B: int
 ) -> DropPath | None:
-    """The DropPath scales of a pass, None for rate 0. ValueError for a rate outside [0, 1), TypeError for no rng."""
+    """The DropPath scales of a pass, None for rate 0.
+
+    ValueError for a rate outside [0, 1) and for scales that do not fit; TypeError for no rng.
+    """
     if isinstance(drop_path, DropPath):
+        check_scales(drop_path, config, B)
         return drop_path
     _check_range("drop_path", drop_path, 1)
     if drop_path == 0:
@@ -162,6 +170,8 @@ def check_execution(
     """
     if execution not in ("compact", "dense"):
         raise ValueError(f"execution: expected 'compact' or 'dense', got {execution!r}")
+    if decisions is not None and not isinstance(decisions, Decisions):
+        raise TypeError(f"decisions: expected refvt.Decisions, got {type(decisions).__name__}")
     compact = execution == "compact"
     imposed = check_decisions(decisions or Decisions(), config, B)
     return Execution(
@@ -175,5 +185,7 @@ def check_execution(
 
 
 def _check_range(name: str, number: float, top: float) -> None:
+    if not isinstance(number, int | float | np.number) or isinstance(number, bool):
+        raise TypeError(f"{name}: expected a number from 0 and below {top}, got {brief(number)}")
     if not (0 <= number < top):
         raise ValueError(f"{name}: expected a number from 0 and below {top}, got {number}")

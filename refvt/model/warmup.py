@@ -39,8 +39,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True, ops: Backend | None = None) -> None:
-    """Compile what a forward pass needs and, with ``training``, what a training step needs.
+def warm_up(dtype: str = "float32", training: bool = True, ops: Backend | None = None) -> None:
+    """Compile what a forward pass of the jit backend needs and, with ``training``, what a training step needs.
 
     Compiled kernels are cached on disk: the next process loads them in a fraction of a second. ops: another table of
     operations; what it takes from ``reference`` is not compiled.
@@ -50,7 +50,7 @@ def warm_up(backend: str = "jit", dtype: str = "float32", training: bool = True,
     clips = rng.standard_normal((2, 3, 2, 12, 12)).astype(dtype)
     for name in names:
         config = HaltingVTConfig(**{**SMALL.as_dict(), **VARIANTS[name]})
-        model = HaltingVT(config, seed=0, backend=backend, dtype=dtype)
+        model = HaltingVT(config, seed=0, backend="jit", dtype=dtype)
         model._ops = ops or model._ops
         for b in range(config.glimpser_depth, config.depth):  # some tokens halt before the last block, others do not
             model.parameters[f"blocks.{b}.mlp.fc2.bias"][0] = 0.4
@@ -81,10 +81,10 @@ def compile_all(dtype: str = "float32", training: bool = True) -> float:
         with compilation_shown(silent=0):
             if num_threads() > 1:
                 with at_first_compilation(lambda: helpers.append(_start_products(dtype, training))):
-                    warm_up("jit", dtype, training, _table(products=False))
+                    warm_up(dtype, training, _table(products=False))
             for helper in helpers:
                 helper.wait()
-            warm_up("jit", dtype, training)
+            warm_up(dtype, training)
     finally:
         for helper in helpers:
             helper.kill()  # after an error or Ctrl-C; nothing happens to a process that has ended
@@ -93,7 +93,7 @@ def compile_all(dtype: str = "float32", training: bool = True) -> float:
 
 def _start_products(dtype: str, training: bool) -> subprocess.Popen[bytes]:
     """Start a process that compiles the matrix products without a word."""
-    code = f"from refvt.model import warmup as w; w.warm_up('jit', {dtype!r}, {training}, w._table(products=True))"
+    code = f"from refvt.model import warmup as w; w.warm_up({dtype!r}, {training}, w._table(products=True))"
     environment = {**os.environ, "REFVT_QUIET": "1"}
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -76,7 +76,7 @@ def draw_growth(growth: dict[str, Any], cpu: str, path: str | Path) -> None:
     axes.errorbar(x, y, [y - low, high - y], fmt="o", color="#1f3b6f", capsize=3, label="median and quartiles")
     for at, height, point in zip(x, y, points, strict=True):
         axes.annotate(f"{point['share']:.0%}", (at, height), (4, -11), textcoords="offset points", fontsize=8)
-    axes.set_xlim(0)
+    axes.set_xlim(0, 1.1 * x.max())  # the last label fits inside
     axes.set_ylim(0)
     axes.set_xlabel("10⁹ multiply-adds executed; the labels are shares of tokens alive after layer 1")
     axes.set_ylabel("forward pass [ms]")

@@ -57,11 +57,10 @@ def claim(folder: Path, recipe: Recipe, resume: bool, overwrite: bool, backbone:
     files alone. TrainingError names what is in the way.
     """
     found = [name for name in FILES if _there(folder / name)]
-    inner = folder / BACKBONE
-    if backbone and not resume and _there(inner):
+    if backbone and not resume and _there(folder / BACKBONE):
         found.append(BACKBONE)
     if overwrite:
-        for place in (folder, inner) if backbone else (folder,):
+        for place in _folders(folder, recipe if backbone else None):
             for name in FILES:
                 if (place / name).is_dir() and not (place / name).is_symlink():
                     raise TrainingError(f"{place / name}: expected a file of a run, got a folder")
@@ -82,19 +81,31 @@ def claim(folder: Path, recipe: Recipe, resume: bool, overwrite: bool, backbone:
         sweep(folder / name)
 
 
+def _folders(folder: Path, recipe: Recipe | None) -> Iterator[Path]:
+    """The folder of a run, and those of its backbones, each in the one before; recipe None: the first alone."""
+    yield folder
+    while recipe is not None and recipe.backbone is not None:
+        folder, recipe = folder / BACKBONE, recipe.backbone
+        yield folder
+
+
 def check_recipe(folder: Path, recipe: Recipe) -> None:
     """Check that recipe.json, if it is there, is this recipe. TrainingError if it is another one or none."""
     path = folder / RECIPE
     if not _there(path):
         return
-    try:
-        stored = Recipe.from_dict(read_json(path, "a recipe"))
-    except (ValueError, TypeError, OSError) as error:
-        raise _stranger(path, f"the recipe of this run ({brief(str(error))})") from None
-    if names := difference(stored.as_dict(), recipe.as_dict()):
+    if names := difference(_stored(path).as_dict(), recipe.as_dict()):
         raise TrainingError(
             f"{path}: expected the recipe of this run, got another ({', '.join(at_most(names))} differ)"
         )
+
+
+def _stored(path: Path) -> Recipe:
+    """The recipe in a file. TrainingError if it is none."""
+    try:
+        return Recipe.from_dict(read_json(path, "a recipe"))
+    except (ValueError, TypeError, OSError) as error:
+        raise _stranger(path, f"the recipe of this run ({brief(str(error))})") from None
 
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
@@ -103,11 +114,7 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
         return False  # train itself looks at the checkpoint, if there is one
     if not _there(folder / RECIPE):
         raise _stranger(folder / RECIPE, "the recipe of the finished run")
-    try:
-        stored = Recipe.from_dict(read_json(folder / RECIPE, "a recipe"))
-    except (ValueError, TypeError) as error:
-        raise TrainingError(_with_path(folder / RECIPE, str(error))) from None
-    if names := difference(stored.as_dict(), recipe.as_dict()):
+    if names := difference(_stored(folder / RECIPE).as_dict(), recipe.as_dict()):
         listed = ", ".join(at_most(names))
         raise TrainingError(f"{folder}: holds a finished run of another recipe ({listed} differ): take another --out")
     if not (folder / CHECKPOINT).is_file():

@@ -55,20 +55,17 @@ def check_fields(values: Mapping[str, Any]) -> None:
         check(isinstance(values[name], int) and not isinstance(values[name], bool), name, "a whole number", TypeError)
         check(values[name] >= lowest, name, f"at least {lowest}")
     for name, (low, high) in NUMBERS.items():
-        check(_is_number(values[name]), name, "a finite number", TypeError)
+        check(is_number(values[name]), name, "a finite number", TypeError)
         check(low <= values[name] <= high, name, f"a number from {low:g} to {high:g}")
     for name in SWITCHES:
         check(isinstance(values[name], bool), name, "true or false", TypeError)
     betas = values["betas"]
     check(isinstance(betas, tuple | list) and len(betas) == 2, "betas", "two numbers", TypeError)
-    check(all(_is_number(b) and 0 <= b < 1 for b in betas), "betas", "two numbers from 0 to below 1")
+    check(all(is_number(b) and 0 <= b < 1 for b in betas), "betas", "two numbers from 0 to below 1")
     if values["max_grad_norm"] is not None:
-        check(_is_number(values["max_grad_norm"]), "max_grad_norm", "a finite number or null", TypeError)
+        check(is_number(values["max_grad_norm"]), "max_grad_norm", "a finite number or null", TypeError)
         check(values["max_grad_norm"] > 0, "max_grad_norm", "a number above 0")
-    check(values["drop_path"] < 1, "drop_path", "a number below 1")
+    for name in ("drop_path", "label_smoothing"):
+        check(values[name] < 1, name, "a number below 1")
     check(values["batch"] % values["micro_batch"] == 0, "micro_batch", f"a divisor of batch {values['batch']}")
     check(values["warmup_epochs"] <= values["epochs"], "warmup_epochs", f"at most the {values['epochs']} epochs")
-
-
-def _is_number(value: Any) -> bool:
-    return is_number(value)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refvt.conformance import checking, compare_tensor, load_case, load_truth
+from refvt.conformance import checking, compare_tensor, isolation, load_case, load_truth
 from refvt.conformance.asking import Asked
 from refvt.conformance.checking import select_cases
 from refvt.ops.attention import reference as attention
@@ -304,6 +304,32 @@ def test_values_that_were_never_written_are_named():
         return found
 
     assert "values were never written" in only(check(candidate, cases="tiny-model-zero")).first.note
+
+
+def test_a_candidate_that_ends_the_process_where_it_cannot_be_isolated(monkeypatch):
+    """Without fork it runs in this process: ``sys.exit(0)`` in it must not end the check, least of all with code 0."""
+    monkeypatch.setattr(isolation, "_fork_is_safe", lambda: False)
+    for exception in (SystemExit(0), OSError("no such library")):
+
+        def load(exception=exception):
+            raise exception
+
+        said = r"candidate: it could not be loaded: .*(exit\(0\)|no such library)"
+        with pytest.raises(isolation.CannotLoad, match=said):
+            isolation.runner_for(load, 5.0)
+    runner = isolation.runner_for(lambda: None, 5.0)
+    answer = runner.call(lambda candidate: sys.exit(0))
+    assert (answer.status, answer.sentence) == ("error", "it called sys.exit(0)")
+
+
+def test_laws_of_a_candidate_that_has_ended_its_process_are_an_error(monkeypatch):
+    report = check(run, cases="tiny-model-zero", laws=True)
+    assert report.laws == []  # it has no operations
+    monkeypatch.setattr("refvt.conformance.law_runs.laws_for", leave)
+    report = check(run, cases="tiny-model-zero", laws=True)
+    assert [law.status for law in report.laws] == ["error"]
+    assert report.laws[0].sentence == "it ended its process with exit code 3"
+    assert report.exit_code == 1
 
 
 def test_nothing_compared_is_exit_code_2():

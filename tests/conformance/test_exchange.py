@@ -27,6 +27,11 @@ def gelu(folder, scale=1.0):
     return case
 
 
+def test_laws_of_a_folder_are_refused(folder):
+    with pytest.raises(ValueError, match="laws: expected a candidate that can be called, got an exchange folder"):
+        check(folder, laws=True)
+
+
 def test_the_folder_holds_everything_that_a_program_needs(folder):
     index = json.loads((folder / "exchange.json").read_text(encoding="utf-8"))
     assert index == {"format": 1, "dtype": "float32", "cases": ["tiny-op-gelu-basic", "tiny-model-zero"]}

@@ -36,11 +36,11 @@ def test_geometry_knows_every_named_tensor(case: str) -> None:
 def test_rectangular_states_are_accepted(truth: Truth) -> None:
     stored = truth["blocks.2.attn.q"].value  # [75, 8]
     for shape in ((3, 25, 8), (3, 25, 2, 4), (75, 2, 4), (75, 8)):
-        value, counts = rearrange("blocks.2.attn.q", stored.reshape(shape), None, truth)
+        value, counts = rearrange("blocks.2.attn.q", stored.reshape(shape), truth)
         assert np.array_equal(value.reshape(stored.shape), stored)
         assert np.array_equal(counts, truth["blocks.2.attn.q"].rows)
     paths = truth["blocks.0.temporal_norm1"].value
-    assert np.array_equal(rearrange("blocks.0.temporal_norm1", paths.reshape(3, 12, 2, 8), None, truth)[0], paths)
+    assert np.array_equal(rearrange("blocks.0.temporal_norm1", paths.reshape(3, 12, 2, 8), truth)[0], paths)
 
 
 def test_packed_rows_of_living_tokens_are_accepted(truth: Truth) -> None:
@@ -48,7 +48,7 @@ def test_packed_rows_of_living_tokens_are_accepted(truth: Truth) -> None:
     assert rows is not None
     assert 0 < rows.sum() < len(rows)
     packed = truth[name].value[rows]
-    value, counts = rearrange(name, packed, None, truth)
+    value, counts = rearrange(name, packed, truth)
     assert np.array_equal(counts, rows)
     assert np.array_equal(value[rows], packed)
 
@@ -58,21 +58,21 @@ def test_last_block_may_hold_the_class_token_alone(truth: Truth) -> None:
     full = truth[name].value.reshape(3, 25, 8)
     living = truth[name].rows.reshape(3, 25)[:, 0]  # type: ignore[union-attr]
     for given in (full[:, :1], full[:, 0][living], np.where(np.arange(25)[:, None] == 0, full, np.nan)):
-        value, counts = rearrange(name, given, None, truth)
+        value, counts = rearrange(name, given, truth)
         assert counts is not None
         assert counts.sum() == living.sum()
         assert np.array_equal(value[counts], full[:, 0][living])
     # the keys of patches are needed in the last block too: a row of NaN is not "not computed"
     hidden = np.where(np.arange(25)[:, None] == 0, truth["blocks.4.attn.k"].value.reshape(3, 25, 8), np.nan)
-    _, counts = rearrange("blocks.4.attn.k", hidden, None, truth)
+    _, counts = rearrange("blocks.4.attn.k", hidden, truth)
     assert np.array_equal(counts, truth["blocks.4.attn.k"].rows)
 
 
 def test_a_shape_that_is_no_layout_is_refused(truth: Truth) -> None:
     with pytest.raises(LayoutError, match=r"blocks.2.attn.q: expected shape \[75, 8\], got \[74, 8\]"):
-        rearrange("blocks.2.attn.q", np.zeros((74, 8)), None, truth)
+        rearrange("blocks.2.attn.q", np.zeros((74, 8)), truth)
     with pytest.raises(LayoutError, match="head"):
-        rearrange("d(head.weight)", truth["d(head.weight)"].value.T, None, truth)
+        rearrange("d(head.weight)", truth["d(head.weight)"].value.T, truth)
 
 
 def test_explain_says_what_was_done(truth: Truth) -> None:
@@ -100,17 +100,17 @@ def test_explain_says_what_was_done(truth: Truth) -> None:
         "the right tensor, class token last": ("embed", embed[orders["class token last"].rows]),
     }
     for phrase, (name, value) in said.items():
-        assert explain(name, value, None, truth) == phrase
+        assert explain(name, value, truth) == phrase
 
 
 def test_explain_claims_nothing_that_is_not_so(truth: Truth) -> None:
     rng = np.random.default_rng(0)
     q = truth["blocks.2.attn.q"].value
-    assert explain("blocks.2.attn.q", q, None, truth) is None  # nothing is wrong
-    assert explain("blocks.2.attn.q", q.reshape(3, 25, 8), None, truth) is None  # a layout that is accepted
-    assert explain("blocks.2.attn.q", rng.standard_normal(q.shape), None, truth) is None
-    assert explain("blocks.2.attn.q", q * (1 + 1e-4 * rng.standard_normal(q.shape)), None, truth) is None
-    assert explain("blocks.2.attn.q", np.full(q.shape, np.nan), None, truth) is None
+    assert explain("blocks.2.attn.q", q, truth) is None  # nothing is wrong
+    assert explain("blocks.2.attn.q", q.reshape(3, 25, 8), truth) is None  # a layout that is accepted
+    assert explain("blocks.2.attn.q", rng.standard_normal(q.shape), truth) is None
+    assert explain("blocks.2.attn.q", q * (1 + 1e-4 * rng.standard_normal(q.shape)), truth) is None
+    assert explain("blocks.2.attn.q", np.full(q.shape, np.nan), truth) is None
     one_wrong = q.copy()
     one_wrong[0, 0] += 1
-    assert explain("blocks.2.attn.q", one_wrong.T, None, truth) is None
+    assert explain("blocks.2.attn.q", one_wrong.T, truth) is None

@@ -143,6 +143,18 @@ def test_an_animated_webp_and_a_png(tmp_path: Path) -> None:
         assert frames.images[:, 20, 20, 1].tolist() == [20, 60, 100]
 
 
+def test_an_animated_webp_held_on_its_side(tmp_path: Path) -> None:
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:16, :16] = 255  # the corner at the top left, which is at the top right of what is shown
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = [Image.fromarray(picture // n) for n in (1, 2, 3)]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], lossless=True, exif=exif)
+    shown = read_frames(tmp_path / "a.webp", 3).images
+    np.testing.assert_array_equal(shown[0], np.rot90(picture, -1))
+    assert shown.shape == (3, 64, 48, 3)
+
+
 def test_streams_that_ffmpeg_cannot_decode(tmp_path: Path) -> None:
     for count, said in (
         (1, "FFmpeg has no decoder for its video stream"),

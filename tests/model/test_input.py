@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import refvt
+from refvt.model.drop_path import draw_drop_path
 from tests.support.models import SMALL, small_batch, small_clips, small_model
 
 MODEL = small_model()
@@ -59,9 +60,10 @@ def test_non_contiguous_and_float16_clips_are_copied():
         ({"labels": np.array([0, 1, 5])}, "labels: expected class numbers 0 to 4, got 0 to 5"),
         ({"labels": np.array([0, -1, 2])}, "labels: expected class numbers 0 to 4, got -1 to 2"),
         ({"labels": np.array([0.0, 1.0, 2.0])}, "labels: expected integers"),
-        ({"labels": np.full((3, 5), np.nan)}, "labels: expected finite soft labels"),
-        ({"motion_labels": np.array([0, 1, 2])}, "motion_labels: expected 3 numbers, 1 for moving"),
-        ({"motion_labels": np.array([0, 1])}, "motion_labels: expected 3 numbers"),
+        ({"labels": np.full((3, 5), np.nan)}, "labels: expected finite soft labels of at least 0, got nan"),
+        ({"motion_labels": np.array([0, 1, 2])}, r"motion_labels: expected 3 numbers, .*, got \[0, 1, 2\]"),
+        ({"motion_labels": np.array([0, 1])}, r"motion_labels: expected 3 numbers, .*, got int64 \[2\]"),
+        ({"patch_ponder_weights": np.full((3, 3, 6), np.inf)}, "patch_ponder_weights: expected finite .*, got inf"),
         ({"ponder_weight": -1.0}, "ponder_weight: expected a number from 0"),
         ({"motion_weight": np.nan}, "motion_weight: expected a number from 0"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected a number from 0 and below 1"),
@@ -74,6 +76,44 @@ def test_bad_training_arguments(changes, message):
     arguments = {"labels": labels, "motion_labels": moving, **changes}
     with pytest.raises(ValueError, match=message):
         MODEL.loss_and_gradients(clips, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ponder_weight": "half"}, "ponder_weight: expected a number from 0 and below .*, got 'half'"),
+        ({"drop_path": True}, "drop_path: expected a number from 0 and below 1, got True"),
+        ({"decisions": {"halting_layer": None}}, "decisions: expected refvt.Decisions, got dict"),
+    ],
+)
+def test_training_arguments_of_another_type(changes, message):
+    with pytest.raises(TypeError, match=message):
+        MODEL.loss_and_gradients(*small_batch(MODEL.config), **changes)
+
+
+@pytest.mark.parametrize("backend", ["reference", "jit"])
+def test_scales_of_another_batch_are_refused(backend):
+    """Kernels would read beyond the end of them."""
+    model = small_model(backend=backend)
+    right = draw_drop_path(model.config, 3, 0.5, np.random.default_rng(0))
+    model.loss_and_gradients(*small_batch(model.config), drop_path=right)
+    block = right.glimpser[1]
+    wrong = {
+        r"joint: expected finite numbers \[4, 2, 3\], got float64 \[4, 2, 2\]": right._replace(
+            joint=right.joint[..., :2]
+        ),
+        r"glimpser\[1\].spatial: expected finite numbers \[3, 3\], got float64 \[3, 2\]": right._replace(
+            glimpser=[right.glimpser[0], block._replace(spatial=block.spatial[:, :2])]
+        ),
+        r"glimpser\[0\].mlp: expected finite numbers \[3\], got nan": right._replace(
+            glimpser=[right.glimpser[0]._replace(mlp=np.full(3, np.nan)), block]
+        ),
+    }
+    for message, scales in wrong.items():
+        with pytest.raises(ValueError, match=r"drop_path\." + message):
+            model.loss_and_gradients(*small_batch(model.config), drop_path=scales)
+    with pytest.raises(ValueError, match="drop_path: expected the scales of 2 Glimpser blocks, got 1"):
+        model.trace(CLIPS, gradients=True, drop_path=right._replace(glimpser=right.glimpser[:1]))
 
 
 def test_drop_path_needs_a_generator():

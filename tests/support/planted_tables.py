@@ -96,7 +96,7 @@ OPERATION_BUGS = [
     ("halting", "halt", "weight = np.where(halted, 1 - used, score)", "weight = score", "weight"),
     ("halting", "halt", "used + score > 1 - epsilon", "score > 1 - epsilon", "weight"),
     ("halting", "halt", "used + score > 1 - epsilon", "used + score > 1", "weight|halted"),
-    ("halting", "halt", "_logistic(scale * logit - center)", "_logistic(scale * (logit - center))", "weight"),
+    ("halting", "halt", "logistic(scale * logit - center)", "logistic(scale * (logit - center))", "weight"),
     ("halting", "halt", "np.where(halted, 1, used + score).astype", "(used + score).astype", "used_next"),
     ("halting", "halt", "np.where(halted, -dweight, dused_next)", "np.where(halted, dused_next, dused_next)", "d(used)"),
     ("halting", "halt", "np.where(halted, 0, dweight + dused_next)", "dweight + dused_next", "d(logit)"),

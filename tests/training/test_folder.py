@@ -64,6 +64,21 @@ def test_overwrite_begins_again(tmp_path):
         run(other, tmp_path, overwrite=True)
 
 
+def test_overwrite_begins_again_in_every_backbone(tmp_path):
+    """Also in the backbone of the backbone: its old run would be resumed, and is that of another recipe here."""
+
+    def stages(seed):
+        return ONE.changed({"backbone": ONE.changed({"backbone": ONE.changed({"seed": seed}).as_dict()}).as_dict()})
+
+    run(stages(5), tmp_path)
+    first = contents(tmp_path)
+    run(stages(6), tmp_path, overwrite=True)
+    again = contents(tmp_path)
+    assert set(again) == set(first)
+    inner = f"{BACKBONE}/{BACKBONE}/{MODEL}"
+    assert again[inner] != first[inner]
+
+
 @pytest.mark.parametrize("name", [RECIPE, MODEL])
 def test_a_file_of_somebody_else_beside_a_checkpoint_is_not_touched(tmp_path, name):
     class Killed(Observer):

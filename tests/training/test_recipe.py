@@ -44,6 +44,7 @@ def test_the_papers_recipe():
         ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a finite number, got 'fast'"),
         ({"learning_rate": float("nan")}, TypeError, "learning_rate: expected a finite number, got nan"),
         ({"drop_path": 1}, ValueError, "drop_path: expected a number below 1, got 1"),
+        ({"label_smoothing": 1.0}, ValueError, "label_smoothing: expected a number below 1, got 1.0"),
         ({"label_smoothing": 2}, ValueError, "label_smoothing: expected a number from 0 to 1, got 2"),
         ({"optimiser": "sgd"}, ValueError, "optimiser: expected one of adamw, adam, got 'sgd'"),
         ({"lr_schedule": "step"}, ValueError, "lr_schedule: expected one of product, consecutive, got 'step'"),

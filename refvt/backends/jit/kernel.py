@@ -12,8 +12,9 @@ from refvt.backends.jit.cache import attach_cache
 
 __all__ = ["function", "intrinsic", "kernel"]
 
-# Loops vectorise only if sums may be reordered and a division by zero raises nothing. NaN does not occur (the model
-# refuses it at its door); −∞ does.
+# Loops vectorise only if sums may be reordered and a division by zero raises nothing. No kernel decides anything by a
+# NaN: the model refuses NaN in what it is given, and training looks for it in the loss and in the norm of the gradient,
+# outside of kernels. −∞ occurs inside.
 OPTIONS = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments = ParamSpec("Arguments")

@@ -2,7 +2,7 @@
 
 A task computes some rows and some columns of the result. Its columns of the right factor are packed in panels as wide
 as a tile, unless its thread has packed them for the task before. Then every tile reads memory in order, and the panels
-stay in the second cache while all rows are multiplied with them.
+stay in the L2 cache while all rows are multiplied with them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "weight_gradients",
 ]
 
-CACHE = 400_000  # bytes of packed panels: they must fit well within the second cache
+CACHE = 400_000  # bytes of packed panels: they must fit well within the L2 cache
 CHUNK = 128  # rows of a task: few, so that the others need not wait long for a thread that was delayed
 FEW = 2  # rows for which a weight is not packed at all
 FEWEST = 256  # rows per thread below which no two threads pack the same columns

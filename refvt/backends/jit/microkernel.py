@@ -7,7 +7,7 @@ Every matrix product of the jit backend is built from one small product, a tile:
 A processor multiplies and adds one vector (16 float32 with AVX-512, 8 with AVX, 4 with NEON) per cycle and arithmetic
 unit, if it need not wait. A sum of its own in a register for each (i, vector of j) keeps all units busy, since none of
 these additions waits for another. Each step k loads VECTORS vectors of b and ROWS numbers of a, each broadcast to a
-vector, for VECTORS·ROWS multiply-adds. So arithmetic takes the time, as long as b comes from the first or second cache.
+vector, for VECTORS·ROWS multiply-adds. So arithmetic takes the time, as long as b comes from the L1 or L2 cache.
 What a layer adds to its product (bias, DropPath scale, skip connection) is added while the sums are still in registers.
 Sums run over k in order: a number of c does not depend on where tiles are cut.
 

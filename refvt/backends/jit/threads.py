@@ -232,6 +232,7 @@ class _ThreadPool:
         except BaseException:
             queue[NEXT] = count
             _close(queue)
+            self.error = None  # of a worker; this one is raised instead
             raise
         finally:
             self.leading = False
@@ -242,6 +243,14 @@ class _ThreadPool:
 
 _Scratch = tuple[int, Any] | None
 _pool = _ThreadPool()
+
+
+def _own_pool() -> _ThreadPool:
+    """The pool of this process: a forked child inherits the queue, but no workers."""
+    global _pool
+    if _pool.process != os.getpid():
+        _pool = _ThreadPool()
+    return _pool
 
 
 def _enter(kernel: Callable[..., None], ticket: Ticket, scratch: _Scratch, arguments: tuple[Any, ...]) -> None:
@@ -255,7 +264,7 @@ def _enter(kernel: Callable[..., None], ticket: Ticket, scratch: _Scratch, argum
 @contextmanager
 def session() -> Iterator[None]:
     """Context of a whole run of the model: the workers wake up while its first arrays are made."""
-    _pool.wake(num_threads() - 1)
+    _own_pool().wake(num_threads() - 1)
     with compilation_shown():
         yield
 
@@ -266,13 +275,11 @@ def run(kernel: Callable[..., None], count: int, *arguments: Any, scratch: _Scra
     scratch: (numbers, dtype) of memory that each thread has to itself, the kernel's second argument. An error in a
     kernel is raised here, from whichever thread it comes.
     """
-    global _pool
-    if _pool.process != os.getpid():  # a forked child inherits the queue, but no workers
-        _pool = _ThreadPool()
-    if count > 1 and num_threads() > 1 and _pool.lock.acquire(blocking=False):
+    pool = _own_pool()
+    if count > 1 and num_threads() > 1 and pool.lock.acquire(blocking=False):
         try:
-            _pool.lead(kernel, count, scratch, arguments)
+            pool.lead(kernel, count, scratch, arguments)
         finally:
-            _pool.lock.release()
+            pool.lock.release()
     else:  # too little work to divide, or the pool is busy with another caller's
         _enter(kernel, Ticket(np.zeros(QUEUE_SIZE, np.int64), count, 1), scratch, arguments)

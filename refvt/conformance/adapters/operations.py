@@ -132,8 +132,9 @@ def _call(function: Callable[..., Any], operation: Operation, given: dict[str, A
     if by_name:
         answer = function(**given)
     else:
-        required = [n for n in (*operation.arguments, *operation.settings) if n not in operation.optional]
-        answer = function(*(given.get(n) for n in required), *(given[n] for n in operation.optional if n in given))
+        order = [n for n in (*operation.arguments, *operation.settings) if n not in operation.optional]
+        count = max((i + 1 for i, n in enumerate(operation.optional) if n in given), default=0)
+        answer = function(*(given.get(n) for n in (*order, *operation.optional[:count])))
     return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
 
 

@@ -15,11 +15,9 @@ import numpy as np
 from refvt.array import Array
 from refvt.conformance.adapters.recorder import to_numpy
 from refvt.conformance.cases import ModelCase
+from refvt.model.checkpoints.names import own_names
 
 __all__ = ["Parameters", "load_parameters", "match_parameters", "stored_gradients"]
-
-_PREFIXES = (("backbone.model.", ""), ("cls_head.fc_cls.", "head."), ("cls_head.fc_motion.", "motion_head."))
-_WRAPPERS = ("_orig_mod.", "module.", "model.")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def load_parameters(module: Any, case: ModelCase, dtype: Any) -> Any:
     import torch
 
     module = module.to(dtype).eval()
-    own = {_plain_name(name): tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+    own = _by_own_name(dict(module.state_dict(keep_vars=True)), case.parameters)
     shared = [name for name in case.parameters if name in own]
     given = {name: torch.from_numpy(case.parameters[name]).to(dtype) for name in shared}
     for name in shared:
@@ -76,19 +74,14 @@ def load_parameters(module: Any, case: ModelCase, dtype: Any) -> Any:
     return module
 
 
-def _plain_name(name: str) -> str:
-    """A name without what a wrapper or the published files put before it."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    for prefix, replacement in _PREFIXES:
-        if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return name
+def _by_own_name(tensors: Mapping[str, Any], known: Mapping[str, Array]) -> dict[str, Any]:
+    """The module's tensors by refvt's names: without what a wrapper or the published files put before them."""
+    return {name: tensors[given] for given, name in own_names(tensors, known).items()}
 
 
 def match_parameters(module: Any, parameters: Mapping[str, Array]) -> Parameters:
     """Find every parameter of the case among those of the module."""
-    own = {_plain_name(name): tensor for name, tensor in module.named_parameters()}
+    own = _by_own_name(dict(module.named_parameters()), parameters)
     values = {name: to_numpy(tensor) for name, tensor in own.items()}
     places: dict[str, list[Place]] = {}
     for name, wanted in parameters.items():

@@ -10,6 +10,7 @@ import numpy as np
 from refvt.array import Array
 from refvt.backends import Implementation
 from refvt.ops.halting import check_states
+from refvt.ops.halting.reference import logistic
 
 __all__ = ["HaltingRule"]
 
@@ -76,7 +77,7 @@ class HaltingRule:
         is_cls = np.zeros(used.shape, bool)
         if self.cls != "halts" and self.tokens_per_clip:
             is_cls[:: self.tokens_per_clip] = True
-        score = np.ones_like(used) if last else _logistic(scale * logit - center)  # [n]
+        score = np.ones_like(used) if last else logistic(scale * logit - center)  # [n]
         if self.cls == "never" and not last:
             score = np.where(is_cls, 0, score)
         total = used + score
@@ -150,7 +151,7 @@ class HaltingRule:
         keep: bool = True,
     ) -> Any:
         """y, ponder and halting_layer of ``halt_tokens`` under this rule; states [L, N, D]."""
-        check_states(states, epsilon)
+        check_states(states, epsilon, forced)
         L, N, _ = states.shape
         y, used = np.zeros_like(states[0]), np.zeros_like(states[0, :, 0])
         layers, caches = np.zeros(N, np.int64), []
@@ -180,8 +181,3 @@ class HaltingRule:
             dlogit, dused = self.halt_backward(dweight, dused, halt_cache)
             dstates[layer, :, 0] += dlogit
         return dstates
-
-
-def _logistic(z: Array) -> Array:
-    e = np.exp(-np.abs(z))
-    return np.asarray(np.where(z >= 0, 1, e) / (1 + e))

@@ -14,6 +14,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends import ForwardOnly, Implementation
+from refvt.ops.halting.reference import logistic
 
 __all__ = [
     "Activation",
@@ -46,10 +47,10 @@ def activations() -> dict[str, Activation]:
 
     def logistic_unit(slope: float) -> Activation:
         def derivative(x: Array) -> Array:
-            s = _logistic(slope * x)
+            s = logistic(slope * x)
             return np.asarray(s + slope * x * s * (1 - s))
 
-        return lambda x: np.asarray(x * _logistic(slope * x)), derivative
+        return lambda x: np.asarray(x * logistic(slope * x)), derivative
 
     root = math.sqrt(2 / math.pi)
 
@@ -66,11 +67,6 @@ def activations() -> dict[str, Activation]:
         "silu": logistic_unit(1.0),
         "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype)),
     }
-
-
-def _logistic(z: Array) -> Array:
-    e = np.exp(-np.abs(z))
-    return np.asarray(np.where(z >= 0, 1, e) / (1 + e))
 
 
 def with_activation(gelu: Implementation, activation: Activation) -> Implementation:

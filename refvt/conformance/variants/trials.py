@@ -11,7 +11,7 @@ import numpy as np
 from refvt import backends
 from refvt.array import Array
 from refvt.conformance.cases import ModelCase, OperationCase, Truth, TruthTensor, layout_of
-from refvt.conformance.judgement import judge, left_early
+from refvt.conformance.judgement import judge_early
 from refvt.conformance.variants.recipe import Recipe, Tensors, call_operation, recipe_of, run_model
 from refvt.conformance.variants.table import VARIANTS
 from refvt.model.config import HaltingVTConfig
@@ -97,17 +97,7 @@ def evidence_of(case: ModelCase | OperationCase, truth: Truth, given: Mapping[st
     """Evidence with the judge of ``check``: the budgets of a candidate in this dtype; clips may leave early."""
 
     def agrees(truth: Truth, name: str, value: Array) -> bool:
-        if judge(truth, name, value, dtype).status == "agrees":
-            return True
-        early = left_early(truth, name)
-        if early is None or early.shape != value.shape:
-            return False
-        if early.dtype.kind != "f":
-            return bool((early == value).all())
-        unknown = np.isnan(early)
-        if value.dtype.kind != "f" or (np.isnan(value) != unknown).any():
-            return False
-        return judge(truth, name, np.where(unknown, truth[name].value, value), dtype).status == "agrees"
+        return judge_early(truth, name, value, dtype).status == "agrees"
 
     return Evidence(case, truth, given, agrees)
 

@@ -28,7 +28,7 @@ from refvt.ops.attention import LOG2_E
 
 TILES = 16  # tiles of queries in one part of the forward pass, at most
 ALL = 1 << 40  # the same in the backward: all tiles of a segment
-KEYS = 256  # keys at a time: their rows, and the logits of a tile, stay in the second cache
+KEYS = 256  # keys at a time: their rows, and the logits of a tile, stay in the L2 cache
 FEW = 24  # jobs per thread beyond which several are grouped
 LARGE = 80.0  # 2^±80, and a sum of thousands of them, are far from the limits of float32
 LINE = 16  # numbers in a cache line of float32

@@ -12,6 +12,8 @@ it, plus one for every ghost before it: a prefix sum. Two clips of N = 4 tokens,
     key_bias         0  0  log 2    0  0  0  log 1   log m at a ghost that stands for m halted tokens
     query_rows       0  1           3  4  5          every row but the ghosts
 
+``tokens`` stand clip after clip, as in the picture: whoever calls ``compact`` keeps this order.
+
 The *ghost* exists in the `zero` variant only. There, all m halted tokens of a clip enter a block as the same zero
 vector, so they have the same key and the same value. One row with log m added to its attention logit stands for all of
 them: m · e^logit = e^(logit + log m). It is key and value, never a query.

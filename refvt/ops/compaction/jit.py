@@ -36,7 +36,7 @@ def _compact(
     B = counts.shape[1]
     alive, has_cls = counts[0], counts[1]
     tokens_next, survivor_rows, entering_rows, query_rows = indices[0], indices[1], indices[2], indices[3]
-    # 1. which clips go on
+    # 1. count the survivors of each clip
     for b in range(B):
         alive[b] = has_cls[b] = 0
     for i in range(len(tokens)):
@@ -44,7 +44,11 @@ def _compact(
             halting_layer[tokens[i]] = layer
         elif tokens[i] % N == 0:
             has_cls[tokens[i] // N] = 1
-    # passes 2–3: the rows of each clip, then its ghost's
+    for i in range(len(tokens)):
+        b = tokens[i] // N
+        if not halted[i] and (not leave_early or has_cls[b] > 0):
+            alive[b] += 1
+    # passes 2–3: the row of each survivor, clip by clip, and after them the ghost's
     i, survivors, rows, queries, moves = 0, 0, 0, 0, False
     for b in range(B):
         enters = not cls_only or has_cls[b] > 0
@@ -53,7 +57,6 @@ def _compact(
             if not halted[i] and (not leave_early or has_cls[b] > 0):
                 tokens_next[survivors], survivor_rows[survivors] = tokens[i], i
                 survivors += 1
-                alive[b] += 1
                 if enters:
                     if rows == first or not cls_only:
                         query_rows[queries] = rows

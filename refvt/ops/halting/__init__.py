@@ -37,6 +37,8 @@ is moved to halt earlier where its later state is worse than the earlier one, an
 Source: HaltingVT section 3.3, equations 4–8; A-ViT (CVPR 2022); the remainder goes back to ACT (arXiv 1603.08983).
 """
 
+import numpy as np
+
 from refvt.array import Array
 from refvt.ops import Operation
 
@@ -68,9 +70,17 @@ OPERATIONS = (
 )
 
 
-def check_states(states: Array, epsilon: float) -> None:
-    """ValueError unless ``halt_tokens`` can take these: states [L, N, D] with L ≥ 1, 0 < ε < 1."""
+def check_states(states: Array, epsilon: float, forced: Array | None) -> None:
+    """ValueError unless ``halt_tokens`` can take these: states [L, N, D], L ≥ 1; 0 < ε < 1; forced [N] of 1 … L."""
     if states.ndim != 3 or states.shape[0] < 1:
         raise ValueError(f"states: expected [L, N, D] with L ≥ 1, got shape {states.shape}")
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon: expected a number between 0 and 1, got {epsilon}")
+    if forced is None:
+        return
+    L, N, _ = states.shape
+    layers = np.asarray(forced)
+    if layers.shape != (N,) or layers.dtype.kind not in "iu":
+        raise ValueError(f"forced: expected halting layers, integers [{N}], got {layers.dtype} {list(layers.shape)}")
+    if N > 0 and not (layers.min() >= 1 and layers.max() <= L):
+        raise ValueError(f"forced: expected halting layers from 1 to {L}, got {layers.min()} to {layers.max()}")

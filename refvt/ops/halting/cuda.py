@@ -237,7 +237,7 @@ def halt_tokens_forward(
     (1 … L) instead of the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
     ValueError if states is not [L, N, D] or ε not in (0, 1).
     """
-    check_states(states, epsilon)
+    check_states(states, epsilon, forced if isinstance(forced, np.ndarray) else None)  # one on the device stays there
     L, N, D = states.shape
     number = states.dtype.type
     y, ponder, score = (fill(empty(shape, states.dtype), 0) for shape in ((N, D), N, (L, N)))

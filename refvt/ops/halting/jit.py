@@ -222,9 +222,10 @@ def halt_tokens_forward(
 
     states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 gives each token's halting layer (1 … L) instead of
     the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
-    ValueError if states is not [L, N, D] or ε not in (0, 1). Source: HaltingVT equations 4–8.
+    ValueError for states that are not [L, N, D], ε outside (0, 1), or a layer outside 1 … L. Source: HaltingVT
+    equations 4–8.
     """
-    check_states(states, epsilon)
+    check_states(states, epsilon, forced)
     states, (L, N, D) = contiguous(states), states.shape
     number = states.dtype.type
     y, ponder, score = (np.zeros(shape, states.dtype) for shape in ((N, D), N, (L, N)))

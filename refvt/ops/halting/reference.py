@@ -10,7 +10,7 @@ from refvt.array import Array
 from refvt.ops.halting import check_states
 
 
-def _logistic(z: Array) -> Array:
+def logistic(z: Array) -> Array:
     """σ(z) = 1 / (1 + e^(−z)), written so that only e^(−|z|) ≤ 1 is formed: nothing overflows."""
     e = np.exp(-np.abs(z))
     return np.asarray(np.where(z >= 0, 1, e) / (1 + e))
@@ -42,7 +42,7 @@ def halt_forward(
     Source: HaltingVT equations 4–6, in the local form.
     """
     # 1. the score
-    score = np.ones_like(used) if last else _logistic(scale * logit - center)  # h [tokens]
+    score = np.ones_like(used) if last else logistic(scale * logit - center)  # h [tokens]
     # 2. the decision; it carries no gradient
     halted = used + score > 1 - epsilon if forced is None else forced.astype(bool)
     # 3. a token that halts gives the remainder, so that its weights sum to one
@@ -102,9 +102,10 @@ def halt_tokens_forward(
 
     states [L, N, D]; scale γ, center β, epsilon ε; forced [N] int64 gives each token's halting layer (1 … L) instead of
     the comparison → y [N, D], ponder ρ [N], halting_layer N_k [N] int64, counted from 1.
-    ValueError if states is not [L, N, D] or ε not in (0, 1). Source: HaltingVT equations 4–8.
+    ValueError for states that are not [L, N, D], ε outside (0, 1), or a layer outside 1 … L. Source: HaltingVT
+    equations 4–8.
     """
-    check_states(states, epsilon)
+    check_states(states, epsilon, forced)
     L, N, D = states.shape
     y = np.zeros((N, D), dtype=states.dtype)
     ponder = np.zeros(N, dtype=states.dtype)

@@ -1,4 +1,4 @@
-"""The losses in Numba, on one thread: they read only a few numbers per clip."""
+"""The losses in Numba, on one thread: they read only a few numbers per clip. The ponder loss, a mean, is NumPy's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from refvt.array import Array
 from refvt.backends.jit.functions import exp
 from refvt.backends.jit.kernel import kernel
 from refvt.backends.jit.layouts import contiguous
+from refvt.ops.losses.reference import ponder_loss_backward, ponder_loss_forward
+
+__all__ = [
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "motion_loss_backward",
+    "motion_loss_forward",
+    "ponder_loss_backward",
+    "ponder_loss_forward",
+]
 
 
 class CrossEntropyCache(NamedTuple):
@@ -85,30 +95,6 @@ def cross_entropy_backward(dloss: Array, cache: CrossEntropyCache) -> Array:
     # passes 3–2
     _cross_entropy_backward(target.dtype.type(dloss / len(target)), probability, target, dlogits)
     return dlogits
-
-
-class PonderLossCache(NamedTuple):
-    """What the backward of the ponder loss reads."""
-
-    shape: tuple[int, ...]  # (B, N)
-    weights: Array | None  # [B, N]
-
-
-def ponder_loss_forward(
-    ponder: Array, weights: Array | None = None, keep: bool = True
-) -> tuple[Array, PonderLossCache | None]:
-    """Ponder loss: the mean of w · ρ over tokens and clips. ponder [B, N], weights [B, N] (None: 1) → scalar."""
-    # 1. the weights, 2. the mean
-    weighed = ponder if weights is None else weights * ponder
-    return np.asarray(weighed.mean(), dtype=ponder.dtype), PonderLossCache(ponder.shape, weights) if keep else None
-
-
-def ponder_loss_backward(dloss: Array, cache: PonderLossCache) -> Array:
-    """Returns dponder."""
-    # 2. every token has the same share in the mean
-    dweighed = np.full(cache.shape, dloss / np.prod(cache.shape), dtype=np.asarray(dloss).dtype)
-    # 1. the weights
-    return dweighed if cache.weights is None else (cache.weights * dweighed).astype(dweighed.dtype)
 
 
 def motion_loss_forward(logits: Array, moving: Array, keep: bool = True) -> tuple[Array, CrossEntropyCache | None]:

@@ -11,8 +11,9 @@ With g the gradient, w a parameter, η the learning rate, λ the weight decay an
 All parameters of a model are one vector [n] here. Some of them do not decay (embeddings, for one). So the vector is cut
 into runs: run i is ``w[run_offsets[i] : run_offsets[i+1]]``, and ``decays[i]`` says whether weight decay applies to it.
 
-``adam_step`` writes to w, m and v. It is the one operation besides the record of ``compact`` that changes its
-arguments: a fresh copy of every parameter and both moments in every step would only cost time.
+``adam_step`` writes to w, m and v. Besides the record ``halting_layer`` of ``compact`` and ``mask_halted``, it is the
+one operation that changes its arguments: a fresh copy of every parameter and both moments in every step would only cost
+time.
 
 Sources: Kingma and Ba 2015 (arXiv 1412.6980); Loshchilov and Hutter 2019 (arXiv 1711.05101).
 """

@@ -68,3 +68,15 @@ def test_name_of_the_operation() -> None:
         adapters.torch_operation(lambda x: x).forward(np.ones(3))
     with pytest.raises(TypeError, match=r"halt_tokens: expected 3 results \(y, ponder, halting_layer\), got 1"):
         adapters.torch_operation(lambda *given: given[0], name="halt_tokens").forward(np.ones((1, 2, 3)), 1.0, 0.0, 0.1)
+
+
+def test_an_optional_argument_without_the_one_before_it() -> None:
+    """Called in order, a gain without a residual must not land in the residual's place."""
+    linear = adapters.torch_operation(
+        lambda a, w, b, r=None, g=None: (0 if r is None else r) + (1 if g is None else g[:, None]) * (a @ w.T + b),
+        name="linear",
+    )
+    rng = np.random.default_rng(0)
+    x, weight, bias, gain = (rng.standard_normal(shape) for shape in ((5, 4), (3, 4), 3, 5))
+    y, _ = linear.forward(x, weight, bias, gain=gain)
+    np.testing.assert_allclose(y, gain[:, None] * (x @ weight.T + bias), rtol=1e-12)
