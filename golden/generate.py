@@ -111,6 +111,8 @@ def generate(target: Path, search: bool = False, overwrite: bool = False, add: b
     """
     if not overwrite:
         refuse_others(target)
+    if add and MANIFEST not in own_files(target):
+        raise FileNotFoundError(f"{target}: expected golden files with their manifest, to which --add adds, got none")
     with scratch_folder(target) as fresh:
         stored = None
         if add:

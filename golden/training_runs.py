@@ -37,7 +37,10 @@ def run_training(
         if known_seed is not None or (runs and max(_apart(run, truth) for run in runs) < MAX_DRIFT):
             break
     else:
-        raise RuntimeError(f"{case.stem}: expected a seed with the wanted property, got none in {attempts} attempts")
+        raise RuntimeError(
+            f"{case.stem}: expected a seed with the wanted property, got none "
+            + (f"below {attempts}" if known_seed is None else f"with the known seed {known_seed}")
+        )
     if not runs:
         raise RuntimeError(f"{case.stem}: expected the same decisions in float32 as in float64, got others")
     arrays = batch | {f"start/{name}": value for name, value in start.items()} | decisions | truth

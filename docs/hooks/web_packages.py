@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,11 +53,13 @@ def _fetch(name: str, version: str, sha256: str, cache: Path) -> bytes:
     path = cache / f"{name}-{version}.tgz"
     if not path.exists():
         cache.mkdir(exist_ok=True)
-        subprocess.run(
-            ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", str(cache)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        with tempfile.TemporaryDirectory(dir=cache) as folder:  # a file of this name is whole
+            subprocess.run(
+                ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", folder],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            os.replace(Path(folder, path.name), path)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: expected SHA-256 {sha256}, got {hashlib.sha256(content).hexdigest()}")

@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="rounds of the timings (default: 9)")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
     options = parser.parse_args(arguments)
+    for name in ("examples", "repeats"):
+        if getattr(options, name) < 1:
+            print(f"refvt: --{name}: expected at least 1, got {getattr(options, name)}", file=sys.stderr)
+            return 2
     try:
         backends.get("cuda")
     except backends.Unavailable as error:
@@ -182,6 +186,9 @@ def _sanitized(tool: str) -> dict[str, Any]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return {"holds": True, "left_out": f"it did not finish within {SANITIZER_SECONDS} s"}
+    except BaseException:  # Ctrl-C, which does not reach another session
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     lines = [line.strip("= ") for line in out.splitlines() if line.startswith("=========")]
     found = {"holds": process.returncode == 0, "summary": lines[-1] if lines else errors.strip()[-500:]}
     return found if found["holds"] else {**found, "failed": {"output": "\n".join(lines[:40])}}
@@ -249,7 +256,8 @@ def _graphs(repeats: int) -> dict[str, Any]:
         failed["lives"] = "the same tokens halted in every pass: nothing was tested"
     medians = {name: 1e3 * statistics.median(values[2:]) for name, values in seconds.items()}
     summary = (
-        f"{len(seconds['replayed'])} passes of {CLIPS} clips with {len(lives)} kinds of halting: the same numbers, "
+        f"{len(seconds['replayed'])} passes of {CLIPS} clips with {len(lives)} kinds of halting: "
+        f"{'NOT ' if failed else ''}the same numbers, "
         f"{medians['replayed']:.2f} ms replayed, {medians['launched']:.2f} ms launched, outputs copied to the host"
     )
     return {"holds": not failed, "summary": summary, "failed": failed, "milliseconds": medians}

@@ -167,8 +167,10 @@ def _agreement(losses: dict[str, list[float]], dtype: str) -> dict[str, Any]:
     """Differences of the losses of the first and the last step, relative to the first contestant's."""
     allowed = float(np.sqrt(np.finfo(dtype).eps))
     first = next(iter(losses.values()))
-    apart = {name: max(abs(own[i] - first[i]) / abs(first[i]) for i in (0, -1)) for name, own in losses.items()}
-    # a comparison with NaN is False: what is not a number does not agree
+    # NumPy's maximum of anything and NaN is NaN, and a comparison with it is False: then the losses do not agree
+    apart = {
+        name: float(np.max([abs(own[i] - first[i]) / abs(first[i]) for i in (0, -1)])) for name, own in losses.items()
+    }
     return {"allowed": allowed, "losses": apart, "holds": all(x <= allowed for x in apart.values())}
 
 

@@ -169,6 +169,7 @@ def _report(options: argparse.Namespace, grid: Grid, findings: Findings) -> dict
         "recipe": grid.recipe.as_dict(),
         "seeds": list(range(grid.seeds)),
         "jobs": grid.jobs,
+        "test_clips": len(grid.data[1]),
         "trained": len(runs),
         "seconds": sum(run["seconds"] for run in runs),
         "start": grid.start_sentence,

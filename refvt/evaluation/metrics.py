@@ -19,7 +19,8 @@ class Evaluation:
 
     clips: number of clips read. top1, top5: fraction of clips whose class has the largest logit, or one of the five
     largest. mean_average_precision: for multi-label data; classes_without_clips: number of classes that it leaves out.
-    loss: the recognition loss, mean over clips. gflops: mean per clip in the literature's convention. tokens_per_layer:
+    loss: the cross-entropy with a target of 1 at each of the clip's labels, without label smoothing, mean over clips.
+    gflops: mean per clip in the literature's convention. tokens_per_layer:
     mean over clips of the number of tokens that enter each joint block. skipped: why clips could not be read. notes:
     warnings raised while reading.
     """
@@ -60,7 +61,7 @@ def summarise(found: Iterable[Record], num_classes: int, multi_label: bool) -> E
         own = logits[np.arange(len(read)), labels][:, None]
         # number of classes ranked before the right one: equal logits by class number, and NaN is never right
         rank = (~(logits < own) & ((logits != own) | (np.arange(num_classes) < labels[:, None]))).sum(axis=1)
-        top1, top5 = float((rank < 1).mean()), float((rank < 5).mean())
+        top1, top5 = (float((rank < min(k, num_classes)).mean()) for k in (1, 5))
     return Evaluation(
         clips=len(read),
         top1=top1,

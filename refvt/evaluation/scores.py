@@ -8,6 +8,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.model.haltingvt import HaltingVT, Output
+from refvt.ops.halting.reference import logistic
 
 __all__ = ["HaltingScores", "halting_scores"]
 
@@ -36,14 +37,16 @@ def halting_scores(model: HaltingVT, clips: Array, output: Output) -> HaltingSco
     scores = np.full(alive.shape, np.nan, model.dtype)  # [B, L, N']
     remainders = np.full(halting_layer.shape, np.nan, model.dtype)  # [B, N']
     for layer in range(1, config.joint_depth + 1):
+        if f"joint.{layer}.weight" not in trace:  # every token of every clip has halted before
+            break
         weight, logit = (trace[f"joint.{layer}.{name}"].reshape(halting_layer.shape) for name in ("weight", "logit"))
         halts = halting_layer == layer
         remainders[halts] = weight[halts]
         # a token that lives on has h as its weight; one that halts has the remainder instead
         at_halt = np.ones_like(logit)
         if layer < config.joint_depth:
-            exponent = config.halting_center - config.halting_scale * logit.astype(np.float64)
-            at_halt = (1 / (1 + np.exp(exponent))).astype(model.dtype)
+            exact = config.halting_scale * logit.astype(np.float64) - config.halting_center
+            at_halt = logistic(exact).astype(model.dtype)
         of_layer = np.where(halts, at_halt, weight)
         scores[:, layer - 1] = np.where(alive[:, layer - 1], of_layer, np.nan)
     return HaltingScores(scores, remainders)

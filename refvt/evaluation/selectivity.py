@@ -59,7 +59,7 @@ class Selectivity:
 
     auc: mean over clips. clips: their number. object_alive, background_alive: share of each group's tokens that enter
     joint layer 1 … L, over all clips. layer: the deepest layer that a quarter of the object tokens enter. ratio:
-    object_alive / background_alive at that layer, infinite if no background token enters it.
+    object_alive / background_alive at that layer, None if no background token enters it.
     """
 
     auc: float
@@ -67,7 +67,7 @@ class Selectivity:
     object_alive: list[float]
     background_alive: list[float]
     layer: int
-    ratio: float
+    ratio: float | None
 
 
 def object_tokens(ink: NDArray[np.bool_], config: HaltingVTConfig, output: Output) -> NDArray[np.int8]:
@@ -110,15 +110,13 @@ def summarise_lives(lives: Iterable[Lives]) -> Selectivity | None:
     # alive in layer l: those that halt in l or later
     alive = [(np.cumsum(n[::-1])[::-1] / n.sum())[1:] for n in total]
     deep = np.flatnonzero(alive[0] >= DEEP)[-1]
-    with np.errstate(divide="ignore"):
-        ratio = float(np.divide(alive[0][deep], alive[1][deep]))
     return Selectivity(
         auc=float(np.mean([auc_of(each.object, each.background) for each in found])),
         clips=len(found),
         object_alive=alive[0].tolist(),
         background_alive=alive[1].tolist(),
         layer=int(deep) + 1,
-        ratio=ratio,
+        ratio=float(alive[0][deep] / alive[1][deep]) if alive[1][deep] else None,
     )
 
 

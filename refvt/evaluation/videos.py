@@ -54,7 +54,7 @@ def run_on_video(
     frames = read_frames(path, model.config.num_frames, stride, place)
     images = resize_and_crop(frames.images, size, resize=resize)
     clip, seen = normalise(images), cropped_size(frames.images.shape[1:3], size, resize=resize)
-    if model.backend == "jit":
+    if model.backend != "reference":
         model(clip[None], full_ponder=True)  # compiles the kernels, or loads them
     start = time.perf_counter()
     output = model(clip[None], full_ponder=True)

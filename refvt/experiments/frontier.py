@@ -86,6 +86,7 @@ def measure(grid: Grid, quick: bool) -> Findings:
     static = {name: found for name, found in others.items() if name.startswith("keep")}
     frames = {name: found for name, found in others.items() if name.startswith("frames")}
     kinds = dict(zip(KINDS, (halting, static, frames), strict=True))
+    every = [{2: "second", 4: "fourth"}[n] for n in (QUICK_EVERY if quick else EVERY)]
     pairs = [(name, f"keep{k}") for name, k in partner.items()]
     return Findings(
         title="Accuracy against GFLOPs: halting, static dropping, fewer frames",
@@ -94,7 +95,7 @@ def measure(grid: Grid, quick: bool) -> Findings:
             f"moving digits, {recipe.epochs} epochs. *Halting*: β and the ponder weight of the recipe are "
             "varied. *Static dropping*: nothing halts, and the Glimpser keeps as many patches of a frame as make a "
             f"clip cost nearest to what it costs with halting; keep{here} keeps {here} of them, and is the recipe "
-            "without halting. *Fewer frames*: nothing halts, and the model sees every second or every fourth of the "
+            f"without halting. *Fewer frames*: nothing halts, and the model sees every {' or '.join(every)} of the "
             f"{recipe.config.num_frames} frames of the same clips, with the recipe's keep rate; framesN sees N frames. "
             + ("" if recipe.static_twins else "No run has static twins, so none has a motion loss.")
         ),

@@ -67,6 +67,8 @@ def spread(values: Sequence[float]) -> Spread:
     n, mean = len(found), sum(found) / len(found)
     if n == 1:
         return Spread(mean, None, found)
+    if len(set(found)) == 1:  # their mean may be rounded
+        return Spread(found[0], 0.0, found)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in found) / (n - 1))
     return Spread(mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n), found)
 
@@ -128,10 +130,10 @@ def _cautions(report: dict[str, Any]) -> list[str]:
         )
     if runs:
         top1 = sum(run["top1"] for run in runs) / len(runs)
-        chance = 196 * math.sqrt(top1 * (1 - top1) / recipe["data_settings"]["test_clips"])
+        chance = 196 * math.sqrt(top1 * (1 - top1) / report["test_clips"])
         said.append(
             "± covers the seed of the runs alone, not other test clips or another start: by the choice of the "
-            f"{recipe['data_settings']['test_clips']} test clips alone an accuracy is uncertain by ±{chance:.1f} "
+            f"{report['test_clips']} test clips alone an accuracy is uncertain by ±{chance:.1f} "
             "points."
         )
     changes = [run["last_change"] for run in runs if run["last_change"] is not None]

@@ -97,8 +97,12 @@ def draw_model(config: HaltingVTConfig) -> Picture:
             )
         )
     L = c.joint_depth
-    parts.append(("joint block 1: attention among all tokens; scores h, some tokens halt", COLOURS[2], "living tokens"))
-    parts.append((f"joint blocks 2 … {L - 1}: the same, among those that live", COLOURS[2], "fewer"))
+    if L > 1:
+        first = "joint block 1: attention among all tokens; scores h, some tokens halt"
+        parts.append((first, COLOURS[2], "living tokens"))
+    if L > 2:
+        middle = f"joint blocks 2 … {L - 1}" if L > 3 else "joint block 2"
+        parts.append((f"{middle}: the same, among those that live", COLOURS[2], "fewer"))
     parts.append((f"joint block {L}, the last: every score is 1, all tokens halt", COLOURS[2], "y of CLS"))
     parts.append(("norm, then two heads read y of CLS: class and motion", COLOURS[3], ""))
     figure, axes = make_chart(8, 0.62 * len(parts) + 0.3)
@@ -118,8 +122,9 @@ def draw_model(config: HaltingVTConfig) -> Picture:
 def draw_alive(shares: Mapping[str, Sequence[float]], title: str) -> Picture:
     """Draw the shares of tokens that are alive, layer by layer, one line per name. shares: name → [L], each 0 to 1."""
     figure, axes = make_chart(7, 3)
-    for colour, marker, (name, values) in zip(COLOURS, "osD^vP", shares.items(), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), 100 * np.asarray(values), color=colour, marker=marker, label=name)
+    for i, (name, values) in enumerate(shares.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vP"[i % 6]}
+        axes.plot(np.arange(1, len(values) + 1), 100 * np.asarray(values), label=name, **style)
         axes.set_xticks(np.arange(1, len(values) + 1))
     axes.set_ylim(-4, 104)
     axes.set_xlabel("joint layer")

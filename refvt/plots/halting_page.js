@@ -46,7 +46,7 @@
   function reason(clip, token) {
     const of = data.clips[clip];
     if (token < 0) {
-      return `Dropped by the Glimpser in block ${-token}: it is not among the patches that this block keeps of its frame. ` +
+      return `Dropped by the Glimpser in block ${-token - 1}: it is not among the patches that this block keeps of its frame. ` +
         "It has no score, no remainder and no ponder.";
     }
     const halts = of.halting_layer[token], total = sum(of.scores[token]), cls = clsLayer(clip);
@@ -354,7 +354,7 @@
   $("bar-box").style.setProperty("--limit", `${100 * limit}%`);
   buildCost();
 
-  /** The patch of a frame that lives longest; of equal ones the first. */
+  /** The patch of a frame that lives longest of those that halt before the last layer; of equal ones the first. */
   function longest(frame) {
     let best = { y: 0, x: 0 }, most = -1;
     for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {

@@ -131,9 +131,9 @@ def _clip(config: HaltingVTConfig, output: Output, scores: HaltingScores, b: int
 
 
 def _tokens_of_patches(config: HaltingVTConfig, output: Output, b: int) -> tuple[Array, list[list[int]]]:
-    """The token of every patch of every frame [T, S], −g if Glimpser block g dropped it; and fused tokens, with frames.
+    """The token of every patch of every frame [T, S], −1 − g if Glimpser block g dropped it; fused tokens, with frames.
 
-    Blocks count from 1.
+    Blocks count from 0, as in the names of tensors.
     """
     T = config.num_frames
     token: Array = np.zeros((T, config.patches_per_frame), np.int64)

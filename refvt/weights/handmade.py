@@ -110,8 +110,13 @@ def _check_config(c: HaltingVTConfig) -> None:
     content = CONTENT_SIDE**2 * c.channels
     if c.glimpser_depth < 2:
         raise ValueError(f"glimpser_depth: expected at least 2 for the handmade weights, got {c.glimpser_depth}")
-    if c.width < CONTENT + content or c.hidden_width < 2 * content:
+    if c.width < CONTENT + content:
         raise ValueError(f"width: expected at least {CONTENT + content} for the handmade weights, got {c.width}")
+    if c.hidden_width < 2 * content:
+        raise ValueError(
+            f"mlp_ratio: expected a hidden width of at least {2 * content} for the handmade weights, "
+            f"got {c.hidden_width} ({c.mlp_ratio} · {c.width})"
+        )
     if c.patch_size % CONTENT_SIDE:
         raise ValueError(
             f"patch_size: expected a multiple of {CONTENT_SIDE} for the handmade weights, got {c.patch_size}"

@@ -22,3 +22,9 @@ def test_a_step_moves_the_parameters_by_adamw():
     moved = step._model.parameters["head.weight"] - start["head.weight"]
     assert 0 < np.abs(moved).max() <= 2.1 * training_step.RATE
     assert step.losses[1] < step.losses[0]
+
+
+def test_a_loss_that_is_no_number_does_not_agree():
+    for last in (np.nan, np.inf):
+        assert not training_step._agreement({"one": [1.0, 1.0], "other": [1.0, last]}, "float32")["holds"]
+    assert training_step._agreement({"one": [1.0, 1.0], "other": [1.0, 1.0]}, "float32")["holds"]

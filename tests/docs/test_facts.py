@@ -19,7 +19,7 @@ def golden_kinds():
 def test_readme_counts_the_golden_cases():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     found = re.search(
-        r"\*Golden files\*: (?P<all>\d+) cases .*?(?P<op>\d+) of operations.*?"
+        r"\*Golden files\*: (?P<all>\d+) cases .*?(?P<op>\d+) of single operations.*?"
         r"(?P<model>\d+) of whole models.*?(?P<training>\d+) of twenty steps of training",
         text,
     )

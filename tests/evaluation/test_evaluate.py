@@ -117,6 +117,8 @@ def test_a_model_that_says_nan_is_never_right() -> None:
     done = summarise(found, 6, False)
     assert (done.top1, done.top5) == (0, 0.5)
     assert math.isnan(done.loss or 0)
+    few = summarise([record(0, [0], [math.nan] * 3)], 3, False)  # fewer than five classes
+    assert (few.top1, few.top5) == (0, 0)
 
 
 def test_map_is_scikit_learns_over_the_softmax() -> None:

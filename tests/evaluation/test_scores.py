@@ -39,3 +39,13 @@ def test_scores_are_the_sigmoid_of_the_logits():
         expected = 1 / (1 + np.exp(c.halting_center - c.halting_scale * logit))
         np.testing.assert_allclose(scores[0, layer - 1, entered], expected, rtol=1e-6)
     assert (scores[0, -1][output.alive[0, -1]] == 1).all()
+
+
+@pytest.mark.parametrize("full_ponder", [True, False])
+def test_every_token_halts_at_once_and_the_later_layers_are_never_computed(full_ponder):
+    model, clips, output = run_model(full_ponder, halting_scale=1.0, halting_center=-50.0)
+    scores, remainders = halting_scores(model, clips, output)
+    assert (output.decisions.halting_layer == 1).all()
+    assert np.isnan(scores[:, 1:]).all()
+    assert (scores[:, 0] > 0.99).all()
+    assert (remainders == 1).all()  # all of the weight is the remainder

@@ -27,6 +27,8 @@ def main():
     from tests.fuzz.targets import targets  # not in the children, which run this file, too: see guided.py
 
     names = options.targets or list(targets())
+    if unknown := set(names) - set(targets()):
+        parser.error(f"--targets: expected some of {', '.join(targets())}, got {', '.join(sorted(unknown))}")
     total = {name: {"runs": 0, "read": 0, "refused": 0, "seconds": 0.0, "grown": 0, "answers": 0} for name in names}
     findings: dict[tuple[str, str], int] = {}
     end, seed = time.monotonic() + options.seconds, options.seed
@@ -50,7 +52,8 @@ def main():
                     kept.write_bytes(data)
                 findings[name, what] = findings.get((name, what), 0) + count
         seed += 1
-        report = {"table": total, "findings": [[*key, count] for key, count in findings.items()], "rounds": seed}
+        counted = [[*key, count] for key, count in findings.items()]
+        report = {"table": total, "findings": counted, "rounds": seed - options.seed}
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "figures.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -31,7 +31,8 @@ EXECUTES = (
     "socket.connect",
     "pickle.find_class",
 )
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "os.symlink", "os.link")
+CHANGES = ("os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
+CHANGES_TWO = ("os.rename", "os.symlink", "os.link")  # both of their paths count
 
 _watch = {"folder": None, "seen": None}
 
@@ -43,8 +44,10 @@ def _audit(event, arguments):
         return
     if event in EXECUTES:
         _watch["seen"] = event
-    elif event in CHANGES and not _inside(arguments[0], folder):
-        _watch["seen"] = f"{event} {arguments[0]!r}"
+    elif event in (*CHANGES, *CHANGES_TWO):
+        for path in arguments[: 1 + (event in CHANGES_TWO)]:
+            if not _inside(path, folder):
+                _watch["seen"] = f"{event} {path!r}"
     elif event == "open":
         path, mode, flags = arguments
         writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & (os.O_WRONLY | os.O_RDWR)
@@ -53,9 +56,9 @@ def _audit(event, arguments):
 
 
 def _inside(path, folder):
-    return (
-        os.path.abspath(os.fsdecode(path)).startswith(folder) if isinstance(path, (str, bytes, os.PathLike)) else True
-    )
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        return True
+    return (os.path.abspath(os.fsdecode(path)) + os.sep).startswith(os.path.join(folder, ""))
 
 
 sys.addaudithook(_audit)

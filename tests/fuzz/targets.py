@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import pickle
-import random
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ RECORD["tokens_per_layer"] = [3, 2]
 class Target:
     """A reader: ``seeds`` are valid files, ``change(seed, rng)`` makes a hostile one, ``read(path)`` reads it.
 
-    suffix: of the file's name. slow: it decodes video. keeps: whether the reader may write to the file itself.
+    suffix: of the file's name. slow: it decodes video.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Target:
     read: Any
     suffix: str
     slow: bool = False
-    keeps: bool = False
 
 
 def _members(data):
@@ -249,7 +247,7 @@ def targets(video=True):
         Target("exchange result", (_npy(TENSORS["a.weight"]),), mutate_bytes, _read_result, ".npy"),
         Target("annotation list", (listed,), text_change, _read_list, ".txt"),
         Target("recipe", (recipe,), json_change, lambda path: find_recipe(str(path)), ".json"),
-        Target("journal", (journal,), _bytes_or(_lines_change), _read_journal, ".jsonl", keeps=True),
+        Target("journal", (journal,), _bytes_or(_lines_change), _read_journal, ".jsonl"),
         Target("run state", (state,), _bytes_or(_state_change), _read_state, ".safetensors"),
     ]
     if video:
@@ -265,7 +263,6 @@ def prepare(folder):
     for name in ("a.mp4", "b 1.mp4"):
         (folder / name).write_bytes(b"x")
     (folder / "folder").mkdir(exist_ok=True)
-    return random.Random(0)
 
 
 def corpus_of(name):

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.load.calls import in_processes, in_threads, mixed_calls
+from tests.load.calls import FEWEST_CALLS, in_processes, in_threads, mixed_calls
 from tests.load.kills import WORK, kill_and_compare
 
 FLAT = 0.02
@@ -22,6 +22,8 @@ def main():
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--only", choices=["kills", "calls", "concurrent"], default=None)
     options = parser.parse_args()
+    if options.calls < FEWEST_CALLS:
+        parser.error(f"--calls: expected at least {FEWEST_CALLS}, got {options.calls}")
     bad = False
 
     def row(what, count, found, good):

@@ -170,3 +170,5 @@ def test_handmade_weights_refuse_configurations_that_are_too_small():
         handmade_parameters(refvt.HaltingVTConfig(glimpser_depth=1, keep_rates=(0.5,)))
     with pytest.raises(ValueError, match="width: expected at least 54 for the handmade weights, got 48"):
         handmade_parameters(refvt.HaltingVTConfig(width=48))
+    with pytest.raises(ValueError, match=r"mlp_ratio: expected a hidden width of at least 96 .*, got 64 \(1.0 · 64\)"):
+        handmade_parameters(refvt.HaltingVTConfig(width=64, num_heads=4, mlp_ratio=1.0))

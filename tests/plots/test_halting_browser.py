@@ -103,7 +103,7 @@ def test_a_click_shows_the_life_of_every_patch(browser, path, run):
                     assert "(held)" in life["name"]
                     reasons.add(life["why"].split(":")[0])
                     if token < 0:
-                        assert f"in block {-token}" in life["why"]
+                        assert f"in block {-token - 1}" in life["why"]
                         assert (life["scores"], life["slices"]) == ([], [])
                         continue
                     known = scores[~np.isnan(scores[:, token]), token]

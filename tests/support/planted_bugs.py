@@ -6,7 +6,6 @@ A bug is a piece of source text and a plausible mistake in its place. ``first`` 
 changes first in the order of computation; where several are right, they are separated by "|". Three forms:
 
 - "operation": an operation of the reference, as an object with a forward and a backward
-- "model": refvt's whole model, the reference backend by name (every execution of it)
 - "torch": the PyTorch model of golden/, a function of the case with every named tensor and gradient
 - "outputs": the same, giving outputs, losses and the parameters' gradients alone
 """
@@ -33,6 +32,12 @@ from refvt.conformance.isolation import InProcess
 from tests.support.planted_tables import OPERATION_BUGS, TORCH_BUGS
 
 CASES = load_manifest()
+LABELS = {
+    "operation": "an operation of the reference, forward and backward",
+    "torch": "a PyTorch model (golden's), every named tensor and gradient",
+    "outputs": "the same model, outputs, losses and the parameters' gradients alone",
+}
+WHY = {"original = ranks": ": only `decisions.kept` is wrong, which this candidate does not give"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def main() -> None:
     """Try every bug and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--form")
+    parser.add_argument("--form", choices=LABELS)
     options = parser.parse_args()
     outcomes = []
     for bug in all_bugs():
@@ -205,16 +210,15 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     lines = [
         "# Planted bugs",
         "",
-        "What `refvt check` finds in candidates with one bug each (written by `python -m tests.support.planted_bugs`;",
-        "float32, golden cases). A bug is *caught* if a case differs or fails; *right first* if the first divergence",
-        "is the tensor that the bug changes first. With outputs alone, any divergence is right.",
+        "What `refvt check` finds in candidates with one bug each (`python -m tests.support.planted_bugs`; float32,",
+        "golden cases). A bug is *caught* if a case differs or fails; *right first* if the first divergence is the",
+        "tensor that the bug changes first; with outputs alone, any is right. The bugs are listed in",
+        "[planted_tables.py](../../tests/support/planted_tables.py).",
         "",
         "| candidate | bugs | caught | right tensor first |",
         "| --- | --- | --- | --- |",
     ]
-    labels = {"operation": "an operation, forward and backward", "torch": "a PyTorch model, every named tensor"}
-    labels["outputs"] = "the same, outputs and parameters' gradients alone"
-    for form, label in labels.items():
+    for form, label in LABELS.items():
         group = [o for o in outcomes if o.bug.form == form]
         counts = len(group), sum(o.caught for o in group), sum(o.right_first for o in group)
         lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
@@ -227,7 +231,9 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     for o in outcomes:
         if not o.right_first:
             wrong = " ".join(o.bug.wrong.split()).replace("|", "\\|") or "(removed)"
-            lines.append(f"| {o.bug.form}, {o.bug.place} | `{wrong}` | {o.bug.first} | {o.named or 'missed'} |")
+            named = o.named or f"missed{WHY.get(o.bug.wrong, '')}"
+            lines.append(f"| {o.bug.form}, {o.bug.place} | `{wrong}` | {o.bug.first} | {named} |")
+    lines += ["", "What is said of right candidates: [no false alarm](check-false-alarms.md)."]
     return "\n".join(lines) + "\n"
 
 
