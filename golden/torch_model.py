@@ -174,6 +174,7 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
     def __init__(self, config: Config, sdpa: bool = False) -> None:
         super().__init__()
         self.config, self.sdpa = config, sdpa
+        self.measures_margins = True  # how close every decision is, which the golden files state
         width, side = config.width, config.patch_size
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(config.channels, width, side, stride=side)
@@ -200,7 +201,7 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
         project = self.patch_embed.proj
         state = ops.embed_tokens(clips, project.weight, project.bias, self.cls_token, self.pos_embed, self.time_embed)
         state = record("embed", state)
-        original = torch.arange(config.patches).expand(len(clips), config.num_frames, -1)
+        original = torch.arange(config.patches, device=clips.device).expand(len(clips), config.num_frames, -1)
         chosen = []
         for i in range(config.glimpser_depth):
             imposed = None if kept is None else kept[i]
@@ -250,7 +251,8 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
             ranks = ops.top_k(scores.detach(), number)
             if imposed is not None:
                 ranks = _ranks(imposed[..., :number], original)
-            _selection_margins(scores.detach(), number, margins)
+            if self.measures_margins:
+                _selection_margins(scores.detach(), number, margins)
             kept = torch.take_along_dim(tokens, ranks[..., None], dim=2)
             original = original.gather(-1, ranks)
             if config.fuse_dropped:
@@ -292,7 +294,7 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
         """Joint blocks with halting, then the heads on CLS: state [B, N, D] → Output."""
         config = self.config
         y, used = torch.zeros_like(state), torch.zeros_like(state[..., 0])
-        ponder, halting_layer = torch.zeros_like(used), torch.zeros(used.shape, dtype=torch.int64)
+        ponder, halting_layer = torch.zeros_like(used), torch.zeros_like(used, dtype=torch.int64)
         alive, entered = torch.ones_like(used, dtype=torch.bool), []
         for layer in range(1, config.joint_depth + 1):
             entered.append(alive)
@@ -310,7 +312,7 @@ class HaltingVT(nn.Module):  # type: ignore[misc,unused-ignore]
                 None if imposed is None else imposed == layer,
             )
             weight, halted = record(f"joint.{layer}.weight", torch.where(alive, weight, 0.0)), halted & alive
-            if not last:
+            if not last and self.measures_margins:
                 # the sum that is compared with 1 - ε: used + h, before the remainder replaces h
                 score = torch.sigmoid(config.halting_scale * logit - config.halting_center)
                 distance = (used + score - (1 - config.epsilon)).detach().abs()

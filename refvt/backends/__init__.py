@@ -150,7 +150,8 @@ def _missing(name: str) -> str | None:
             "the cuda backend needs NVIDIA's compiler libNVVM, which numba-cuda does not find: "
             "install nvidia-nvvm, or set CUDA_HOME to a CUDA toolkit"
         )
-    return "the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use"
+    reason = " ".join(str(cuda.cuda_error()).split())
+    return f"the cuda backend needs an NVIDIA GPU and its driver, and numba-cuda finds no device it can use ({reason})"
 
 
 def _missing_for_jit() -> str | None:

@@ -102,10 +102,12 @@ def ladder(
     """One row per operation with a naive kernel: name, seconds of both kernels, and their largest difference.
 
     Shapes are [tokens, width], one segment, heads of width / num_heads channels. Times are medians of single launches
-    between two events. Raises ``backends.Unavailable`` without a GPU.
+    between two events, behind work that the GPU is still busy with: the host's time does not count.
+    ``backends.Unavailable`` without a GPU.
     """
     from refvt.backends.cuda.driver import driver
 
+    busy = backends.get("cuda").arrays.from_numpy(np.zeros((4096, 4096)), dtype)
     rows = []
     for name, (naive, fast) in _pairs(tokens, width, num_heads, dtype).items():
         results = [backends.get("cuda").arrays.to_numpy(run()) for run in (naive, fast)]  # compiles, too
@@ -113,6 +115,7 @@ def ladder(
         for kind, run in (("naive", naive), ("fast", fast)):
             times = []
             for _ in range(repeats):
+                backends.get("cuda").arrays.matmul(busy, busy)
                 start = driver().record_event()
                 run()
                 times.append(driver().elapsed(start, driver().record_event()))

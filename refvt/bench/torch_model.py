@@ -92,6 +92,7 @@ class TorchModel:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         shared = {field.name: getattr(config, field.name) for field in fields(torch_model.Config)}
         self.module: Any = torch_model.HaltingVT(torch_model.Config(**shared), sdpa=sdpa)
+        self.module.measures_margins = False  # a GPU would have to wait for every one of them
         self.module.to(getattr(torch, dtype))
         self.module.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in parameters.items()})
         self.module.to(device)

@@ -92,6 +92,9 @@ def _fork_is_safe() -> bool:
         return False
     if getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None):
         return False
+    numba_driver = getattr(sys.modules.get("numba.cuda.cudadrv.driver"), "driver", None)
+    if getattr(numba_driver, "pid", None) is not None:  # it has started CUDA here
+        return False
     torch = sys.modules.get("torch")
     return torch is None or not torch.cuda.is_initialized()
 

@@ -9,6 +9,7 @@ import refvt
 from refvt.bench.agreement import check_agreement
 from refvt.bench.contestants import COMPACT, ENGINES, Workload, make_contestants, make_material
 from refvt.bench.engines import missing_engines
+from refvt.bench.torch_model import TorchModel
 from refvt.model.decisions import Decisions
 from tests.bench.test_forward import TINY
 
@@ -69,3 +70,19 @@ def test_the_engines_give_the_same_answers():
     report, alive = agreement(replace(m, forced=Decisions(None, forced)), ENGINES, ENGINES)
     assert (alive[:, 2].sum(1) == 3).all()
     assert report["holds"], report
+
+
+@pytest.mark.parametrize("sdpa", [False, True])
+def test_the_pytorch_model_runs_wholly_on_the_device_that_it_is_given(sdpa):
+    """PyTorch's device "meta" computes nothing. It refuses operands of two devices, and a result read by the host."""
+    import torch
+
+    m = material()
+    rival = TorchModel(m.config, m.parameters, m.clips, m.labels, m.motion_labels, "float32", sdpa)
+    model = rival.module.to("meta")
+    layers = torch.ones((2, m.config.joint_tokens), dtype=torch.int64, device="meta")
+    for imposed in (None, layers):
+        output = model(torch.empty(m.clips.shape, device="meta"), halting_layer=imposed)
+        labels = torch.zeros(2, dtype=torch.int64, device="meta")
+        rival._total_loss(output, labels, labels)["total"].backward()
+        assert {x.device.type for x in (output.logits, output.ponder, output.halting_layer, *output.kept)} == {"meta"}

@@ -15,6 +15,7 @@ import numpy as np
 
 from refvt.array import Array
 from refvt.backends.cuda.driver import LEGACY_STREAM, driver
+from refvt.backends.cuda.errors import explained
 
 __all__ = ["DeviceArray", "absent", "empty", "layout_of", "num_valid_of", "read_num_valid", "with_rows_of"]
 
@@ -134,6 +135,10 @@ class DeviceArray:
 
     def copy_to_host(self) -> Array:
         """A NumPy copy; waits for the kernels that write the array."""
+        with explained():
+            return self._download()
+
+    def _download(self) -> Array:
         if self.contiguous:
             host = np.empty(self.shape, self.dtype)
             if self.size:

@@ -8,17 +8,26 @@ from contextlib import contextmanager
 
 from refvt.backends import DeviceError
 from refvt.backends.cuda.driver import driver
+from refvt.backends.cuda.memory import DriverError
 from refvt.backends.progress import compilation_shown
 
-__all__ = ["session"]
+__all__ = ["explained", "session"]
 
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+OTHERS = {
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": (
+        "another process has the GPU for itself: wait until it ends, or choose another GPU by CUDA_VISIBLE_DEVICES"
+    ),
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": (
+        "the GPU's driver is older than the CUDA toolkit that compiles the kernels: install a newer driver, or the "
+        "toolkit of the driver's version (refvt info shows both)"
+    ),
+}
 FATAL = frozenset(  # errors after which a process has lost its GPU
     f"CUDA_ERROR_{name}"
     for name in (
         "ASSERT",
         "CONTEXT_IS_DESTROYED",
-        "DEVICE_UNAVAILABLE",
         "ECC_UNCORRECTABLE",
         "HARDWARE_STACK_ERROR",
         "ILLEGAL_ADDRESS",
@@ -37,25 +46,30 @@ FATAL = frozenset(  # errors after which a process has lost its GPU
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A context for work on the GPU: its driver's errors become a ``DeviceError`` of one sentence.
+    """A context for work on the GPU: ``explained``, and a line on stderr if kernels have to be compiled first."""
+    with explained(), compilation_shown():
+        yield
 
-    A line on stderr says so if kernels have to be compiled first.
-    """
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A context in which the driver's errors become a ``DeviceError`` of one sentence."""
     try:
-        with compilation_shown():
-            yield
+        yield
     except DeviceError:
         raise
     except Exception as error:
         found = re.search(r"CUDA_ERROR_\w+", str(error))
-        if isinstance(error.__cause__, DeviceError):
+        if isinstance(error.__cause__, DeviceError | DriverError) and not isinstance(error, DriverError):
             raise  # it is one sentence already, and says more, such as how to go on with a run
-        if found is None or found[0] not in FATAL | {OUT_OF_MEMORY}:
-            raise  # an outdated driver, or a bug of refvt: the original message says more
+        if found is None or found[0] not in FATAL | {OUT_OF_MEMORY} | set(OTHERS):
+            raise  # a bug of refvt: the original message says more
         raise DeviceError(_sentence(found[0])) from error
 
 
 def _sentence(name: str) -> str:
+    if name in OTHERS:
+        return f"cuda: {OTHERS[name]} ({name})"
     if name in FATAL:
         return (
             f"cuda: the GPU stopped answering ({name}): the contents of its memory are lost, and this process cannot "

@@ -8,6 +8,7 @@ import numpy as np
 
 from refvt.backends.cuda.device_array import DeviceArray, layout_of
 from refvt.backends.cuda.driver import LEGACY_STREAM, driver
+from refvt.backends.cuda.errors import explained
 
 __all__ = ["on_device"]
 
@@ -22,6 +23,11 @@ def on_device(array: Any) -> DeviceArray | None:
     """
     if isinstance(array, DeviceArray):
         return array
+    with explained():
+        return _of_another_library(array)
+
+
+def _of_another_library(array: Any) -> DeviceArray | None:
     if hasattr(array, "__dlpack_device__"):
         kind, number = array.__dlpack_device__()
         if kind in DLPACK_DEVICES:

@@ -35,12 +35,13 @@ from refvt.backends.cuda.device_array import absent, empty, num_valid_of, read_n
 from refvt.backends.cuda.elementwise import column_sums
 from refvt.backends.cuda.intrinsics import address, distance, load4, number_at, put, store4
 from refvt.backends.cuda.kernel import Kernel, device_function, kernel
-from refvt.backends.cuda.sizes import ALIGNMENT, SIZES
+from refvt.backends.cuda.sizes import ALIGNMENT, LANES, SIZES
 from refvt.backends.cuda.threads import valid_rows
 
 __all__ = ["Matmul", "matmul_nn", "matmul_tn"]
 
 MULTIPROCESSORS, LEAST = SIZES.multiprocessors, SIZES.least_part
+MOST_COLUMNS = 65535 * LANES  # that ``column_sums`` can sum: a grid's second axis ends there
 GAP = 4  # numbers between two rows of a slice in shared memory: the next row starts four memory banks further on
 
 
@@ -146,8 +147,10 @@ class Matmul:
 def plan(M: int, N: int, K: int, split: bool) -> tuple[Tile, int]:
     """The tile, and the number of summands of a part: two blocks per multiprocessor if sums may be split.
 
-    Small tiles where large ones would leave multiprocessors idle: fewer than three blocks per two of them.
+    Small tiles where large ones would leave multiprocessors idle: fewer than three blocks per two of them. Sums are not
+    split where the results of the parts would have more columns than a grid.
     """
+    split = split and M * N <= MOST_COLUMNS
     for tile in (LARGE, SMALL):
         down, across = tile.grid(M, N)
         blocks, part = max(1, down * across), max(1, K)

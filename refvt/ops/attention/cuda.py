@@ -5,8 +5,9 @@ walks along the keys of the segment, a tile at a time. Softmax needs the largest
 here the largest *so far* is used, and whenever a larger one occurs, earlier sums are multiplied by e^(old largest − new
 largest): the *online softmax*. The sums themselves stay in registers.
 
-The backward forms the weights again, from each row's log-sum-exp (``lse``), the one number of its softmax that is kept.
-It runs twice: blocks of queries give dq, blocks of keys give dk and dv. This doubles the products, but every sum
+The backward forms the weights again, from two numbers of each row's softmax, its largest logit and the logarithm of its
+sum. They are subtracted one after the other: their sum would be rounded to the spacing of float32 at a large logit. It
+runs twice: blocks of queries give dq, blocks of keys give dk and dv. This doubles the products, but every sum
 belongs to one thread, which adds in one order: no atomic additions. The kernels are in ``cuda_kernels.py``.
 
 Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
@@ -24,8 +25,6 @@ from refvt.array import Array
 from refvt.backends.cuda.arguments import IndexMatrix, Int, Matrix, Real, Vector
 from refvt.backends.cuda.device_array import DeviceArray, absent, empty, with_rows_of
 from refvt.backends.cuda.kernel import kernel
-from refvt.backends.cuda.sizes import WARP
-from refvt.backends.cuda.threads import lane_and_row, warp_sum
 from refvt.backends.cuda.upload import read_only, upload
 from refvt.ops.attention.cuda_kernels import kernels_for
 from refvt.ops.attention.cuda_tiles import SHORT
@@ -40,7 +39,7 @@ class AttentionCache(NamedTuple):
     num_heads: int
     key_bias: Array  # [m], or empty
     y: Array  # [n, D]
-    lse: Array  # log₂ Σ e^logit [n, A], 0 for a row without keys
+    lse: Array  # [n, 2A] the largest logit times log₂ e of each head, then log₂ Σ e^(logit − largest); 0 without keys
 
 
 def _longest(offsets: Array, rows: int) -> int:
@@ -78,7 +77,7 @@ def attention_forward(
     kernels = kernels_for(d, q.dtype.itemsize, max(longest, _longest(key_offsets, k.shape[0])) <= SHORT[0])
     bias = absent(q.dtype, 1) if key_bias is None else upload(key_bias, q.dtype)
     segments, tiles = len(query_offsets) - 1, -(-longest // kernels.forward_rows)
-    y, lse = with_rows_of(q, empty((n, D), q.dtype)), empty((n, num_heads), q.dtype)
+    y, lse = with_rows_of(q, empty((n, D), q.dtype)), empty((n, 2 * num_heads), q.dtype)
     offsets = read_only(query_offsets), read_only(key_offsets)
     # passes 1–3
     kernels.forward.blocks(
@@ -94,16 +93,18 @@ def attention_forward(
 
 @kernel
 def _means(dy: Matrix, y: Matrix, num_heads: Int, mean: Matrix) -> None:
-    """dy, y [n, D] → mean [n, A]: Σ_keys w · dw = y · dy; one warp per row and head."""
-    lane, row = lane_and_row()
-    count, d = dy.shape[0] * num_heads, dy.shape[1] // num_heads
-    read = min(row, count - 1)
-    i, head = read // num_heads, read % num_heads
-    total = dy.dtype.type(0)
-    for c in range(head * d + lane, (head + 1) * d, WARP):
-        total += dy[i, c] * y[i, c]
-    total = warp_sum(total)
-    if lane == 0 and row < count:
+    """dy, y [n, D] → mean [n, A]: Σ_keys w · dw = y · dy; one thread per row and head.
+
+    The channels are added in the order in which a tile adds those of dw: where one key has all the weight, y is its
+    value, and dw less the mean is 0 to the bit.
+    """
+    thread = cuda.grid(1)
+    d = dy.shape[1] // num_heads
+    if thread < dy.shape[0] * num_heads:
+        i, head = thread // num_heads, thread % num_heads
+        total = dy.dtype.type(0)
+        for c in range(head * d, (head + 1) * d):
+            total += dy[i, c] * y[i, c]
         mean[i, head] = total
 
 
@@ -114,8 +115,8 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     segments, longest = len(query_offsets) - 1, (_longest(query_offsets, len(q)), _longest(key_offsets, len(k)))
     kernels = kernels_for(D // num_heads, dtype.itemsize, max(longest) <= SHORT[0])
     scale = dtype.type(1 / math.sqrt(D // num_heads))
-    mean = empty(lse.shape, dtype)  # [n, A]
-    _means.warps(dy.shape[0] * num_heads, dy, y, num_heads, mean)
+    mean = empty((lse.shape[0], num_heads), dtype)
+    _means.each(dy.shape[0] * num_heads, dy, y, num_heads, mean)
     # neighbouring columns of one array, so that join_columns need not copy them
     joined: Any = empty((len(k), (3 if len(q) == len(k) else 2) * D), dtype)
     *first, dk, dv = (joined.columns(left, left + D) for left in range(0, joined.shape[1], D))

@@ -51,7 +51,7 @@ def _forward_kernel(layout: Layout, name: str) -> Kernel:
         y: Matrix,
         lse: Matrix,
     ) -> None:
-        """q [n, D], k, v [m, D], offsets [segments+1], key_bias [m] or empty → y [n, D], lse [n, A].
+        """q [n, D], k, v [m, D], offsets [segments+1], key_bias [m] or empty → y [n, D], lse [n, 2A].
 
         A block owns some queries of a segment and a head, and walks along their keys.
         """
@@ -115,7 +115,8 @@ def _forward_kernel(layout: Layout, name: str) -> Kernel:
             if i < bottom:
                 write_row(sums, number(1) / total if total > zero else zero, r, x, i, column, y)
                 if x == 0:
-                    lse[i, head] = highest[r] + math.log2(total) if total > zero else zero
+                    lse[i, head] = highest[r] if total > zero else zero
+                    lse[i, cuda.gridDim.y + head] = math.log2(total) if total > zero else zero
 
     return forward
 
@@ -162,7 +163,7 @@ def _backward_queries_kernel(layout: Layout, name: str) -> Kernel:
         key_bias: Vector,
         dq: Matrix,
     ) -> None:
-        """dy, q [n, D], k, v [m, D], lse, mean [n, A], offsets [segments+1], key_bias [m] or empty → dq [n, D].
+        """dy, q [n, D], k, v [m, D], lse [n, 2A], mean [n, A], offsets, key_bias [m] or empty → dq [n, D].
 
         A block owns some queries and walks along their keys.
         """
@@ -175,6 +176,7 @@ def _backward_queries_kernel(layout: Layout, name: str) -> Kernel:
         number = q.dtype.type
         zero, lowest, log2_e = number(0), number(-math.inf), number(LOG2_E)
         shared = cuda.shared.array(size, q.dtype, alignment=ALIGNMENT)
+        row_shift = cuda.local.array(HEIGHT, q.dtype)
         row_lse = cuda.local.array(HEIGHT, q.dtype)
         row_mean = cuda.local.array(HEIGHT, q.dtype)
         sums = cuda.local.array((HEIGHT, channels), q.dtype)
@@ -183,7 +185,7 @@ def _backward_queries_kernel(layout: Layout, name: str) -> Kernel:
         clear(sums)
         for r in range(HEIGHT):
             i = min(top + row + r * LINES, bottom - 1)
-            row_lse[r], row_mean[r] = lse[i, head], mean[i, head]
+            row_shift[r], row_lse[r], row_mean[r] = lse[i, head], lse[i, cuda.gridDim.y + head], mean[i, head]
         load_tile(q, top, bottom, column, queries, shared, 0)
         load_tile(dy, top, bottom, column, queries, shared, SECOND)
         for start in range(first, last, keys):
@@ -197,7 +199,7 @@ def _backward_queries_kernel(layout: Layout, name: str) -> Kernel:
                 if j >= last:
                     bias = lowest
                 for r in range(HEIGHT):
-                    weight = math.exp2(logits[r, c] * (scale * log2_e) + bias - row_lse[r])
+                    weight = math.exp2((logits[r, c] * (scale * log2_e) + bias - row_shift[r]) - row_lse[r])
                     # 2. softmax: only deviations from the mean gradient count
                     dlogit = weight * (dweights[r, c] - row_mean[r])
                     shared[DLOGITS + (row + r * LINES) * weight_pitch + x + c * ACROSS] = dlogit
@@ -233,7 +235,7 @@ def _backward_keys_kernel(layout: Layout, name: str) -> Kernel:
         dk: Matrix,
         dv: Matrix,
     ) -> None:
-        """dy, q [n, D], k, v [m, D], lse, mean [n, A], offsets [segments+1], key_bias [m] or empty → dk, dv [m, D].
+        """dy, q [n, D], k, v [m, D], lse [n, 2A], mean [n, A], offsets, key_bias [m] or empty → dk, dv [m, D].
 
         A block owns some keys and walks along the queries that attend to them.
         """
@@ -265,11 +267,12 @@ def _backward_keys_kernel(layout: Layout, name: str) -> Kernel:
             for c in range(per_query):
                 i = start + x + c * ACROSS
                 read = min(i, last - 1)
-                column_lse, column_mean = lse[read, head], mean[read, head]
+                column_shift, column_lse = lse[read, head], lse[read, cuda.gridDim.y + head]
+                column_mean = mean[read, head]
                 if i >= last:
                     column_lse = number(math.inf)  # weight zero
                 for r in range(HEIGHT):
-                    weight = math.exp2(logits[r, c] * (scale * log2_e) + biases[r] - column_lse)
+                    weight = math.exp2((logits[r, c] * (scale * log2_e) + biases[r] - column_shift) - column_lse)
                     # 2. softmax
                     dlogit = weight * (dweights[r, c] - column_mean)
                     shared[WEIGHTS + (row + r * LINES) * weight_pitch + x + c * ACROSS] = weight

@@ -33,6 +33,7 @@ def _count_survivors(
 
     A warp per clip.
     """
+    # 1. count the survivors of each clip
     lane, row = lane_and_row()
     B = living.shape[1]
     clip = min(row, B - 1)
@@ -115,7 +116,7 @@ def _place_rows(
             cuts[TOTALS, 0] = survivor + after[0, clip]
             cuts[TOTALS, 1] = row + count + ghost
             cuts[TOTALS, 2] = query + queries
-    # 1. each thread counts the survivors among a few neighbouring tokens
+    # 2. each thread counts the survivors among a few neighbouring tokens
     clip_goes_on = after[0, clip] > 0
     length = living[0, clip]
     each = (length + THREADS - 1) // THREADS

@@ -58,11 +58,12 @@ def _adam_step(
         old, g = w[i], clip * gradient[i]
         if decays[i]:
             g += l2 * old
-            old *= shrink
         # 2. the moments
         m[i] = beta1 * m[i] + one_minus_beta1 * g
         v[i] = beta2 * v[i] + one_minus_beta2 * g * g
         # 3. decoupled decay, then the step
+        if decays[i]:
+            old *= shrink
         w[i] = old - step_size * m[i] / (math.sqrt(v[i] * correction2) + epsilon)
 
 

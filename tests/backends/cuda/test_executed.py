@@ -14,6 +14,7 @@ from refvt import Decisions, backends
 from refvt.backends.cuda.arguments import Vector, kinds_of
 from refvt.conformance.golden import load_manifest
 from refvt.conformance.verify import verify_case
+from tests.ops.test_saturated import check_errors, check_one_key_with_all_the_weight
 from tests.support.compaction_checks import check_compaction, check_index_functions, check_mask_halted
 from tests.support.inference_checks import HALTING, check_inference
 from tests.support.models import small_clips, small_model
@@ -177,6 +178,15 @@ def test_attention_in_real_tiles(machine, lengths):
     pairs = zip((y, *gradients), (expected, *reference.backward(dy.astype(np.float64), kept)), strict=True)
     for mine, theirs in pairs:  # some hundred roundings of numbers of order one to ten
         np.testing.assert_allclose(down(mine), theirs, rtol=0, atol=200 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("factor", [1, 30])
+def test_large_logits_err_no_more_than_in_other_backends(machine, factor):
+    check_errors("cuda", factor, 2, 1, True, (9, 5))  # two heads, a key for each query, with a bias
+
+
+def test_where_one_key_has_all_the_weight_nothing_passes_the_softmax(machine):
+    check_one_key_with_all_the_weight("cuda")
 
 
 # ---- errors that the machine reports and a GPU does not
