@@ -135,9 +135,11 @@ def sweep(path: Path) -> None:
                 dead = _lock(held)
                 if dead:
                     shutil.rmtree(_folder_of(left), ignore_errors=True)
+                    if sys.platform != "win32":  # which removes no open file
+                        left.unlink(missing_ok=True)
             finally:
                 os.close(held)
-            if dead:
+            if dead and sys.platform == "win32":
                 left.unlink(missing_ok=True)
 
 
@@ -153,9 +155,10 @@ def _create(target: Path) -> tuple[Path, int]:
         try:
             mine = _lock(held)
         except OSError:  # a file system without locks
-            mine = True
-        if mine:
             return path, held
+        with suppress(OSError):
+            if mine and os.path.samestat(os.fstat(held), os.stat(path)):
+                return path, held
         os.close(held)  # another writer's ``sweep`` was faster, and removes it as a dead writer's
 
 

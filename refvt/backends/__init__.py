@@ -40,7 +40,10 @@ class Unavailable(ImportError):  # noqa: N818 - it reads as what happened
 
 
 class DeviceError(RuntimeError):
-    """A GPU that ran out of memory or stopped answering; the message says which, and what can be done."""
+    """A GPU that ran out of memory, stopped answering, is used by another process alone, or has too old a driver.
+
+    The message says which, and what can be done.
+    """
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,7 @@ def _graphs(repeats: int) -> dict[str, Any]:
             if not np.array_equal(right, mine, equal_nan=name == "ponder"):
                 failed[f"call {call}, {name}"] = f"differs by {np.nanmax(np.abs(1.0 * right - 1.0 * mine)):.3g}"
         lives.add(tuple(b.tokens_per_layer.ravel().tolist()))
+    differs = bool(failed)
     captured = [kind.graph is not None for kind in replayed._graphs._passes.values()]
     if captured != [True]:
         failed["graph"] = "there is none: passes were launched kernel by kernel"
@@ -263,7 +264,7 @@ def _graphs(repeats: int) -> dict[str, Any]:
     medians = {name: 1e3 * statistics.median(values[2:]) for name, values in seconds.items()}
     summary = (
         f"{len(seconds['replayed'])} passes of {CLIPS} clips with {len(lives)} kinds of halting: "
-        f"{'NOT ' if failed else ''}the same numbers, "
+        f"{'NOT ' if differs else ''}the same numbers, "
         f"{medians['replayed']:.2f} ms replayed, {medians['launched']:.2f} ms launched, outputs copied to the host"
     )
     return {"holds": not failed, "summary": summary, "failed": failed, "milliseconds": medians}

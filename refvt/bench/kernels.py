@@ -106,8 +106,10 @@ def ladder(
     ``backends.Unavailable`` without a GPU.
     """
     from refvt.backends.cuda.driver import driver
+    from refvt.backends.cuda.sizes import SIMULATED
 
-    busy = backends.get("cuda").arrays.from_numpy(np.zeros((4096, 4096)), dtype)
+    size = 4 if SIMULATED else 4096
+    busy = backends.get("cuda").arrays.from_numpy(np.zeros((size, size)), dtype)
     rows = []
     for name, (naive, fast) in _pairs(tokens, width, num_heads, dtype).items():
         results = [backends.get("cuda").arrays.to_numpy(run()) for run in (naive, fast)]  # compiles, too

@@ -5,7 +5,8 @@ replaced. What the candidate prints is discarded. The memory that the child's C 
 pattern first (``judgement.POISON``), so that values that were never written are recognised.
 
 ``InProcess`` runs the candidate in this process: for refvt's own backends, where there is no ``fork``, and where fork
-is unsafe because JAX or CUDA already runs here. A time limit is then kept with a thread, which is left behind.
+is unsafe because JAX or PyTorch's CUDA already runs here. A time limit is then kept with a thread, which is left
+behind.
 """
 
 from __future__ import annotations
@@ -91,9 +92,6 @@ def _fork_is_safe() -> bool:
     if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
         return False
     if getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None):
-        return False
-    numba_driver = getattr(sys.modules.get("numba.cuda.cudadrv.driver"), "driver", None)
-    if getattr(numba_driver, "pid", None) is not None:  # it has started CUDA here
         return False
     torch = sys.modules.get("torch")
     return torch is None or not torch.cuda.is_initialized()

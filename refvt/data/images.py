@@ -154,10 +154,13 @@ def read_pictures(path: Path, wanted: Sequence[int]) -> Pixels:
     try:
         with Image.open(path) as image:
             check_frames("its pixels", len(wanted), *image.size, path.stat().st_size)
-            upright, found = _upright(image), []
-            for number in wanted:
+            upright, found = _upright(image), np.empty(0, np.uint8)
+            for place, number in enumerate(wanted):
                 image.seek(number)
-                found.append(turn(to_rgb(image, image.format), upright))
-            return np.stack(found)
+                picture = turn(to_rgb(image, image.format), upright)
+                if place == 0:
+                    found = np.empty((len(wanted), *picture.shape), np.uint8)
+                found[place] = picture
+            return found
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: {words_of(error)}") from error

@@ -185,6 +185,8 @@ def check_execution(
 
 
 def _check_range(name: str, number: float, top: float) -> None:
+    if isinstance(number, np.ndarray) and number.ndim == 0:
+        number = number.item()
     if not isinstance(number, int | float | np.number) or isinstance(number, bool):
         raise TypeError(f"{name}: expected a number from 0 and below {top}, got {brief(number)}")
     if not (0 <= number < top):

@@ -192,7 +192,3 @@ def _there(path: Path) -> bool:
 
 def _stranger(path: Path, expected: str) -> TrainingError:
     return TrainingError(f"{path}: expected {expected}, got a file of another: move it or choose another folder")
-
-
-def _with_path(path: Path, message: str) -> str:
-    return message if message.startswith(str(path)) else f"{path}: {message}"

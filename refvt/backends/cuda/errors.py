@@ -20,7 +20,7 @@ OTHERS = {
     ),
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": (
         "the GPU's driver is older than the CUDA toolkit that compiles the kernels: install a newer driver, or the "
-        "toolkit of the driver's version (refvt info shows both)"
+        "toolkit of the driver's version (nvidia-smi shows it)"
     ),
 }
 FATAL = frozenset(  # errors after which a process has lost its GPU

@@ -75,8 +75,13 @@ def load_parameters(module: Any, case: ModelCase, dtype: Any) -> Any:
 
 
 def _by_own_name(tensors: Mapping[str, Any], known: Mapping[str, Array]) -> dict[str, Any]:
-    """The module's tensors by refvt's names: without what a wrapper or the published files put before them."""
-    return {name: tensors[given] for given, name in own_names(tensors, known).items()}
+    """The module's tensors by refvt's names: without what a wrapper or the published files put before them.
+
+    What cannot be a parameter of the model, such as a buffer of the module around it, keeps its name.
+    """
+    candidates = [name for name in tensors if name.endswith(tuple(known)) or "cls_head." in name]
+    names = {name: name for name in tensors} | own_names(candidates, known)
+    return {name: tensors[given] for given, name in names.items()}
 
 
 def match_parameters(module: Any, parameters: Mapping[str, Array]) -> Parameters:

@@ -116,7 +116,7 @@ def _place_rows(
             cuts[TOTALS, 0] = survivor + after[0, clip]
             cuts[TOTALS, 1] = row + count + ghost
             cuts[TOTALS, 2] = query + queries
-    # 2. each thread counts the survivors among a few neighbouring tokens
+    # each thread counts the survivors among a few neighbouring tokens
     clip_goes_on = after[0, clip] > 0
     length = living[0, clip]
     each = (length + THREADS - 1) // THREADS

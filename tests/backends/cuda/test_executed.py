@@ -102,8 +102,7 @@ def test_what_the_report_says_of_captured_graphs(wrong, machine, monkeypatch):
     assert set(found["milliseconds"]) == {"launched", "replayed"}
     if wrong:
         assert "call 2, logits" in found["failed"]
-    else:
-        assert "the same numbers" in found["summary"]
+    assert ("NOT the same numbers" in found["summary"]) is wrong
 
 
 def test_index_functions(machine):
@@ -158,6 +157,15 @@ def test_matrices_in_either_tile(machine, monkeypatch, size, M, N, K):
     expected = residual + gain[:, None] * (a @ bt.T + bias)
     assert np.array_equal(arrays.to_numpy(_forward(a_there, bt_there, *given)), expected)
     matmul.plan.cache_clear()
+
+
+def test_sums_are_not_split_beyond_a_grid(machine):
+    """``column_sums`` adds the parts, a column per number of the result; a grid's second axis ends at 65535 blocks."""
+    from refvt.backends.cuda.matmul import MOST_COLUMNS, plan
+
+    assert plan(384, 384, 10**5, True)[1] < 10**5
+    assert plan(1024, MOST_COLUMNS // 1024, 10**5, True)[1] < 10**5
+    assert plan(1024, MOST_COLUMNS // 1024 + 1, 10**5, True)[1] == 10**5
 
 
 @pytest.mark.parametrize("lengths", [[(70, 40), (3, 33), (0, 5), (2, 0)], [(8, 8), (8, 8), (1, 16)]])

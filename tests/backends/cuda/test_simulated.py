@@ -350,6 +350,8 @@ def test_short_lists_of_indices_are_uploaded_once(cuda, monkeypatch):
     [
         ("CUDA_ERROR_OUT_OF_MEMORY", "cuda: the GPU's memory is full.*: give fewer clips at once, or a smaller model"),
         ("CUDA_ERROR_LAUNCH_FAILED", r"cuda: the GPU stopped answering \(CUDA_ERROR_LAUNCH_FAILED\)"),
+        ("CUDA_ERROR_DEVICE_UNAVAILABLE", "cuda: another process has the GPU for itself"),
+        ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "cuda: the GPU's driver is older than the CUDA toolkit"),
     ],
 )
 def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_path, name, said):
@@ -374,14 +376,15 @@ def test_what_the_driver_complains_of_is_one_sentence(small, monkeypatch, tmp_pa
         train(recipe_of(model.config), Blinks(), Blinks(), tmp_path / "other", backend="cuda")
 
 
-@pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")])
+@pytest.mark.parametrize("error", [IndexError("a mistake of ours"), RuntimeError("CUDA_ERROR_INVALID_VALUE")])
 def test_other_errors_stay_what_they_are(small, monkeypatch, error):
     def broken(*_):
         raise error
 
     monkeypatch.setattr("refvt.backends.cuda.arrays.upload", broken)
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=str(error)) as found:
         HaltingVT(small[0].config, backend="cuda")
+    assert found.type is type(error)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -98,6 +98,34 @@ def test_parameters_are_recognised_by_value_in_any_shape() -> None:
     assert parameters <= set(given)  # q, k and v apart and transposed; the patch weight as it is
 
 
+@pytest.mark.parametrize("wrap", ["model", "compiled and parallel"])
+def test_parameters_of_a_model_inside_another_module_are_loaded_by_name(port: Any, wrap: str) -> None:
+    """Beside the model there may be a buffer, of the pixels' mean for example; wrappers put words before the names."""
+
+    class Around(torch.nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.model = port(config)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, clips: Any) -> Any:
+            return self.model(clips)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.module = torch.nn.Module()
+            self.module._orig_mod = port(config)
+
+        def forward(self, clips: Any) -> Any:
+            return self.module._orig_mod(clips)
+
+    kind = Around if wrap == "model" else Wrapped
+    truth, given = answer(adapters.torch_model(lambda config, parameters: kind(config)), "tiny-model-zero")
+    assert not wrong_ones(truth, given)
+    assert "d(head.weight)" in given
+
+
 def test_parameters_that_build_has_loaded_are_left_as_they_are(port: Any) -> None:
     def build(config: Any, parameters: dict[str, Array]) -> Any:
         module = port(config)
