@@ -20,9 +20,8 @@ class Evaluation:
     clips: number of clips read. top1, top5: fraction of clips whose class has the largest logit, or one of the five
     largest. mean_average_precision: for multi-label data; classes_without_clips: number of classes that it leaves out.
     loss: the cross-entropy with a target of 1 at each of the clip's labels, without label smoothing, mean over clips.
-    gflops: mean per clip in the literature's convention. tokens_per_layer:
-    mean over clips of the number of tokens that enter each joint block. skipped: why clips could not be read. notes:
-    warnings raised while reading.
+    gflops: mean per clip in the literature's convention. tokens_per_layer: mean over clips of the number of tokens that
+    enter each joint block. skipped: why clips could not be read. notes: warnings raised while reading.
     """
 
     clips: int

@@ -68,9 +68,9 @@ def run_on_scene(
 ) -> Scene:
     """Run a model on a video in grey, cut in ``windows`` (rows, columns) of the model's own size.
 
-    Every token is followed to its own halt. windows None: two windows along the shorter
-    side of the frame, and as many along the longer one as fit. stride, place: which frames, see ``read_frames``. finer:
-    ``images`` has this many times the resolution that the model sees. Errors: those of ``read_frames``.
+    Every token is followed to its own halt. windows None: two windows along the shorter side of the frame, and as many
+    along the longer one as fit. stride, place: which frames, see ``read_frames``. finer: ``images`` has this many times
+    the resolution that the model sees. Errors: those of ``read_frames``.
     """
     c = model.config
     side = c.image_size[0]

@@ -1,4 +1,4 @@
-"""Compaction in Numba: one loop over the clips' tokens, which stand in the order of their clips."""
+"""Compaction in Numba: loops over the tokens, which stand in the order of their clips."""
 
 from __future__ import annotations
 
@@ -44,27 +44,25 @@ def _compact(
             halting_layer[tokens[i]] = layer
         elif tokens[i] % N == 0:
             has_cls[tokens[i] // N] = 1
+    survivors = 0
     for i in range(len(tokens)):
         b = tokens[i] // N
         if not halted[i] and (not leave_early or has_cls[b] > 0):
+            tokens_next[survivors], survivor_rows[survivors] = tokens[i], i
+            survivors += 1
             alive[b] += 1
-    # passes 2–3: the row of each survivor, clip by clip, and after them the ghost's
-    i, survivors, rows, queries, moves = 0, 0, 0, 0, False
+    # passes 2–3: the rows of each clip's survivors, and after them the ghost's
+    last, rows, queries, moves = 0, 0, 0, False
     for b in range(B):
+        first, last = last, last + alive[b]
         enters = not cls_only or has_cls[b] > 0
-        first = rows
-        while i < len(tokens) and tokens[i] < (b + 1) * N:
-            if not halted[i] and (not leave_early or has_cls[b] > 0):
-                tokens_next[survivors], survivor_rows[survivors] = tokens[i], i
-                survivors += 1
-                if enters:
-                    if rows == first or not cls_only:
-                        query_rows[queries] = rows
-                        queries += 1
-                    entering_rows[rows] = i
-                    moves |= i != rows
-                    rows += 1
-            i += 1
+        for i in range(first, last if enters else first):
+            if i == first or not cls_only:
+                query_rows[queries] = rows
+                queries += 1
+            entering_rows[rows] = survivor_rows[i]
+            moves |= survivor_rows[i] != rows
+            rows += 1
         if ghosts and enters and 0 < alive[b] < N:
             entering_rows[rows] = -1
             moves = True
